@@ -1,0 +1,1 @@
+"""Who, where, when. Knows specs, keys and stages.base; never the mathematics."""

@@ -1,0 +1,238 @@
+"""Which job may start now, and what follows from one that ended. Pure bookkeeping: executors ask it, the store answers it.
+
+A job is one or more stage calls that run in one process: preparing (one call), building a set (fine-tune then sample), one
+evaluator. Equal calls of different trials are one job. A job may start when the inputs of its calls are published.
+"""
+
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from ddgd_ray.engine.plan import Ref, Trial, plan_arm, plan_controls
+from ddgd_ray.engine.run_folder import RunFolder, TrialRecord
+from ddgd_ray.engine.search import Proposal, Search
+from ddgd_ray.errors import EngineError
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.stages.base import Outside, StageCall
+from ddgd_ray.store import Store
+
+log = logging.getLogger(__name__)
+
+# earlier kinds start first among the ready: evaluators before new sets, so that results come in as the sweep goes
+KINDS = ("prepare", "evaluate", "build")
+MIN_FINISHED_TO_GIVE_UP = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    kind: str
+    label: str
+    calls: tuple[StageCall, ...]
+
+    @property
+    def id(self) -> str:
+        return self.calls[-1].key
+
+    @property
+    def needs(self) -> frozenset[Ref]:
+        """What must be published before: inputs of the calls that no call of the job makes itself."""
+        own = {call.ref for call in self.calls}
+        inputs = (value for call in self.calls for value in call.inputs.values() if not isinstance(value, Outside))
+        return frozenset(ref for ref in inputs if ref not in own)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. is_final: running it again would fail again."""
+
+    error: str = ""
+    is_final: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class Event:
+    """Something to show: kind is `start`, `done`, `failed`, `retry` or `trial`."""
+
+    kind: str
+    job: Job | None = None
+    record: TrialRecord | None = None
+    text: str = ""
+
+
+@dataclass
+class _Arm:
+    proposal: Proposal
+    trials: list[TrialRecord]
+
+
+@dataclass
+class Conductor:
+    """`next` hands out jobs, `ended` takes their outcomes; `is_finished` says when nothing is left."""
+
+    sweep: Sweep
+    store: Store
+    search: Search
+    folder: RunFolder
+    emit: Callable[[Event], None] = lambda event: None
+    is_draining: bool = False
+    num_done: int = 0
+    num_hits: int = 0
+    records: list[TrialRecord] = field(default_factory=list)
+    running: dict[str, Job] = field(default_factory=dict)
+    failed: dict[Ref, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._published: set[Ref] = set()
+        self._waiting: dict[str, Job] = {}
+        self._arms: list[_Arm] = []
+        self._failures: Counter[str] = Counter()
+        self._num_failed = 0
+        self._add_trials(plan_controls(self.sweep))
+        self._ask()
+
+    @property
+    def is_finished(self) -> bool:
+        if self.is_draining:
+            return not self.running
+        return not self._waiting and not self.running and self.search.exhausted
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def next(self) -> Job | None:
+        """A job that may start now, or None: nothing is ready, or the sweep is being stopped."""
+        if self.is_draining:
+            return None
+        ready = [job for job in self._waiting.values() if all(self._has(ref) for ref in job.needs)]
+        if not ready:
+            return None
+        job = min(ready, key=lambda job: KINDS.index(job.kind))  # min keeps the order of planning among equals
+        del self._waiting[job.id]
+        self.running[job.id] = job
+        self.emit(Event("start", job))
+        return job
+
+    def ended(self, job_id: str, outcome: Outcome) -> None:
+        """Take note of an outcome; a job whose worker died is handed out again, alone."""
+        job = self.running.pop(job_id)
+        if not outcome.error:
+            self.num_done += 1
+            self._published.update(call.ref for call in job.calls)
+            self.emit(Event("done", job, text=f"{outcome.seconds:.1f} s"))
+        else:
+            self._failures[job_id] += 1
+            if not outcome.is_final and self._failures[job_id] <= self.sweep.spec.resources.max_failures:
+                log.warning("%s failed, attempt %d: %s", job.label, self._failures[job_id], outcome.error)
+                self.emit(Event("retry", job, text=outcome.error))
+                self._waiting[job_id] = job
+                return
+            self._fail(job, outcome.error)
+        self._settle()
+
+    def give_back(self, job_id: str) -> None:
+        """A job that never started: it waits again."""
+        self._waiting[job_id] = self.running.pop(job_id)
+
+    def _has(self, ref: Ref) -> bool:
+        if ref not in self._published and self.store.has(*ref):
+            self._published.add(ref)
+        return ref in self._published
+
+    def _fail(self, job: Job, error: str) -> None:
+        """The job's calls failed, and with them all that needs them."""
+        self._num_failed += 1
+        self.emit(Event("failed", job, text=error))
+        broken = {call.ref: error for call in job.calls if not self._has(call.ref)}
+        while broken:
+            self.failed |= broken
+            dependants = [waiting for waiting in self._waiting.values() if waiting.needs & broken.keys()]
+            broken = {}
+            for dependant in dependants:
+                del self._waiting[dependant.id]
+                broken |= {call.ref: f"not run: {job.label} failed" for call in dependant.calls}
+        finished = self.num_done + self._num_failed
+        if finished >= MIN_FINISHED_TO_GIVE_UP and self._num_failed / finished > self.sweep.spec.resources.max_failed_share:
+            self.is_draining = True
+            log.error("%d of %d jobs failed: stopping", self._num_failed, finished)
+
+    def _ask(self) -> None:
+        while (proposal := self.search.ask()) is not None:
+            trials = plan_arm(self.sweep, proposal.arm, proposal.params)
+            self._arms.append(_Arm(proposal, self._add_trials(trials)))
+        self._settle()
+
+    def _add_trials(self, trials: Iterable[Trial]) -> list[TrialRecord]:
+        records = [TrialRecord(trial) for trial in trials]
+        for record in records:
+            for job in jobs_of(record.trial):
+                if all(self._has(call.ref) for call in job.calls):
+                    self.num_hits += 1
+                elif job.id not in self.running:
+                    self._waiting.setdefault(job.id, job)
+        self.records.extend(records)
+        return records
+
+    def _settle(self) -> None:
+        """Write down trials that came to an end, tell the search about configurations that did, ask for more."""
+        told = False
+        for record in self.records:
+            if record.state == "planned" and self._is_over(record):
+                self._close(record)
+        for arm in list(self._arms):
+            if all(record.state != "planned" for record in arm.trials):
+                self._arms.remove(arm)
+                self.search.tell(arm.proposal, self._objective(arm.trials))
+                told = True
+        if told and not self.is_draining:
+            self._ask()
+
+    def _is_over(self, record: TrialRecord) -> bool:
+        return all(self._has(call.ref) or call.ref in self.failed for call in record.trial.calls())
+
+    def _close(self, record: TrialRecord) -> None:
+        refs = [call.ref for call in record.trial.calls()]
+        record.errors = {ref[1]: self.failed[ref] for ref in refs if ref in self.failed}
+        record.attempts = {ref[1]: 1 + self._failures[ref[1]] for ref in refs if self._failures[ref[1]]}
+        record.state = "failed" if record.errors else "done"
+        made = [self.store.get(*ref) for ref in refs if self._has(ref)]
+        record.finished = max((artifact.manifest["created"] for artifact in made if artifact), default=time.time())
+        self.folder.write(record)
+        self.emit(Event("trial", record=record))
+
+    def _objective(self, records: list[TrialRecord]) -> float | None:
+        """Mean over distillation seeds of the mean over evaluators; None when anything failed."""
+        if any(record.state == "failed" for record in records):
+            return None
+        return statistics.fmean(self.trial_value(record) for record in records)
+
+    def trial_value(self, record: TrialRecord) -> float:
+        """The objective metric of one finished trial, mean over its evaluators."""
+        metric = self.sweep.spec.objective.metric
+        values = []
+        for evaluator in record.trial.evaluators:
+            artifact = self.store.get(*evaluator.call.ref)
+            assert artifact is not None
+            if metric not in artifact.metrics:
+                raise EngineError(
+                    f"the evaluators did not report {metric}; reported: {', '.join(sorted(artifact.metrics))}",
+                    where="objective.metric",
+                    fix="hold out a validation slice: images.validation_per_class",
+                )
+            values.append(artifact.metrics[metric])
+        return statistics.fmean(values)
+
+
+def jobs_of(trial: Trial) -> list[Job]:
+    """The trial as jobs, in an order in which they could run one after another."""
+    prepare = [Job("prepare", call.stage, (call,)) for call in trial.prepare]
+    build = Job("build", trial.name, trial.build)
+    evaluators = [
+        Job("evaluate", f"{trial.name} {item.network} ipc{item.ipc or 'all'} seed{item.seed}", (item.call,))
+        for item in trial.evaluators
+    ]
+    return [*prepare, build, *evaluators]

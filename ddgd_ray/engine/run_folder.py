@@ -1,0 +1,182 @@
+"""The folder of one run: what was asked (`sweep.json`), one record per trial, the lock, and the outbox of the tracker."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray import __version__
+from ddgd_ray.engine.plan import Evaluator, Trial
+from ddgd_ray.errors import ArtifactError, SpecError, StageError
+from ddgd_ray.spec.base import canonical_json
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.store import Store, write_atomically
+
+SCHEMA = 1
+BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+
+
+def open_store(run_dir: Path) -> Store:
+    """`run_dir/store`, backed by the checkpoints that ship with the package."""
+    return Store(run_dir / "store", (BUNDLED,))
+
+
+@dataclass
+class TrialRecord:
+    """The ledger's line of one trial: everything a report or a tracker needs besides the artifacts themselves."""
+
+    trial: Trial
+    state: str = "planned"  # planned, done, failed
+    errors: dict[str, str] = field(default_factory=dict)
+    """{stage key: message} of what failed."""
+    attempts: dict[str, int] = field(default_factory=dict)
+    """{stage key: number} where it took more than one."""
+    finished: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        trial = self.trial
+
+        def one(evaluator: Evaluator) -> dict[str, Any]:
+            labels = {"network": evaluator.network, "ipc": evaluator.ipc, "seed": evaluator.seed}
+            return {**labels, "stage": evaluator.call.stage, "key": evaluator.call.key}
+
+        return {
+            "schema": SCHEMA,
+            "name": trial.name,
+            "arm": trial.arm,
+            "params": dict(trial.params),
+            "seed": trial.seed,
+            "is_control": trial.is_control,
+            "state": self.state,
+            "prepare": [list(call.ref) for call in trial.prepare],
+            "build": [list(call.ref) for call in trial.build],
+            "evaluators": [one(evaluator) for evaluator in trial.evaluators],
+            "errors": self.errors,
+            "attempts": self.attempts,
+            "finished": self.finished,
+        }
+
+
+class RunFolder:
+    """`run_dir/name/`, with the store and MLflow's database beside it."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self.run_dir = run_dir
+        self.path = run_dir / name
+        self.trials = self.path / "trials"
+        self.outbox = self.path / "outbox"
+
+    def prepare(self) -> None:
+        """Create the folders. Raises StageError when they cannot be written."""
+        try:
+            for folder in (self.path, self.trials, self.outbox):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as err:
+            raise StageError(
+                f"the run folder cannot be written: {err.strerror}", where=str(self.path), fix="choose another --run-dir"
+            ) from err
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One driver a run. Raises ArtifactError that names the holder; the kernel frees the lock when its holder dies."""
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as err:
+                file.seek(0)
+                raise ArtifactError(
+                    f"this run is locked by {file.read().strip() or 'another process'}",
+                    code="locked",
+                    where=str(self.path),
+                    fix="wait for it, or stop that process",
+                ) from err
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.flush()
+            yield
+
+    def remember(self, sweep: Sweep) -> None:
+        """Write sweep.json, or check that the folder belongs to the same sweep. Raises SpecError with the differing fields.
+
+        More seeds, networks, ipc, controls or trials continue a sweep: what is done stays. Another preset, grid or recipe
+        under the same name would mix two tables.
+        """
+        path = self.path / "sweep.json"
+        identity = {
+            "preset": sweep.spec.preset,
+            "settings": _plain(sweep.preset.data),
+            "vary": _plain(sweep.spec.vary),
+            "space": {name: _plain(value.canonical()) for name, value in sweep.space.items()},
+            "objective": sweep.spec.objective.canonical(),
+        }
+        if path.is_file():
+            before = json.loads(path.read_text())["identity"]
+            changed = _differences(before, json.loads(canonical_json(identity)))
+            # a wider grid keeps all cells of the old one
+            widened = [line for line in changed if line.startswith("vary.") and _is_wider(before["vary"], identity["vary"])]
+            changed = [line for line in changed if line not in widened]
+            if changed:
+                raise SpecError(
+                    "this folder holds another sweep:\n" + "\n".join(f"    {line}" for line in changed),
+                    code="other-sweep",
+                    where=str(self.path),
+                    fix="give the changed sweep another name (--set name=...); finished stages are shared all the same",
+                )
+        content = {
+            "schema": SCHEMA,
+            "ddgd_ray": __version__,
+            "name": sweep.spec.name,
+            "identity": identity,
+            "spec": sweep.spec.canonical(),
+            "source": sweep.source.source,
+        }
+        write_atomically(path, json.dumps(content, indent=1, sort_keys=True))
+
+    def write(self, record: TrialRecord) -> None:
+        """The trial's line in the ledger; a finished trial also goes to the tracker's outbox."""
+        text = json.dumps(record.as_json(), indent=1, sort_keys=True)
+        path = self.trials / f"{record.trial.name}.json"
+        if path.is_file() and path.read_text() == text:
+            return
+        write_atomically(path, text)
+        if record.state != "planned":
+            write_atomically(self.outbox / f"{record.trial.name}.json", text)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All trials' lines, by name. A line that cannot be read is left out: the next start of the sweep writes it anew."""
+        lines = []
+        for path in sorted(self.trials.glob("*.json")):
+            try:
+                line = json.loads(path.read_text())
+            except ValueError:
+                continue
+            if line.get("schema") == SCHEMA:
+                lines.append(line)
+        return lines
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        lines = []
+        for name in sorted(before.keys() | now.keys()):
+            inner = f"{path}.{name}" if path else name
+            lines += _differences(before.get(name), now.get(name), inner)
+        return lines
+    return [] if before == now else [f"{path}: was {json.dumps(before)}, is {json.dumps(now)}"]
+
+
+def _is_wider(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    return before.keys() == now.keys() and all(set(map(repr, before[k])) <= set(map(repr, now[k])) for k in before)

@@ -1,0 +1,49 @@
+"""What a worker process does with a job: each call in turn, published before it returns. The in-process executor."""
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable
+
+from ddgd_ray.engine.conductor import Conductor, Job, Outcome
+from ddgd_ray.errors import DdgdError
+from ddgd_ray.spec.sweep import ResourcesSpec
+from ddgd_ray.stages.base import Context, StageCall, publish_call
+from ddgd_ray.store import Artifact, Store
+
+log = logging.getLogger(__name__)
+
+Publish = Callable[[StageCall, Store, Context], tuple[Artifact, bool]]
+
+
+def context_of(resources: ResourcesSpec) -> Context:
+    return Context(
+        device="cuda" if resources.gpus else "cpu", chunk=resources.chunk, num_threads=max(1, int(resources.cpus))
+    )
+
+
+def run_job(job: Job, store: Store, resources: ResourcesSpec, publish: Publish = publish_call) -> Outcome:
+    """Never raises: an error becomes the outcome's text. Errors that name their cause are final, others may be repeated."""
+    started = time.monotonic()
+    try:
+        for call in job.calls:
+            publish(call, store, context_of(resources))
+    except DdgdError as err:
+        return Outcome(str(err), is_final=True, seconds=time.monotonic() - started)
+    except Exception as err:
+        log.exception("%s failed", job.label)
+        last = traceback.extract_tb(err.__traceback__)[-1]
+        place = f"{os.path.basename(last.filename)}:{last.lineno}"
+        return Outcome(f"{type(err).__name__}: {err} ({place})", seconds=time.monotonic() - started)
+    return Outcome(seconds=time.monotonic() - started)
+
+
+def run_in_process(conductor: Conductor, store: Store, resources: ResourcesSpec) -> None:
+    """One job after another in this process: the executor of the tests and of `--executor local`."""
+    while not conductor.is_finished:
+        job = conductor.next()
+        assert job is not None or conductor.is_draining, "jobs wait, none is running, and none can start"
+        if job is None:
+            return
+        conductor.ended(job.id, run_job(job, store, resources))

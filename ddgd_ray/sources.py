@@ -1,0 +1,186 @@
+"""Outside inputs: where images and pre-trained weights lie, and the fingerprint of their content. Torch-free and quick."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+from ddgd_ray.errors import SpecError, StageError
+from ddgd_ray.spec.stages import ImagesSpec
+from ddgd_ray.store import file_sha256
+
+FASHION_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+# SHA-256 over the four decompressed files in the order above; the same from Debian and from torchvision's download
+FASHION_FINGERPRINT = "sha256:14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214"
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+
+
+def embedded_fashion() -> Path:
+    """The Fashion-MNIST subset inside the package: npz with train/test images (N, 28, 28) uint8 and labels."""
+    return Path(str(resources.files("ddgd_ray") / "data" / "fashion.npz"))
+
+
+def resolve(root: str) -> Path:
+    """`~` and $VARIABLES filled in. Raises StageError for a variable that is not set."""
+    path = os.path.expandvars(os.path.expanduser(root))
+    if "$" in path:
+        raise StageError(
+            f"the variable in this path is not set: {root}", where="images.root", fix="set it, or give the path itself"
+        )
+    return Path(path).absolute()
+
+
+def images_source(spec: ImagesSpec) -> tuple[str, Path]:
+    """Fingerprint and folder of the images. Raises StageError when they are not there: what, where, how to get them."""
+    if spec.source == "fashion":
+        return f"sha256:{_known_sha256(embedded_fashion())}", embedded_fashion().parent
+    if spec.source == "digits":
+        return "scikit-learn:digits", Path()
+    if spec.source == "fashion-full":
+        return FASHION_FINGERPRINT, _fashion_root(spec)
+    if not spec.root:
+        raise StageError(
+            "the images' folder is not given", where="images.root", fix="add --set images.root=/path/to/folder"
+        )
+    root = resolve(spec.root)
+    return _folder_fingerprint(root, image_files(spec.classes, root)), root
+
+
+def _fashion_root(spec: ImagesSpec) -> Path:
+    candidates = [resolve(spec.root)] if spec.root else [Path("/usr/share/datasets/fashion-mnist")]
+    candidates += [folder / "FashionMNIST" / "raw" for folder in candidates]
+    for folder in candidates:
+        if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in FASHION_FILES):
+            return folder
+    raise StageError(
+        f"Fashion-MNIST is not there: expected {FASHION_FILES[0]}[.gz] and three more files",
+        where=str(candidates[0]),
+        fix="apt install dataset-fashion-mnist, or torchvision.datasets.FashionMNIST(ROOT, download=True) and "
+        "--set images.root=ROOT",
+    )
+
+
+def image_files(classes: tuple[str, ...], root: Path) -> dict[str, dict[str, list[Path]]]:
+    """Image files as {split: {class: sorted paths}} of an ImageFolder with train/ and val/ (or test/).
+
+    Raises StageError when a folder is missing, a class has no images, or images lie flat without class folders.
+    """
+    layout = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
+    if not root.is_dir():
+        kind = "is a file" if root.exists() else "does not exist"
+        raise StageError(f"the images' folder {kind}; {layout}", where=str(root), fix="set images.root")
+    folders = {"train": root / "train", "val": root / "val" if (root / "val").is_dir() else root / "test"}
+    found: dict[str, dict[str, list[Path]]] = {}
+    for split, folder in folders.items():
+        if not folder.is_dir():
+            raise StageError(f"there is no {split} folder; {layout}", where=str(root), fix="set images.root")
+        per_class = {name: _images_in(folder / name) for name in classes}
+        empty = [name for name, paths in per_class.items() if not paths]
+        if empty:
+            present = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            flat = "images lie there without class folders; " if _images_in(folder) else ""
+            raise StageError(
+                f"{flat}{len(empty)} of {len(classes)} classes have no images: {', '.join(empty[:10])}; "
+                f"class folders found: {', '.join(present[:10]) or 'none'}; {layout}",
+                where=str(folder),
+                fix="name the folders as in images.classes, or set images.classes",
+            )
+        found[split] = per_class
+    return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _folder_fingerprint(root: Path, files: dict[str, dict[str, list[Path]]]) -> str:
+    """SHA-256 over the names and contents of the files; contents by a cache keyed by size and time of change."""
+    digest = hashlib.sha256()
+    for split, per_class in files.items():
+        for name, paths in per_class.items():
+            for path in paths:
+                digest.update(f"{split}/{name}/{path.name}\0{_known_sha256(path)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _known_sha256(path: Path) -> str:
+    stat = path.stat()
+    return _cached_sha256(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.cache
+def _cached_sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    return file_sha256(Path(path))
+
+
+def index_classes(classes: tuple[str, ...]) -> list[int]:
+    """ImageNet-1k index of each WordNet id, from timm's table (read without importing timm). Raises SpecError."""
+    table = {wnid: index for index, wnid in enumerate(_imagenet_synsets())}
+    unknown = [name for name in classes if name not in table]
+    if unknown:
+        raise SpecError(
+            f"not an ImageNet-1k WordNet id: {', '.join(unknown[:10])}",
+            where="images.classes",
+            fix="use ids such as n02096294, or images.labels: position",
+        )
+    return [table[name] for name in classes]
+
+
+@functools.cache
+def _imagenet_synsets() -> list[str]:
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None and spec.origin is not None, "timm is a dependency"
+    return (Path(spec.origin).parent / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
+
+
+def weights_source(repo: str, revision: str, folder: str, part: str) -> tuple[str, Path]:
+    """Fingerprint and folder of pre-trained weights in diffusers layout: a local folder, or the hub's cache.
+
+    Nothing is downloaded. Raises StageError with the command that would fetch them.
+    """
+    fetch = f"hf download {repo} --revision {revision}, or set {part}.folder to a folder in diffusers layout"
+    if folder:
+        root = resolve(folder)
+    else:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            root = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, FileNotFoundError) as err:
+            raise StageError(
+                f"the weights of {repo} (revision {revision}) are not on this machine",
+                code="weights-missing",
+                where=part,
+                fix=fetch,
+            ) from err
+    for candidate in (root, root / "transformer", root / "vae"):
+        weights = sorted(candidate.glob("diffusion_pytorch_model*.safetensors"))
+        if weights and (candidate / "config.json").is_file() and _is_part(candidate / "config.json", part):
+            digest = hashlib.sha256()
+            for path in (candidate / "config.json", *weights):
+                digest.update(f"{path.name}\0{_known_sha256(path)}\n".encode())
+            return f"sha256:{digest.hexdigest()}", candidate
+    raise StageError(
+        "expected config.json and diffusion_pytorch_model.safetensors here",
+        code="weights-missing",
+        where=str(root),
+        fix=fetch,
+    )
+
+
+def _is_part(config: Path, part: str) -> bool:
+    names = {"autoencoder": "AutoencoderKL", "backbone": "DiTTransformer2DModel"}
+    # facebook/DiT-XL-2-256 names its transformer Transformer2DModel, from before the class had its own name
+    found = json.loads(config.read_text()).get("_class_name", "")
+    return found == names[part] or (part == "backbone" and found == "Transformer2DModel")

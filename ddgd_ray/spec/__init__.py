@@ -1,0 +1,1 @@
+"""What to do: frozen, strict, hashable descriptions. Imports neither torch nor ray."""

@@ -1,0 +1,259 @@
+"""Strict YAML 1.2: every value with the line it stands on, and every error at once.
+
+Refused: duplicate keys, tags, anchors and aliases, several documents, invisible characters, files over 1 MB.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from ddgd_ray.errors import SpecError, SpecErrors
+from ddgd_ray.spec.stages import ImagesSpec
+
+Path_ = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+MAX_BYTES = 1_000_000
+
+# YAML 1.2 core schema; 1_000, 0o17-like and sexagesimal forms of 1.1 stay text and are refused where a number is due
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
+_NON_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
+_INVISIBLE = re.compile("[\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]")
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data (dict, tuple, str, int, float, bool, None) and where each value was written."""
+
+    data: Any
+    source: str
+    places: Mapping[Path_, str] = field(default_factory=dict)
+
+    def where(self, path: Path_) -> str:
+        """`file:line dotted.path` of the value, or of the nearest thing around it."""
+        dotted = ".".join(map(str, path))
+        return f"{self.line(path)} {dotted}".strip()
+
+    def line(self, path: Path_) -> str:
+        """`file:line` of the value, or of the nearest thing around it."""
+        lengths = (length for length in range(len(path), -1, -1) if path[:length] in self.places)
+        return self.places[path[: next(lengths)]] if path[:0] in self.places else self.source
+
+    def unknown_key(self, path: Path_, known: Iterable[str]) -> SpecError:
+        names = sorted(known)
+        return SpecError(
+            f"unknown key {path[-1]!r}; known here: {', '.join(names)}",
+            code="unknown-key",
+            where=self.where(path),
+            fix=f"did you mean {nearest(str(path[-1]), names)}?",
+        )
+
+    def replaced(self, values: Mapping[Path_, Any], places: Mapping[Path_, str] | None = None) -> "Document":
+        """A copy with values put in at paths; missing mappings on the way are made."""
+        data = _thawed(self.data)
+        for path, value in values.items():
+            inner = data
+            for name in path[:-1]:
+                if not isinstance(inner.get(name), dict):
+                    inner[name] = {}
+                inner = inner[name]
+            inner[path[-1]] = value
+        return Document(data, self.source, {**self.places, **(places or {})})
+
+
+def _thawed(data: Any) -> Any:
+    return {name: _thawed(value) for name, value in data.items()} if isinstance(data, Mapping) else data
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0] if known else "?"
+
+
+def read(path: Path) -> Document:
+    """The mapping in a YAML file. Raises SpecErrors with every problem of its form."""
+    try:
+        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+    except FileNotFoundError as err:
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")]) if path.parent.is_dir() else "?"
+        hint = f"did you mean {path.parent / near}?" if near != "?" else "give the path of a sweep file, *.yaml"
+        raise SpecError("there is no such file", code="missing-file", where=str(path), fix=hint) from err
+    except OSError as err:
+        raise SpecError(f"cannot be read: {err.strerror}", code="missing-file", where=str(path)) from err
+    if raw is None:
+        raise SpecError(f"is larger than {MAX_BYTES} bytes", code="yaml", where=str(path), fix="is it a sweep file?")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise SpecError("is not UTF-8 text", code="yaml", where=str(path), fix="save it as UTF-8") from err
+    return parse(text, str(path))
+
+
+def parse_value(text: str) -> Any:
+    """One value written on a command line, by the rules of the files."""
+    return parse(f"value: {text}", "--set").data["value"]
+
+
+def parse(text: str, source: str) -> Document:
+    """The mapping in a YAML text. Raises SpecErrors."""
+    errors: list[SpecError] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _INVISIBLE.search(line)
+        if found:
+            errors.append(
+                SpecError(
+                    f"invisible character U+{ord(found.group()):04X} in column {found.start() + 1}",
+                    code="yaml",
+                    where=f"{source}:{number}",
+                    fix="replace it with a plain space",
+                )
+            )
+    if errors:
+        raise SpecErrors(errors)
+    yaml = YAML(typ="rt", pure=True)
+    try:
+        for event in yaml.parse(text):  # type: ignore[no-untyped-call]
+            if getattr(event, "anchor", None) is not None:
+                line = event.start_mark.line + 1
+                raise SpecError("anchors and aliases are not supported", code="yaml", where=f"{source}:{line}")
+        node = yaml.compose(text)
+    except MarkedYAMLError as err:
+        mark = err.problem_mark or err.context_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        lines = text.splitlines()
+        shown = f"\n    {lines[mark.line]}\n    {' ' * mark.column}^" if mark and mark.line < len(lines) else ""
+        raise SpecError(f"not valid YAML: {err.problem}{shown}", code="yaml", where=place) from err
+    except YAMLError as err:
+        raise SpecError(f"not valid YAML: {err}", code="yaml", where=source) from err
+    if not isinstance(node, MappingNode):
+        raise SpecError(
+            "expected a mapping (`name: value` lines) at the top", code="yaml", where=f"{source}:1", fix="see ablations/"
+        )
+    places: dict[Path_, str] = {}
+    data = _plain(node, (), source, places, errors)
+    if errors:
+        raise SpecErrors(errors)
+    return Document(data, source, places)
+
+
+def _plain(node: Node, path: Path_, source: str, places: dict[Path_, str], errors: list[SpecError]) -> Any:
+    where = f"{source}:{node.start_mark.line + 1}"
+    places.setdefault(path, where)
+    tag = str(node.tag or "")
+    if tag and not tag.startswith("tag:yaml.org,2002:"):
+        errors.append(SpecError(f"tags are not allowed: {tag}", code="yaml", where=where, fix="write a plain value"))
+        return None
+    if isinstance(node, MappingNode):
+        return _mapping(node, path, source, places, errors)
+    if isinstance(node, SequenceNode):
+        return tuple(_plain(item, (*path, index), source, places, errors) for index, item in enumerate(node.value))
+    assert isinstance(node, ScalarNode)
+    explicit = tag.removeprefix("tag:yaml.org,2002:")
+    if explicit in ("binary", "omap", "set", "timestamp", "pairs") or explicit.startswith("python/"):
+        errors.append(SpecError(f"tags are not allowed: {tag}", code="yaml", where=where, fix="write a plain value"))
+        return None
+    return node.value if node.style in ('"', "'", "|", ">") else _scalar(node.value)
+
+
+def _mapping(
+    node: MappingNode, path: Path_, source: str, places: dict[Path_, str], errors: list[SpecError]
+) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, ScalarNode):
+            errors.append(SpecError("a key must be a name", code="yaml", where=f"{source}:{line}"))
+            continue
+        name = key_node.value
+        if name in result:
+            first = places[(*path, name)].rpartition(":")[2]
+            errors.append(
+                SpecError(f"key {name!r} is given twice (lines {first} and {line})", code="yaml", where=f"{source}:{line}")
+            )
+            continue
+        places[(*path, name)] = f"{source}:{line}"
+        result[name] = _plain(value_node, (*path, name), source, places, errors)
+    return result
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in _CONSTANTS and text in (text.lower(), text.capitalize(), text.upper()):
+        return _CONSTANTS[text.lower()]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text) or _NON_FINITE.fullmatch(text):
+        return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".nan", "nan").replace(".NaN", "nan"))
+    return text
+
+
+def check(
+    cls: type[Model], document: Document, path: Path_, errors: list[SpecError], images: ImagesSpec | None = None
+) -> Model | None:
+    """The section at `path` as a spec; what is wrong with it goes to `errors`. `images` fills the field of that name."""
+    section: Any = document.data
+    for name in path:
+        section = section.get(name, {}) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping):
+        errors.append(
+            SpecError(f"expected a mapping, got {shown(section)}", code="wrong-type", where=document.where(path))
+        )
+        return None
+    values = dict(section)
+    if "images" in cls.model_fields and images is not None:
+        if "images" in values:
+            errors.append(document.unknown_key((*path, "images"), set(cls.model_fields) - {"images"}))
+        values["images"] = images
+    try:
+        return cls.model_validate(values)
+    except ValidationError as err:
+        errors.extend(_as_spec_error(cls, document, path, detail) for detail in err.errors())
+        return None
+
+
+def _as_spec_error(cls: type[BaseModel], document: Document, path: Path_, detail: Any) -> SpecError:
+    location = (*path, *detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        model = _model_at(cls, detail["loc"][:-1])
+        return document.unknown_key(location, set(model.model_fields) - {"images"})
+    message = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return SpecError("this key is required", code="missing-key", where=document.where(location))
+    if detail["type"] in ("value_error", "assertion_error"):
+        return SpecError(message, code="spec", where=document.where(location))
+    fix = ""
+    if detail["type"] == "literal_error" and isinstance(detail["input"], str):
+        choices = re.findall(r"'([^']+)'", str(detail["ctx"]["expected"]))
+        fix = f"did you mean {nearest(detail['input'], choices)}?"
+    if isinstance(detail["input"], str) and re.fullmatch(r"[-+]?[\d_.]+", detail["input"]):
+        fix = "remove the quotes or underscores: a plain number is due here"
+    code = "wrong-type" if detail["type"].endswith("_type") else "out-of-range"
+    return SpecError(f"expected {message}, got {shown(detail['input'])}", code=code, where=document.where(location), fix=fix)
+
+
+def _model_at(cls: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel]:
+    for name in location:
+        inner = cls.model_fields[str(name)].annotation if str(name) in cls.model_fields else None
+        options = typing.get_args(inner) if isinstance(inner, types.UnionType) else (inner,)
+        models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not models:
+            break
+        cls = models[0]
+    return cls
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its type, and its text cut at 60 characters."""
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "text", tuple: "list", dict: "mapping", type(None): "nothing"}
+    text = repr(value)
+    return f"{kinds.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"

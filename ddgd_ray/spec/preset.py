@@ -1,0 +1,102 @@
+"""A preset: images, networks and recipe of one data set. Sweeps override it by dotted path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ddgd_ray.errors import SpecError
+from ddgd_ray.spec.base import Spec
+from ddgd_ray.spec.load import Document, Path_, check, nearest, read
+from ddgd_ray.spec.stages import (
+    AutoencoderSpec,
+    EncodeSpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    ImagesSpec,
+    PretrainSpec,
+    SampleSpec,
+)
+
+
+class WeightsSpec(Spec):
+    """Pre-trained weights in diffusers layout, from the hub's cache or a local folder. Their fingerprint enters the keys."""
+
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", exclude=True)
+    revision: str = Field("main", exclude=True)
+    folder: str = Field("", exclude=True)
+    """A local folder in its place; may start with `~` or hold $VARIABLES."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Validated sections. A section with `repo` names pre-trained weights, otherwise the network is trained here."""
+
+    images: ImagesSpec
+    autoencoder: AutoencoderSpec | WeightsSpec
+    encode: EncodeSpec
+    backbone: PretrainSpec | WeightsSpec
+    finetune: FinetuneSpec
+    sample: SampleSpec
+    evaluate: EvaluateSpec
+
+
+SECTIONS = ("images", "autoencoder", "backbone", "finetune", "sample", "evaluate")
+_FOLDER = resources.files("ddgd_ray.spec") / "presets"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.name.removesuffix(".yaml") for path in _FOLDER.iterdir() if path.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> Document:
+    """The preset's YAML. Raises SpecError with the nearest name."""
+    if name not in preset_names():
+        raise SpecError(
+            f"unknown preset {name!r}; known: {', '.join(preset_names())}",
+            code="unknown-preset",
+            where="preset",
+            fix=f"did you mean {nearest(name, preset_names())}?",
+        )
+    return read(Path(str(_FOLDER / f"{name}.yaml")))
+
+
+def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
+    """Validate all sections; what is wrong goes to `errors` and the answer is None."""
+    before = len(errors)
+    data: Mapping[str, Any] = document.data
+    for name in data:
+        if name not in SECTIONS:
+            errors.append(document.unknown_key((name,), SECTIONS))
+    images = check(ImagesSpec, document, ("images",), errors)
+    if images is None:
+        return None
+    parts: dict[str, Any] = {"encode": EncodeSpec(images=images), "images": images}
+    for name, cls in (("autoencoder", AutoencoderSpec), ("backbone", PretrainSpec)):
+        section = data.get(name, {})
+        if isinstance(section, Mapping) and "repo" in section:
+            parts[name] = check(WeightsSpec, document, (name,), errors)
+        else:
+            parts[name] = check(cls, document, (name,), errors, images)
+    for name, cls in (("finetune", FinetuneSpec), ("sample", SampleSpec), ("evaluate", EvaluateSpec)):
+        parts[name] = check(cls, document, (name,), errors, images)
+    return Preset(**parts) if len(errors) == before else None
+
+
+def with_overrides(document: Document, overrides: Mapping[str, tuple[Any, str]], errors: list[SpecError]) -> Document:
+    """A copy with {dotted path: (value, where it was written)} put in; sections are made as needed."""
+    for path, (_, where) in overrides.items():
+        if path.partition(".")[0] not in SECTIONS or "." not in path:
+            errors.append(
+                SpecError(
+                    f"{path} is not a field of a preset; its sections are {', '.join(SECTIONS)}",
+                    code="unknown-key",
+                    where=where,
+                    fix="write section.field, e.g. finetune.lambda_g",
+                )
+            )
+    values: dict[Path_, Any] = {tuple(path.split(".")): value for path, (value, _) in overrides.items()}
+    return document.replaced(values, {tuple(path.split(".")): where for path, (_, where) in overrides.items()})

@@ -1,0 +1,215 @@
+"""One spec per stage. Each field changes the result; how to run lives in `Resources`.
+
+Changed what a stage computes? Bump its `version` in the same commit.
+"""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ddgd_ray.spec.base import Spec
+
+PopStrategy = Literal["max_similarity", "min_similarity", "fifo", "random", "reservoir", "kcenter"]
+
+
+class ImagesSpec(Spec):
+    """Which real images, and how they are split. The content enters keys as a fingerprint, `root` never does."""
+
+    source: Literal["fashion", "fashion-full", "digits", "imagefolder"]
+    classes: tuple[str, ...] = Field(min_length=2)
+    """Class names in label order; WordNet ids when the folders are named so."""
+    labels: Literal["position", "imagenet"] = "position"
+    """Label given to the generative model: the place in `classes`, or the ImageNet-1k index of the WordNet id."""
+    size: int = Field(ge=8, le=1024)
+    """Pixels a side after padding or resizing."""
+    channels: Literal[1, 3] = 3
+    validation_per_class: int = Field(0, ge=0)
+    """Training images a class held out from everything but the search metric."""
+    root: str = Field("", exclude=True)
+    """Folder of the images, for `imagefolder` and `fashion-full`; may start with `~` or hold $VARIABLES."""
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("a class is listed twice")
+        return self
+
+
+class StageSpec(Spec):
+    stage: ClassVar[str]
+    version: ClassVar[int]
+
+
+class AutoencoderSpec(StageSpec):
+    """Train the small image autoencoder of an embedded preset, or take pixels as latents (`identity`)."""
+
+    stage: ClassVar[str] = "autoencoder"
+    version: ClassVar[int] = 1
+
+    kind: Literal["kl", "identity"] = "kl"
+    images: ImagesSpec
+    widths: tuple[int, ...] = (16, 32, 32)
+    """Channels per resolution; each further entry halves the side."""
+    latent_channels: int = Field(4, ge=1)
+    steps: int = Field(600, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak of a one-cycle schedule of AdamW."""
+    l1_weight: float = Field(0.1, ge=0)
+    kl_weight: float = Field(1e-4, ge=0)
+    seed: int = Field(0, ge=0)
+
+
+class EncodeSpec(StageSpec):
+    """Latent cache: posterior mean and log-variance of every training image and of its mirror image."""
+
+    stage: ClassVar[str] = "encode"
+    version: ClassVar[int] = 1
+
+    images: ImagesSpec
+
+
+class PretrainSpec(StageSpec):
+    """Train a small class-conditional DiT from scratch on the latent cache."""
+
+    stage: ClassVar[str] = "pretrain"
+    version: ClassVar[int] = 1
+
+    layers: int = Field(4, ge=1)
+    heads: int = Field(3, ge=1)
+    head_dim: int = Field(32, ge=4)
+    patch: int = Field(2, ge=1)
+    steps: int = Field(1800, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak of a cosine schedule of AdamW with betas (0.9, 0.99)."""
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    clip_norm: float = Field(1.0, gt=0)
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class MemorySpec(Spec):
+    pop: PopStrategy = "max_similarity"
+    """Which latent leaves a full memory; method/memory.py."""
+    size: int = Field(64, ge=2, le=65536)
+    """Latents kept per class: N_R or N_G in the paper."""
+    max_age: int = Field(0, ge=0)
+    """Rows older than this many insertions into their class leave first; 0: no limit."""
+
+
+class FinetuneSpec(StageSpec):
+    """Fine-tune the DiT with the two memory losses (paper Eq. 2-8)."""
+
+    stage: ClassVar[str] = "finetune"
+    version: ClassVar[int] = 1
+
+    adapter: Literal["difffit", "full"] = "difffit"
+    steps: int = Field(1000, ge=0)
+    """Optimizer steps; 0 leaves the model as it is (control)."""
+    batch_size: int = Field(8, ge=1)
+    """Images a step over all workers; losses and memories see the whole of it."""
+    learning_rate: float = Field(1e-3, gt=0)
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    lambda_r: float = Field(0.002, ge=0)
+    """Weight of L_real, Eq. 6."""
+    lambda_g: float = Field(0.008, ge=0)
+    """Weight of L_gen, Eq. 6."""
+    memory_real: MemorySpec = MemorySpec()
+    memory_gen: MemorySpec = MemorySpec()
+    memory_scope: Literal["global", "local"] = "global"
+    """global: any number of workers gives the result of one. local: one memory a rank, as the public codes do."""
+    local_ranks: int = Field(1, ge=1)
+    """Number of memories with `memory_scope: local`; must equal the number of workers."""
+    reduction: Literal["joint", "per_sample"] = "joint"
+    class_aggregation: Literal["mean", "cumulative"] = "mean"
+    warmup: Literal["first_visit", "full"] = "first_visit"
+    t_max: int = Field(1000, ge=1, le=1000)
+    """Samples with t >= t_max take no part in the memory losses and memories; 1000: all take part."""
+    vb: bool = True
+    """Add the variational term when the model predicts a variance."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _local_ranks_need_local_scope(self) -> Self:
+        if self.memory_scope == "global" and self.local_ranks != 1:
+            raise ValueError("local_ranks means something with memory_scope: local only")
+        return self
+
+
+class SampleSpec(StageSpec):
+    """Draw the distilled set from the fine-tuned model."""
+
+    stage: ClassVar[str] = "sample"
+    version: ClassVar[int] = 1
+
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    steps: int = Field(50, ge=1, le=1000)
+    guidance: float = Field(4.0, ge=0)
+    """Classifier-free guidance scale; 1: none."""
+    cfg_channels: int = Field(3, ge=1)
+    """Leading latent channels that are guided; DiT guides 3 of 4."""
+    weights: Literal["ema", "raw"] = "ema"
+    ipc: int = Field(10, ge=1)
+    """Images per class; a smaller set is a prefix of a larger one."""
+    images: ImagesSpec
+    seed: int = Field(0, ge=0)
+
+
+class SelectSpec(StageSpec):
+    """A control set made of real training images."""
+
+    stage: ClassVar[str] = "select"
+    version: ClassVar[int] = 1
+
+    method: Literal["random", "all"] = "random"
+    ipc: int = Field(10, ge=0)
+    """Images per class; 0 with `all`."""
+    images: ImagesSpec
+    seed: int = Field(0, ge=0)
+
+
+class ProtocolSpec(Spec):
+    """How a classifier is trained and tested. A result never travels without its protocol's name."""
+
+    name: str = Field("quick-small", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    steps: int = Field(300, ge=1)
+    """Optimizer steps when the set has at most 100 images a class."""
+    steps_large: int = Field(1500, ge=1)
+    """Optimizer steps for larger sets."""
+    batch_size: int = Field(64, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["one_cycle", "step"] = "one_cycle"
+    """one_cycle peaks at learning_rate; step multiplies by 0.2 at 2/3 and 5/6 of the steps."""
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    flip: bool = True
+    shift: int = Field(2, ge=0)
+    """Random translation, pixels."""
+    cutmix: bool = False
+    num_tests: int = Field(4, ge=1)
+    """Tests over training, the last one after the last step: `best` is the best of them, an oracle."""
+
+
+class EvaluateSpec(StageSpec):
+    """Train one classifier from scratch on a set, test it on real images."""
+
+    stage: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 1
+
+    network: str = "convnet3_slim"
+    """A name of method/classifiers.py, or `timm/NAME`."""
+    ipc: int = Field(10, ge=0)
+    """Images per class used, the first ones of the set; 0: all."""
+    protocol: ProtocolSpec = ProtocolSpec()
+    images: ImagesSpec
+    seed: int = Field(0, ge=0)
+
+
+STAGE_SPECS: dict[str, type[StageSpec]] = {
+    cls.stage: cls
+    for cls in (AutoencoderSpec, EncodeSpec, PretrainSpec, FinetuneSpec, SampleSpec, SelectSpec, EvaluateSpec)
+}

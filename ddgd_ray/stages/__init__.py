@@ -1,0 +1,1 @@
+"""One unit of work each: `run(spec, inputs, out, ctx)`. torch and diffusers, no ray."""
