@@ -79,6 +79,7 @@ class Conductor:
     folder: RunFolder
     emit: Callable[[Event], None] = lambda event: None
     is_draining: bool = False
+    is_given_up: bool = False
     num_done: int = 0
     num_hits: int = 0
     records: list[TrialRecord] = field(default_factory=list)
@@ -120,7 +121,7 @@ class Conductor:
     def ended(self, job_id: str, outcome: Outcome) -> None:
         """Take note of an outcome; a job whose worker died is handed out again, alone."""
         job = self.running.pop(job_id)
-        if not outcome.error:
+        if not outcome.error or all(self._has(call.ref) for call in job.calls):  # it may have died after publishing
             self.num_done += 1
             self._published.update(call.ref for call in job.calls)
             self.emit(Event("done", job, text=f"{outcome.seconds:.1f} s"))
@@ -157,7 +158,7 @@ class Conductor:
                 broken |= {call.ref: f"not run: {job.label} failed" for call in dependant.calls}
         finished = self.num_done + self._num_failed
         if finished >= MIN_FINISHED_TO_GIVE_UP and self._num_failed / finished > self.sweep.spec.resources.max_failed_share:
-            self.is_draining = True
+            self.is_draining = self.is_given_up = True
             log.error("%d of %d jobs failed: stopping", self._num_failed, finished)
 
     def _ask(self) -> None:

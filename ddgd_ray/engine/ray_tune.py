@@ -94,10 +94,10 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
             job_id = self._jobs.pop(trial_id, None)
             if job_id is None or job_id not in conductor.running:
                 return
-            if error or result is None or "outcome" not in result:
-                conductor.ended(job_id, Outcome("the worker process died", is_final=False))
+            if error or result is None or "problem" not in result:
+                conductor.ended(job_id, Outcome("the worker process died"))
             else:
-                conductor.ended(job_id, Outcome(**result["outcome"]))
+                conductor.ended(job_id, Outcome(result["problem"], result["is_final"], result["seconds"]))
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_text("{}")  # nothing of ours lives here
@@ -164,6 +164,12 @@ def _trainable() -> type:
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return True  # the process stays, and with it all imports
 
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            return {}  # Tune saves every trial at its end; the artifact is in the store already
+
+        def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+            pass
+
         def step(self) -> dict[str, Any]:
             job: Job = pickle.loads(bytes.fromhex(self.config["job"]))
             workers = self.resources.workers
@@ -172,6 +178,11 @@ def _trainable() -> type:
                 return publish_with_train(call, store, ctx, workers=workers, gpus=self.resources.gpus)
 
             outcome = run_job(job, self.store, self.resources, publish)
-            return {"done": True, "seconds": outcome.seconds, "outcome": vars(outcome)}
+            return {
+                "done": True,
+                "problem": outcome.error,  # Tune has an `error` of its own
+                "is_final": outcome.is_final,
+                "seconds": outcome.seconds,
+            }
 
     return JobTrainable

@@ -58,39 +58,46 @@ class _PooledBlock(nn.Module):
 
 
 class ResNetAP(nn.Sequential):
-    """Residual network with one block a stage, average pooling for strides, instance norm (GroupNorm(C, C))."""
+    """Residual network with one block a stage and average pooling for strides, after a given stem."""
 
     def __init__(
-        self, num_classes: int, channels: int, *, widths: tuple[int, ...], stem_kernel: int, stem_pool: int
+        self, num_classes: int, stem: nn.Module, *, widths: tuple[int, ...], norm: Callable[[int], nn.Module]
     ) -> None:
-        def norm(width: int) -> nn.Module:
-            return nn.GroupNorm(width, width)
-
-        stem: list[nn.Module] = [
-            nn.Conv2d(channels, widths[0], stem_kernel, padding=stem_kernel // 2, bias=False),
-            norm(widths[0]),
-            nn.ReLU(inplace=True),
-            nn.AvgPool2d(stem_pool),
-        ]
         blocks = [
             _PooledBlock(before, after, 1 if index == 0 else 2, norm)
             for index, (before, after) in enumerate(zip((widths[0], *widths), widths, strict=False))
         ]
-        super().__init__(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+        super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+
+
+def _instance_norm(width: int) -> nn.Module:
+    return nn.GroupNorm(width, width)
+
+
+def _resnet_ap10(num_classes: int, channels: int, size: int) -> nn.Module:
+    """method.md section 5: 7x7 stem of stride 1, average pool 4, blocks [1, 1, 1, 1] of 64 to 512, instance norm."""
+    stem = nn.Sequential(
+        nn.Conv2d(channels, 64, 7, padding=3, bias=False), _instance_norm(64), nn.ReLU(inplace=True), nn.AvgPool2d(4)
+    )
+    return ResNetAP(num_classes, stem, widths=(64, 128, 256, 512), norm=_instance_norm)
+
+
+def _resnet_slim(num_classes: int, channels: int, size: int) -> nn.Module:
+    """Two residual stages behind a strided stem, batch norm: as dear as SlimConvNet at 32 px."""
+    stem = nn.Sequential(
+        nn.Conv2d(channels, 32, 5, stride=4, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
+    )
+    return ResNetAP(num_classes, stem, widths=(32, 64), norm=nn.BatchNorm2d)
 
 
 Builder = Callable[[int, int, int], nn.Module]  # (num_classes, channels, size)
 
 NETWORKS: dict[str, Builder] = {
     "convnet3_slim": lambda classes, channels, size: SlimConvNet(classes, channels),
-    "resnet_ap_slim": lambda classes, channels, size: ResNetAP(
-        classes, channels, widths=(16, 32, 64), stem_kernel=3, stem_pool=2
-    ),
+    "resnet_slim": _resnet_slim,
     "convnet3": lambda classes, channels, size: ConvNet(classes, channels, size, depth=3, width=128),
     "convnet6": lambda classes, channels, size: ConvNet(classes, channels, size, depth=6, width=128),
-    "resnet_ap10": lambda classes, channels, size: ResNetAP(
-        classes, channels, widths=(64, 128, 256, 512), stem_kernel=7, stem_pool=4
-    ),
+    "resnet_ap10": _resnet_ap10,
 }
 
 

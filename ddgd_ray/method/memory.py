@@ -110,9 +110,15 @@ class LatentMemory:
 
     def cosines(self, z_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine of each latent to every row of its class, (B, S), and which slots hold a row, (B, S) bool. Differentiable."""
-        labels = labels_B.to(self.unit_KSD.device)
-        cosine_BS = torch.einsum("bd,bsd->bs", F.normalize(z_BD, dim=1), self.unit_KSD[labels])
-        return cosine_BS, self.born_KS[labels] != FREE
+        device = self.unit_KSD.device
+        classes_P, group_B = labels_B.cpu().unique(return_inverse=True)
+        cosine_BS = self._own_cosines(F.normalize(z_BD, dim=1), classes_P.to(device), group_B.to(device))
+        return cosine_BS, self.born_KS[labels_B.to(device)] != FREE
+
+    def _own_cosines(self, unit_BD: Tensor, classes_P: Tensor, group_B: Tensor) -> Tensor:
+        """(B, S): products with the slots of the own class. One copy per class, not per sample, and one matrix product."""
+        cosine_BPS = torch.einsum("bd,psd->bps", unit_BD, self.unit_KSD[classes_P])
+        return cosine_BPS[torch.arange(len(unit_BD), device=unit_BD.device), group_B]
 
     @torch.no_grad()
     def push(self, z_BD: Tensor, labels_B: Tensor) -> None:
@@ -147,8 +153,7 @@ class LatentMemory:
         self.fate_KS[labels_d, slot_B] = fate_B.to(**dev)
 
         valid_PS = self.born_KS[classes_d] != FREE
-        cosine_BS = torch.einsum("bd,bsd->bs", unit_BD, self.unit_KSD[labels_d])
-        cosine_BS = _to_grid(cosine_BS) * valid_PS[group_d]
+        cosine_BS = _to_grid(self._own_cosines(unit_BD, classes_d, group_d)) * valid_PS[group_d]
         self.gram_KSS[labels_d, slot_B] = cosine_BS
         self.gram_KSS[labels_d, :, slot_B] = cosine_BS
         is_new_PS = valid_PS & (self.born_KS[classes_d] >= started_P.to(**dev)[:, None])

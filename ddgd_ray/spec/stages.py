@@ -175,9 +175,9 @@ class ProtocolSpec(Spec):
     """How a classifier is trained and tested. A result never travels without its protocol's name."""
 
     name: str = Field("quick-small", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    steps: int = Field(300, ge=1)
+    steps: int = Field(200, ge=1)
     """Optimizer steps when the set has at most 100 images a class."""
-    steps_large: int = Field(1500, ge=1)
+    steps_large: int = Field(1000, ge=1)
     """Optimizer steps for larger sets."""
     batch_size: int = Field(64, ge=1)
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -35,7 +35,7 @@ class SeedsSpec(Spec):
 
 
 class EvaluatorsSpec(Spec):
-    networks: tuple[str, ...] = Field(("convnet3_slim", "resnet_ap_slim"), min_length=1)
+    networks: tuple[str, ...] = Field(("convnet3_slim", "resnet_slim"), min_length=1)
     ipc: tuple[int, ...] = Field((20,), min_length=1)
     """Images per class; the largest is sampled, smaller ones are its prefixes."""
 

@@ -92,14 +92,15 @@ def _check_ranks(spec: FinetuneSpec, ctx: Context) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """This worker's share of the global batch, on its device; global_labels (G,) and global_ids (G,) on the host."""
+    """This worker's share of the global batch on its device, and what the host needs to know: own_* (B,), global_* (G,)."""
 
     z0: Tensor
     z_t: Tensor
     eps: Tensor
     t: Tensor
-    labels: Tensor
     dropped_labels: Tensor
+    own_labels: Tensor
+    own_t: Tensor
     global_labels: Tensor
     global_t: Tensor
     global_ids: Tensor
@@ -123,11 +124,11 @@ class _BatchDraw:
         dropped_labels = torch.where(dropped, self.num_classes, drawn.labels)
         share = size // ctx.num_ranks
         mine = slice(ctx.rank * share, (ctx.rank + 1) * share)
-        z0, eps, t_mine, labels, kept = (
-            tensor[mine].to(ctx.device, non_blocking=True) for tensor in (drawn.z0, eps, t, drawn.labels, dropped_labels)
+        z0, eps, t_mine, kept = (
+            tensor[mine].to(ctx.device, non_blocking=True) for tensor in (drawn.z0, eps, t, dropped_labels)
         )
         z_t = add_noise(self.schedule, z0, eps, t_mine)
-        return Batch(z0, z_t, eps, t_mine, labels, kept, drawn.labels, t, drawn.ids)
+        return Batch(z0, z_t, eps, t_mine, kept, drawn.labels[mine], t[mine], drawn.labels, t, drawn.ids)
 
 
 class MemoryLosses:
@@ -173,15 +174,16 @@ class MemoryLosses:
     def _memory_losses(self, batch: Batch, z_hat: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         spec = self.spec
         is_local = spec.memory_scope == "local"
-        labels_host = torch.searchsorted(self.known_labels, batch.labels.cpu() if is_local else batch.global_labels)
-        t_host = batch.t.cpu() if is_local else batch.global_t
-        mine = torch.searchsorted(self.known_labels.to(batch.labels.device), batch.labels)
+        labels_host = torch.searchsorted(self.known_labels, batch.own_labels if is_local else batch.global_labels)
+        t_host = batch.own_t if is_local else batch.global_t
+        mine = torch.searchsorted(self.known_labels, batch.own_labels)
         extremes, has_rows = [], []
         for memory, largest in ((self.real, False), (self.gen, True)):
             cosine_BS, valid_BS = memory.cosines(z_hat, mine)
-            valid_BS = valid_BS & (batch.t < spec.t_max)[:, None]
+            may_use_B = batch.t < spec.t_max
             if spec.warmup == "full":
-                valid_BS = valid_BS & (memory.size_K.to(mine.device)[mine] >= memory.capacity)[:, None]
+                may_use_B = may_use_B & (memory.size_K[mine] >= memory.capacity).to(z_hat.device)
+            valid_BS = valid_BS & may_use_B[:, None]
             extreme_B, has_row_B = per_sample_extreme(cosine_BS, valid_BS, largest=largest)
             extremes.append(extreme_B)
             has_rows.append(has_row_B)

@@ -1,0 +1,93 @@
+"""Run one sweep: lock, plan, execute what is missing, close the books."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddgd_ray.engine.conductor import Conductor, Event
+from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
+from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
+from ddgd_ray.engine.search import GridSearch, Search
+from ddgd_ray.spec.sweep import ResourcesSpec, Sweep
+from ddgd_ray.store import Store
+
+log = logging.getLogger(__name__)
+
+Execute = Callable[[Conductor, Store, ResourcesSpec], None]
+
+
+@dataclass
+class Result:
+    """What became of a sweep. is_complete: nothing that was asked for is missing or failed."""
+
+    folder: RunFolder
+    records: list[TrialRecord]
+    is_interrupted: bool
+    is_given_up: bool
+    num_ran: int
+
+    @property
+    def failed(self) -> list[TrialRecord]:
+        return [record for record in self.records if record.state == "failed"]
+
+    @property
+    def exit_code(self) -> int:
+        if self.is_given_up or (self.records and len(self.failed) == len(self.records)):
+            return 4
+        if self.is_interrupted:
+            return 75
+        return 3 if self.failed else 0
+
+
+def new_search(sweep: Sweep) -> Search:
+    if sweep.spec.search is None:
+        return GridSearch(sweep)
+    from ddgd_ray.engine.optuna_search import OptunaSearch
+
+    return OptunaSearch(sweep)
+
+
+def planned_trials(sweep: Sweep) -> list[Trial]:
+    """All trials of a grid; of a search, those that do not depend on results."""
+    arms = [trial for params in grid(sweep) for trial in plan_arm(sweep, arm_name(params), params)] if sweep.spec.vary else []
+    return plan_controls(sweep) + arms
+
+
+def run_sweep(
+    sweep: Sweep,
+    run_dir: Path,
+    execute: Execute,
+    *,
+    emit: Callable[[Event], None] = lambda event: None,
+    on_start: Callable[[Conductor], None] = lambda conductor: None,
+) -> Result:
+    """Execute what the store says is missing. The same call continues an interrupted sweep.
+
+    on_start gets the conductor before work begins; setting its `is_draining` stops the sweep once running jobs have ended.
+    """
+    store, folder = open_store(run_dir), RunFolder(run_dir, sweep.spec.name)
+    store.prepare()
+    folder.prepare()
+    with folder.lock():
+        folder.remember(sweep)
+        removed = store.clean_scratch()
+        if removed:
+            log.info("removed %d unfinished folders of processes that are gone", removed)
+        conductor = Conductor(sweep, store, new_search(sweep), folder, emit)
+        on_start(conductor)
+        if not conductor.is_finished:
+            execute(conductor, store, sweep.spec.resources)
+        is_stopped = any(record.state == "planned" for record in conductor.records) or not conductor.search.exhausted
+        return Result(
+            folder,
+            conductor.records,
+            is_interrupted=is_stopped and not conductor.is_given_up,
+            is_given_up=conductor.is_given_up,
+            num_ran=conductor.num_done,
+        )
+
+
+def default_run_dir() -> Path:
+    return Path(os.environ.get("DDGD_RUN_DIR", "runs"))
