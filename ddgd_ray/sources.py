@@ -21,6 +21,8 @@ FASHION_FILES = (
 # SHA-256 over the four decompressed files in the order above; the same from Debian and from torchvision's download
 FASHION_FINGERPRINT = "sha256:14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
 
 
 def embedded_fashion() -> Path:
@@ -28,12 +30,16 @@ def embedded_fashion() -> Path:
     return Path(str(resources.files("ddgd_ray") / "data" / "fashion.npz"))
 
 
-def resolve(root: str) -> Path:
-    """`~` and $VARIABLES filled in. Raises StageError for a variable that is not set."""
+def resolve(root: str, where: str) -> Path:
+    """`~` and $VARIABLES filled in. Raises StageError for a variable that is not set. where: the field that holds it."""
     path = os.path.expandvars(os.path.expanduser(root))
     if "$" in path:
+        variable = root.partition("$")[2].partition("/")[0].strip("{}")
         raise StageError(
-            f"the variable in this path is not set: {root}", where="images.root", fix="set it, or give the path itself"
+            f"the variable in this path is not set: {root}{f'; {LAYOUT}' if where == 'images.root' else ''}",
+            code="data-missing" if where == "images.root" else "weights-missing",
+            where=where,
+            fix=f"export {variable}=/path/to/folder, or --set {where}=/path/to/folder",
         )
     return Path(path).absolute()
 
@@ -48,20 +54,34 @@ def images_source(spec: ImagesSpec) -> tuple[str, Path]:
         return FASHION_FINGERPRINT, _fashion_root(spec)
     if not spec.root:
         raise StageError(
-            "the images' folder is not given", where="images.root", fix="add --set images.root=/path/to/folder"
+            f"the images' folder is not given; {LAYOUT}",
+            code="data-missing",
+            where="images.root",
+            fix="add --set images.root=/path/to/folder",
         )
-    root = resolve(spec.root)
-    return _folder_fingerprint(root, image_files(spec.classes, root)), root
+    root = resolve(spec.root, "images.root")
+    files = image_files(spec.classes, root)
+    for name, paths in files["train"].items():
+        if len(paths) <= spec.validation_per_class:
+            raise StageError(
+                f"class {name} has {len(paths)} training images, needs more than validation_per_class = "
+                f"{spec.validation_per_class}",
+                code="data-missing",
+                where=str(root / "train"),
+                fix="lower images.validation_per_class or add images",
+            )
+    return _folder_fingerprint(root, files), root
 
 
 def _fashion_root(spec: ImagesSpec) -> Path:
-    candidates = [resolve(spec.root)] if spec.root else [Path("/usr/share/datasets/fashion-mnist")]
+    candidates = [resolve(spec.root, "images.root")] if spec.root else [Path("/usr/share/datasets/fashion-mnist")]
     candidates += [folder / "FashionMNIST" / "raw" for folder in candidates]
     for folder in candidates:
         if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in FASHION_FILES):
             return folder
     raise StageError(
         f"Fashion-MNIST is not there: expected {FASHION_FILES[0]}[.gz] and three more files",
+        code="data-missing",
         where=str(candidates[0]),
         fix="apt install dataset-fashion-mnist, or torchvision.datasets.FashionMNIST(ROOT, download=True) and "
         "--set images.root=ROOT",
@@ -73,15 +93,16 @@ def image_files(classes: tuple[str, ...], root: Path) -> dict[str, dict[str, lis
 
     Raises StageError when a folder is missing, a class has no images, or images lie flat without class folders.
     """
-    layout = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
-        raise StageError(f"the images' folder {kind}; {layout}", where=str(root), fix="set images.root")
+        what = f"the images' folder {kind}; {LAYOUT}"
+        raise StageError(what, code="data-missing", where=str(root), fix="--set images.root=/path/to/folder")
     folders = {"train": root / "train", "val": root / "val" if (root / "val").is_dir() else root / "test"}
     found: dict[str, dict[str, list[Path]]] = {}
     for split, folder in folders.items():
         if not folder.is_dir():
-            raise StageError(f"there is no {split} folder; {layout}", where=str(root), fix="set images.root")
+            what = f"there is no {split} folder; {LAYOUT}"
+            raise StageError(what, code="data-missing", where=str(root), fix="--set images.root=/path/to/folder")
         per_class = {name: _images_in(folder / name) for name in classes}
         empty = [name for name, paths in per_class.items() if not paths]
         if empty:
@@ -89,7 +110,8 @@ def image_files(classes: tuple[str, ...], root: Path) -> dict[str, dict[str, lis
             flat = "images lie there without class folders; " if _images_in(folder) else ""
             raise StageError(
                 f"{flat}{len(empty)} of {len(classes)} classes have no images: {', '.join(empty[:10])}; "
-                f"class folders found: {', '.join(present[:10]) or 'none'}; {layout}",
+                f"class folders found: {', '.join(present[:10]) or 'none'}; {LAYOUT}",
+                code="data-missing",
                 where=str(folder),
                 fix="name the folders as in images.classes, or set images.classes",
             )
@@ -100,17 +122,36 @@ def image_files(classes: tuple[str, ...], root: Path) -> dict[str, dict[str, lis
 def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _folder_fingerprint(root: Path, files: dict[str, dict[str, list[Path]]]) -> str:
-    """SHA-256 over the names and contents of the files; contents by a cache keyed by size and time of change."""
+    """SHA-256 over the names and contents of the files; contents by a cache keyed by size and time of change.
+
+    Raises StageError for files that do not begin as images do: empty ones, and web pages saved under an image's name.
+    A damaged image behind a sound beginning shows when it is decoded.
+    """
+    every = [path for per_class in files.values() for paths in per_class.values() for path in paths]
+    bad = [path for path in every if not _begins_as_image(path)]
+    if bad:
+        raise StageError(
+            f"{len(bad)} of {len(every)} files are no images:\n" + "\n".join(f"    {path}" for path in bad[:20]),
+            code="corrupt-image",
+            where=str(root),
+            fix="replace or remove these files",
+        )
     digest = hashlib.sha256()
     for split, per_class in files.items():
         for name, paths in per_class.items():
             for path in paths:
                 digest.update(f"{split}/{name}/{path.name}\0{_known_sha256(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _begins_as_image(path: Path) -> bool:
+    """By content: ImageNet-1k itself holds a PNG and CMYK JPEGs under the name .JPEG."""
+    with path.open("rb") as file:
+        return file.read(12).startswith(IMAGE_BEGINNINGS)
 
 
 def _known_sha256(path: Path) -> str:
@@ -139,7 +180,8 @@ def index_classes(classes: tuple[str, ...]) -> list[int]:
 @functools.cache
 def _imagenet_synsets() -> list[str]:
     spec = importlib.util.find_spec("timm")
-    assert spec is not None and spec.origin is not None, "timm is a dependency"
+    assert spec is not None, "timm is a dependency"
+    assert spec.origin is not None
     return (Path(spec.origin).parent / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
 
 
@@ -150,7 +192,7 @@ def weights_source(repo: str, revision: str, folder: str, part: str) -> tuple[st
     """
     fetch = f"hf download {repo} --revision {revision}, or set {part}.folder to a folder in diffusers layout"
     if folder:
-        root = resolve(folder)
+        root = resolve(folder, f"{part}.folder")
     else:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -182,5 +224,8 @@ def weights_source(repo: str, revision: str, folder: str, part: str) -> tuple[st
 def _is_part(config: Path, part: str) -> bool:
     names = {"autoencoder": "AutoencoderKL", "backbone": "DiTTransformer2DModel"}
     # facebook/DiT-XL-2-256 names its transformer Transformer2DModel, from before the class had its own name
-    found = json.loads(config.read_text()).get("_class_name", "")
+    try:
+        found = json.loads(config.read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):  # not a model's: the caller says what was expected there
+        return False
     return found == names[part] or (part == "backbone" and found == "Transformer2DModel")

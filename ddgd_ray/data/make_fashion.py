@@ -22,9 +22,8 @@ def first_of_each_class(labels: NDArray[np.int64], count: int) -> NDArray[np.int
 
 def main(folder: Path) -> None:
     spec = ImagesSpec(source="fashion-full", classes=tuple("0123456789"), size=28, channels=1)
-    splits = read_splits(spec, folder)
     arrays = {}
-    for name, split in (("train", splits.train), ("test", splits.test)):
+    for name, split in zip(PER_CLASS, read_splits(spec, folder, *PER_CLASS), strict=True):
         kept: Split = split.take(first_of_each_class(split.labels, PER_CLASS[name]))
         arrays |= {f"{name}_images": kept.images[..., 0], f"{name}_labels": kept.labels.astype(np.uint8)}
     np.savez_compressed(embedded_fashion(), **arrays)

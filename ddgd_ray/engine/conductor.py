@@ -81,13 +81,13 @@ class Conductor:
     is_draining: bool = False
     is_given_up: bool = False
     num_done: int = 0
-    num_hits: int = 0
     records: list[TrialRecord] = field(default_factory=list)
     running: dict[str, Job] = field(default_factory=dict)
     failed: dict[Ref, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._published: set[Ref] = set()
+        self._hits: set[str] = set()
         self._waiting: dict[str, Job] = {}
         self._arms: list[_Arm] = []
         self._failures: Counter[str] = Counter()
@@ -102,17 +102,30 @@ class Conductor:
         return not self._waiting and not self.running and self.search.exhausted
 
     @property
+    def num_hits(self) -> int:
+        """Jobs that were published before this start."""
+        return len(self._hits)
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def next(self) -> Job | None:
-        """A job that may start now, or None: nothing is ready, or the sweep is being stopped."""
+    @property
+    def waiting_jobs(self) -> list[Job]:
+        return list(self._waiting.values())
+
+    def next(self, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
+        """A job that may start now, or None: nothing is ready, the first of the ready does not fit, or the sweep is being
+        stopped. That a smaller job behind it would fit does not count: narrow jobs would starve wide ones.
+        """
         if self.is_draining:
             return None
         ready = [job for job in self._waiting.values() if all(self._has(ref) for ref in job.needs)]
         if not ready:
             return None
         job = min(ready, key=lambda job: KINDS.index(job.kind))  # min keeps the order of planning among equals
+        if not fits(job):
+            return None
         del self._waiting[job.id]
         self.running[job.id] = job
         self.emit(Event("start", job))
@@ -172,9 +185,10 @@ class Conductor:
         for record in records:
             for job in jobs_of(record.trial):
                 if all(self._has(call.ref) for call in job.calls):
-                    self.num_hits += 1
+                    self._hits.add(job.id)
                 elif job.id not in self.running:
                     self._waiting.setdefault(job.id, job)
+            self.folder.write(record)
         self.records.extend(records)
         return records
 

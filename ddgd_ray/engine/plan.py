@@ -107,6 +107,11 @@ class _Shared:
         return call.ref
 
 
+def shared_calls(preset: Preset) -> tuple[StageCall, ...]:
+    """What comes before any trial of a preset: autoencoder, latents, backbone."""
+    return tuple(_Shared(preset).prepare)
+
+
 def _outside(weights: WeightsSpec, part: str) -> Outside:
     fingerprint, folder = weights_source(weights.repo, weights.revision, weights.folder, part)
     return Outside(fingerprint, str(folder))

@@ -9,6 +9,7 @@ import os
 import pickle
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ SETTINGS = {
     "OMP_WAIT_POLICY": "PASSIVE",  # two busy-waiting threads on a loaded core: 5.7 s a step in place of 0.24
 }
 
+WAITER = "ddgd_waiter"  # what a trial holds that only waits for Train's workers; no share of a core is lost to it
+
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +46,7 @@ def start_ray(address: str | None) -> None:
     if ray.is_initialized():
         return
     if address is None:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        ray.init(resources={WAITER: 1000}, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         token = Path("~/.ray/auth_token").expanduser()
         if token.is_file():
             token.chmod(0o600)  # ray writes it readable for everybody
@@ -72,7 +75,7 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
     from ray import tune
     from ray.tune.search import Searcher
 
-    slots = _num_slots(ray.cluster_resources(), resources)
+    admission = Admission(ray.cluster_resources(), resources)
 
     class ConductorSearch(Searcher):
         def __init__(self) -> None:
@@ -82,13 +85,11 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
         def suggest(self, trial_id: str) -> Any:
             if conductor.is_finished:
                 return Searcher.FINISHED
-            if len(conductor.running) > slots:  # one more than can run: the next job starts without a round trip
-                return None
-            job = conductor.next()
+            job = conductor.next(lambda job: admission.has_room(job, conductor.running.values()))
             if job is None:
                 return Searcher.FINISHED if conductor.is_finished else None
             self._jobs[trial_id] = job.id
-            return {"job": pickle.dumps(job).hex(), "label": job.label, "is_wide": _is_wide(job, resources)}
+            return {"job": pickle.dumps(job).hex(), "label": job.label, "is_wide": admission.is_wide(job)}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             job_id = self._jobs.pop(trial_id, None)
@@ -108,14 +109,14 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
     attempt = time.strftime("attempt-%Y%m%d-%H%M%S")
     trainable = tune.with_resources(
         tune.with_parameters(_trainable(), store=store, resources=resources),
-        lambda config: _bundle(config["is_wide"], resources),
+        lambda config: admission.bundle(config["is_wide"]),
     )
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=ConductorSearch(),
             num_samples=-1,
-            reuse_actors=True,
+            reuse_actors=resources.workers == 1,  # an idle process keeps its resources: Train's workers would wait for ever
             trial_dirname_creator=lambda trial: trial.trial_id,
             trial_name_creator=lambda trial: trial.trial_id,
         ),
@@ -124,34 +125,48 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
     tuner.fit()
 
 
-def _is_wide(job: Job, resources: ResourcesSpec) -> bool:
-    return resources.workers > 1 and any(call.stage == "finetune" for call in job.calls)
+class Admission:
+    """Which jobs may run at once. A wide job's fine-tuning runs in a placement group of Train's own, its trial only waits."""
 
+    def __init__(self, cluster: dict[str, float], resources: ResourcesSpec) -> None:
+        """cluster: what ray offers, {"CPU": 2.0, ...}. Raises EngineError when no job would ever fit: ray would wait for ever."""
+        self._cluster, self._resources = cluster, resources
+        wanted = {name: amount * resources.workers for name, amount in self._narrow().items()}
+        lacking = {name: amount for name, amount in wanted.items() if amount > cluster.get(name, 0)}
+        if lacking:
+            asked = ", ".join(f"{amount:g} {name}" for name, amount in lacking.items())
+            offered = ", ".join(f"{cluster.get(name, 0):g} {name}" for name in lacking)
+            raise EngineError(
+                f"a job asks for {asked}, the cluster has {offered}",
+                code="infeasible",
+                where="resources",
+                fix="lower resources.workers, cpus or gpus, or join a larger cluster with --address",
+            )
 
-def _bundle(is_wide: bool, resources: ResourcesSpec) -> Any:
-    """A wide job's workers have a placement group of Train's own; its trial only waits for them."""
-    from ray.tune import PlacementGroupFactory
+    def _narrow(self) -> dict[str, float]:
+        amounts = {"CPU": self._resources.cpus, "GPU": self._resources.gpus}
+        return {name: amount for name, amount in amounts.items() if amount}
 
-    bundle: dict[str, float] = {"CPU": 0.01} if is_wide else {"CPU": resources.cpus}
-    if resources.gpus and not is_wide:
-        bundle["GPU"] = resources.gpus
-    return PlacementGroupFactory([bundle])
+    def is_wide(self, job: Job) -> bool:
+        return self._resources.workers > 1 and any(call.stage == "finetune" for call in job.calls)
 
+    def has_room(self, job: Job, running: Iterable[Job]) -> bool:
+        """Whether `job` fits beside what runs; with one worker a job, one more is let in so that it starts without delay."""
+        ahead = 1 if self._resources.workers == 1 else 0
+        for name, amount in self._narrow().items():
+            used = sum(amount * self._width(other) for other in running)
+            if used + amount * (self._width(job) - ahead) > self._cluster.get(name, 0):
+                return False
+        return True
 
-def _num_slots(cluster: dict[str, float], resources: ResourcesSpec) -> int:
-    """How many jobs run at once. Raises EngineError when not even one can: ray would wait for ever."""
-    wanted = {"CPU": resources.cpus * resources.workers, "GPU": resources.gpus * resources.workers}
-    lacking = {name: amount for name, amount in wanted.items() if amount > cluster.get(name, 0)}
-    if lacking:
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in lacking.items())
-        offered = ", ".join(f"{cluster.get(name, 0):g} {name}" for name in lacking)
-        raise EngineError(
-            f"a job asks for {asked}, the cluster has {offered}",
-            code="infeasible",
-            where="resources",
-            fix="lower resources.workers, cpus or gpus, or join a larger cluster with --address",
-        )
-    return int(min(cluster.get(name, 0) // amount for name, amount in wanted.items() if amount))
+    def _width(self, job: Job) -> int:
+        return self._resources.workers if self.is_wide(job) else 1
+
+    def bundle(self, is_wide: bool) -> Any:
+        from ray.tune import PlacementGroupFactory
+
+        waiting = {WAITER: 1.0} if WAITER in self._cluster else {"CPU": 0.01}  # a bundle must ask for something
+        return PlacementGroupFactory([waiting if is_wide else self._narrow()])
 
 
 def _trainable() -> type:

@@ -139,29 +139,32 @@ class RunFolder:
             "spec": sweep.spec.canonical(),
             "source": sweep.source.source,
         }
-        write_atomically(path, json.dumps(content, indent=1, sort_keys=True))
+        write_atomically(path, json.dumps(content, indent=1))  # the order of `vary` is that of the table
 
     def write(self, record: TrialRecord) -> None:
-        """The trial's line in the ledger; a finished trial also goes to the tracker's outbox."""
-        text = json.dumps(record.as_json(), indent=1, sort_keys=True)
+        """The trial's line in the ledger; a finished trial also goes to the tracker's outbox.
+
+        A line that says as much already stays: how often a job was tried is known to the start that tried it.
+        """
+        line = record.as_json()
         path = self.trials / f"{record.trial.name}.json"
-        if path.is_file() and path.read_text() == text:
+        before = _read_line(path)
+        same = ("build", "evaluators") if record.state == "planned" else ("build", "evaluators", "state", "errors")
+        if before and all(before.get(name) == line[name] for name in same):
             return
+        text = json.dumps(line, indent=1, sort_keys=True)
         write_atomically(path, text)
         if record.state != "planned":
             write_atomically(self.outbox / f"{record.trial.name}.json", text)
 
-    def records(self) -> list[dict[str, Any]]:
-        """All trials' lines, by name. A line that cannot be read is left out: the next start of the sweep writes it anew."""
-        lines = []
-        for path in sorted(self.trials.glob("*.json")):
-            try:
-                line = json.loads(path.read_text())
-            except ValueError:
-                continue
-            if line.get("schema") == SCHEMA:
-                lines.append(line)
-        return lines
+
+def _read_line(path: Path) -> dict[str, Any]:
+    """{} when there is none or it cannot be read."""
+    try:
+        line = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return line if isinstance(line, dict) else {}
 
 
 def _plain(value: Any) -> Any:

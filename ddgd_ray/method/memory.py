@@ -46,7 +46,7 @@ def _max_similarity(rows: Rows) -> Tensor:
 
 
 def _min_similarity(rows: Rows) -> Tensor:
-    """"min" of the paper's Table 3: the outlier leaves."""
+    """The "min" of the paper's Table 3: the outlier leaves."""
     return -rows.sums_PS
 
 

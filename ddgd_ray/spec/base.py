@@ -1,9 +1,28 @@
 """The root of all specs."""
 
 import json
-from typing import Any
+import math
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+def _one_value(value: object) -> object:
+    """Says in one message what pydantic's unions say in one per member."""
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise PydanticCustomError("plain_type", "text, a finite number, true or false")
+    return value
+
+
+def _one_or_more(value: object) -> object:
+    for item in value if isinstance(value, tuple) else (value,):
+        _one_value(item)
+    return value
+
+
+Value = Annotated[str | int | float | bool, BeforeValidator(_one_value)]
+Values = Annotated[str | int | float | bool | tuple[str | int | float | bool, ...], BeforeValidator(_one_or_more)]
 
 
 class Spec(BaseModel):

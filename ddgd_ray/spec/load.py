@@ -1,6 +1,6 @@
 """Strict YAML 1.2: every value with the line it stands on, and every error at once.
 
-Refused: duplicate keys, tags, anchors and aliases, several documents, invisible characters, files over 1 MB.
+Refused: duplicate keys, tags, anchors and aliases, several documents, invisible characters, files over 1 MB, deep nesting.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ddgd_ray.errors import SpecError, SpecErrors
@@ -23,13 +24,17 @@ from ddgd_ray.spec.stages import ImagesSpec
 Path_ = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
 
 # YAML 1.2 core schema; 1_000, 0o17-like and sexagesimal forms of 1.1 stay text and are refused where a number is due
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
+_LINE_END = re.compile("\r\n|\r|\n")  # what YAML 1.2 counts as one; str.splitlines knows more
 _NON_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
-_INVISIBLE = re.compile("[\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00a0\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]"
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,18 @@ class Document:
     def replaced(self, values: Mapping[Path_, Any], places: Mapping[Path_, str] | None = None) -> "Document":
         """A copy with values put in at paths; missing mappings on the way are made."""
         data = _thawed(self.data)
+        merged = dict(self.places)
         for path, value in values.items():
+            place = (places or {}).get(path, self.source)
             inner = data
-            for name in path[:-1]:
+            for length, name in enumerate(path[:-1], 1):
                 if not isinstance(inner.get(name), dict):
                     inner[name] = {}
+                    merged[path[:length]] = place
                 inner = inner[name]
             inner[path[-1]] = value
-        return Document(data, self.source, {**self.places, **(places or {})})
+            merged = {old: line for old, line in merged.items() if old[: len(path)] != path} | {path: place}
+        return Document(data, self.source, merged)
 
 
 def _thawed(data: Any) -> Any:
@@ -90,25 +99,29 @@ def read(path: Path) -> Document:
         hint = f"did you mean {path.parent / near}?" if near != "?" else "give the path of a sweep file, *.yaml"
         raise SpecError("there is no such file", code="missing-file", where=str(path), fix=hint) from err
     except OSError as err:
-        raise SpecError(f"cannot be read: {err.strerror}", code="missing-file", where=str(path)) from err
+        fix = "give the path of a readable sweep file, *.yaml"
+        raise SpecError(f"cannot be read: {err.strerror}", code="missing-file", where=str(path), fix=fix) from err
     if raw is None:
-        raise SpecError(f"is larger than {MAX_BYTES} bytes", code="yaml", where=str(path), fix="is it a sweep file?")
+        fix = "give the path of a sweep file, *.yaml"
+        raise SpecError(f"is larger than {MAX_BYTES} bytes", code="yaml", where=str(path), fix=fix)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         raise SpecError("is not UTF-8 text", code="yaml", where=str(path), fix="save it as UTF-8") from err
+    if "\0" in text:  # UTF-16 without a mark, or a binary file
+        raise SpecError("is not UTF-8 text", code="yaml", where=str(path), fix="save it as UTF-8")
     return parse(text, str(path))
 
 
-def parse_value(text: str) -> Any:
-    """One value written on a command line, by the rules of the files."""
-    return parse(f"value: {text}", "--set").data["value"]
+def parse_value(text: str, source: str) -> Any:
+    """One value written on a command line, by the rules of the files. source: what to call it in messages."""
+    return parse(f"value: {text}", source).data["value"]
 
 
 def parse(text: str, source: str) -> Document:
     """The mapping in a YAML text. Raises SpecErrors."""
     errors: list[SpecError] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(text), 1):
         found = _INVISIBLE.search(line)
         if found:
             errors.append(
@@ -116,29 +129,44 @@ def parse(text: str, source: str) -> Document:
                     f"invisible character U+{ord(found.group()):04X} in column {found.start() + 1}",
                     code="yaml",
                     where=f"{source}:{number}",
-                    fix="replace it with a plain space",
+                    fix="replace it with a plain space"
+                    if found.group().isspace()
+                    else "remove it, or save the file as UTF-8",
                 )
             )
     if errors:
         raise SpecErrors(errors)
     yaml = YAML(typ="rt", pure=True)
     try:
-        for event in yaml.parse(text):  # type: ignore[no-untyped-call]
-            if getattr(event, "anchor", None) is not None:
-                line = event.start_mark.line + 1
-                raise SpecError("anchors and aliases are not supported", code="yaml", where=f"{source}:{line}")
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            refused = _refused(event, depth)
+            if refused:
+                where = f"{source}:{event.start_mark.line + 1}"
+                raise SpecError(refused, code="yaml", where=where, fix="write the plain value in its place")
         node = yaml.compose(text)
     except MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         lines = text.splitlines()
         shown = f"\n    {lines[mark.line]}\n    {' ' * mark.column}^" if mark and mark.line < len(lines) else ""
-        raise SpecError(f"not valid YAML: {err.problem}{shown}", code="yaml", where=place) from err
+        fix = (
+            "indent with spaces"
+            if "'\\t'" in str(err.problem)
+            else "reading stopped here: look at this line and the one before it"
+        )
+        raise SpecError(f"not valid YAML: {err.problem}{shown}", code="yaml", where=place, fix=fix) from err
     except YAMLError as err:
-        raise SpecError(f"not valid YAML: {err}", code="yaml", where=source) from err
+        raise SpecError(
+            f"not valid YAML: {str(err).splitlines()[0]}", code="yaml", where=source, fix="save it as plain UTF-8 text"
+        ) from err
     if not isinstance(node, MappingNode):
         raise SpecError(
-            "expected a mapping (`name: value` lines) at the top", code="yaml", where=f"{source}:1", fix="see ablations/"
+            f"expected a mapping (`name: value` lines) at the top, got {_kind(node)}",
+            code="yaml",
+            where=f"{source}:1",
+            fix="see ablations/memory.yaml",
         )
     places: dict[Path_, str] = {}
     data = _plain(node, (), source, places, errors)
@@ -147,22 +175,28 @@ def parse(text: str, source: str) -> Document:
     return Document(data, source, places)
 
 
+def _refused(event: Any, depth: int) -> str:
+    """What this parser event holds that our files may not, or ""."""
+    if getattr(event, "anchor", None) is not None:
+        return "anchors and aliases are not supported"
+    if getattr(event, "tag", None) is not None:
+        return f"tags are not allowed: {event.tag.replace('tag:yaml.org,2002:', '!!')}"
+    return f"nested deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else ""
+
+
+def _kind(node: Node | None) -> str:
+    if node is None or (isinstance(node, ScalarNode) and not node.value):
+        return "an empty file"
+    return "a list" if isinstance(node, SequenceNode) else "text"
+
+
 def _plain(node: Node, path: Path_, source: str, places: dict[Path_, str], errors: list[SpecError]) -> Any:
-    where = f"{source}:{node.start_mark.line + 1}"
-    places.setdefault(path, where)
-    tag = str(node.tag or "")
-    if tag and not tag.startswith("tag:yaml.org,2002:"):
-        errors.append(SpecError(f"tags are not allowed: {tag}", code="yaml", where=where, fix="write a plain value"))
-        return None
+    places.setdefault(path, f"{source}:{node.start_mark.line + 1}")
     if isinstance(node, MappingNode):
         return _mapping(node, path, source, places, errors)
     if isinstance(node, SequenceNode):
         return tuple(_plain(item, (*path, index), source, places, errors) for index, item in enumerate(node.value))
     assert isinstance(node, ScalarNode)
-    explicit = tag.removeprefix("tag:yaml.org,2002:")
-    if explicit in ("binary", "omap", "set", "timestamp", "pairs") or explicit.startswith("python/"):
-        errors.append(SpecError(f"tags are not allowed: {tag}", code="yaml", where=where, fix="write a plain value"))
-        return None
     return node.value if node.style in ('"', "'", "|", ">") else _scalar(node.value)
 
 
@@ -176,10 +210,20 @@ def _mapping(
             errors.append(SpecError("a key must be a name", code="yaml", where=f"{source}:{line}"))
             continue
         name = key_node.value
+        if name == "<<":
+            errors.append(
+                SpecError("merge keys are not supported", code="yaml", where=f"{source}:{line}", fix="write the keys")
+            )
+            continue
         if name in result:
             first = places[(*path, name)].rpartition(":")[2]
             errors.append(
-                SpecError(f"key {name!r} is given twice (lines {first} and {line})", code="yaml", where=f"{source}:{line}")
+                SpecError(
+                    f"key {name!r} is given twice (lines {first} and {line})",
+                    code="yaml",
+                    where=f"{source}:{line}",
+                    fix="remove one of the two",
+                )
             )
             continue
         places[(*path, name)] = f"{source}:{line}"
@@ -206,7 +250,12 @@ def check(
         section = section.get(name, {}) if isinstance(section, Mapping) else None
     if not isinstance(section, Mapping):
         errors.append(
-            SpecError(f"expected a mapping, got {shown(section)}", code="wrong-type", where=document.where(path))
+            SpecError(
+                f"expected a mapping, got {shown(section)}",
+                code="wrong-type",
+                where=document.where(path),
+                fix="write its fields below it, indented",
+            )
         )
         return None
     values = dict(section)
@@ -217,7 +266,7 @@ def check(
     try:
         return cls.model_validate(values)
     except ValidationError as err:
-        errors.extend(_as_spec_error(cls, document, path, detail) for detail in err.errors())
+        errors.extend(_as_spec_error(cls, document, path, detail) for detail in problems(err))
         return None
 
 
@@ -226,19 +275,59 @@ def _as_spec_error(cls: type[BaseModel], document: Document, path: Path_, detail
     if detail["type"] == "extra_forbidden":
         model = _model_at(cls, detail["loc"][:-1])
         return document.unknown_key(location, set(model.model_fields) - {"images"})
-    message = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     if detail["type"] == "missing":
-        return SpecError("this key is required", code="missing-key", where=document.where(location))
-    if detail["type"] in ("value_error", "assertion_error"):
-        return SpecError(message, code="spec", where=document.where(location))
+        fix = f"add a line `{location[-1]}: VALUE`"
+        return SpecError("this key is required", code="missing-key", where=document.where(location), fix=fix)
+    if detail["type"] == "value_error":
+        return SpecError(expected(detail), code="spec", where=document.where(location))
     fix = ""
     if detail["type"] == "literal_error" and isinstance(detail["input"], str):
         choices = re.findall(r"'([^']+)'", str(detail["ctx"]["expected"]))
         fix = f"did you mean {nearest(detail['input'], choices)}?"
     if isinstance(detail["input"], str) and re.fullmatch(r"[-+]?[\d_.]+", detail["input"]):
         fix = "remove the quotes or underscores: a plain number is due here"
-    code = "wrong-type" if detail["type"].endswith("_type") else "out-of-range"
-    return SpecError(f"expected {message}, got {shown(detail['input'])}", code=code, where=document.where(location), fix=fix)
+    if detail["type"] == "tuple_type" and not isinstance(detail["input"], Mapping):
+        fix = "put the value in brackets: [value]"
+    if detail["type"] == "plain_type" and isinstance(detail["input"], Mapping):
+        fix = f"write one dotted path a field, e.g. {location[-1]}.{next(iter(detail['input']), 'field')}: VALUE"
+    code = "wrong-type" if detail["type"].endswith(("_type", "int_from_float")) else "out-of-range"
+    what = f"expected {expected(detail)}, got {shown(detail['input'])}"
+    return SpecError(what, code=code, where=document.where(location), fix=fix)
+
+
+def problems(error: ValidationError) -> list[Any]:
+    """pydantic's errors, less those that follow from another: a list is not too short when its items are what is wrong."""
+    return [
+        detail
+        for detail in error.errors()
+        if detail["type"] != "too_short" or len(detail["input"]) < detail["ctx"]["min_length"]
+    ]
+
+
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "greater_than": "a number > {gt:g}",
+    "greater_than_equal": "a number >= {ge:g}",
+    "less_than": "a number < {lt:g}",
+    "less_than_equal": "a number <= {le:g}",
+    "too_short": "a list of at least {min_length}",
+    "string_pattern_mismatch": "text of the form {pattern}",
+}
+
+
+def expected(detail: Any) -> str:
+    """What a field wants, in our words where pydantic's are its own."""
+    if detail["type"] in _EXPECTED:
+        return _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
+    return str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
 
 
 def _model_at(cls: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel]:
@@ -254,6 +343,14 @@ def _model_at(cls: type[BaseModel], location: tuple[str | int, ...]) -> type[Bas
 
 def shown(value: object) -> str:
     """A value as a message shows it: its type, and its text cut at 60 characters."""
-    kinds = {bool: "boolean", int: "integer", float: "number", str: "text", tuple: "list", dict: "mapping", type(None): "nothing"}
+    kinds = {
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        str: "text",
+        tuple: "list",
+        dict: "mapping",
+        type(None): "nothing",
+    }
     text = repr(value)
     return f"{kinds.get(type(value), type(value).__name__)} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -19,6 +19,7 @@ from ddgd_ray.spec.stages import (
     ImagesSpec,
     PretrainSpec,
     SampleSpec,
+    StageSpec,
 )
 
 
@@ -52,13 +53,13 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in _FOLDER.iterdir() if path.name.endswith(".yaml"))
 
 
-def read_preset(name: str) -> Document:
-    """The preset's YAML. Raises SpecError with the nearest name."""
+def read_preset(name: str, where: str = "preset") -> Document:
+    """The preset's YAML. Raises SpecError with the nearest name. where: who asks for it."""
     if name not in preset_names():
         raise SpecError(
             f"unknown preset {name!r}; known: {', '.join(preset_names())}",
             code="unknown-preset",
-            where="preset",
+            where=where,
             fix=f"did you mean {nearest(name, preset_names())}?",
         )
     return read(Path(str(_FOLDER / f"{name}.yaml")))
@@ -75,6 +76,7 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
     if images is None:
         return None
     parts: dict[str, Any] = {"encode": EncodeSpec(images=images), "images": images}
+    cls: type[StageSpec]
     for name, cls in (("autoencoder", AutoencoderSpec), ("backbone", PretrainSpec)):
         section = data.get(name, {})
         if isinstance(section, Mapping) and "repo" in section:
@@ -88,15 +90,18 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
 
 def with_overrides(document: Document, overrides: Mapping[str, tuple[Any, str]], errors: list[SpecError]) -> Document:
     """A copy with {dotted path: (value, where it was written)} put in; sections are made as needed."""
-    for path, (_, where) in overrides.items():
-        if path.partition(".")[0] not in SECTIONS or "." not in path:
+    values: dict[Path_, Any] = {}
+    for path, (value, where) in overrides.items():
+        section, _, field = path.partition(".")
+        if section in SECTIONS and field:
+            values[tuple(path.split("."))] = value
+        else:
             errors.append(
                 SpecError(
                     f"{path} is not a field of a preset; its sections are {', '.join(SECTIONS)}",
                     code="unknown-key",
                     where=where,
-                    fix="write section.field, e.g. finetune.lambda_g",
+                    fix=f"did you mean {nearest(section, SECTIONS)}.{field or 'FIELD'}?",
                 )
             )
-    values: dict[Path_, Any] = {tuple(path.split(".")): value for path, (value, _) in overrides.items()}
     return document.replaced(values, {tuple(path.split(".")): where for path, (_, where) in overrides.items()})

@@ -3,11 +3,16 @@
 Changed what a stage computes? Bump its `version` in the same commit.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ddgd_ray.spec.base import Spec
+
+# training images of the smallest class, where the data set is fixed
+TRAIN_PER_CLASS = {"fashion": 1000, "fashion-full": 6000, "digits": 140}
+# method/classifiers.py builds them; a typo would come to light after the first fine-tuning only
+NETWORKS = ("convnet3_slim", "resnet_slim", "convnet3", "convnet6", "resnet_ap10")
 
 PopStrategy = Literal["max_similarity", "min_similarity", "fifo", "random", "reservoir", "kcenter"]
 
@@ -28,11 +33,20 @@ class ImagesSpec(Spec):
     root: str = Field("", exclude=True)
     """Folder of the images, for `imagefolder` and `fashion-full`; may start with `~` or hold $VARIABLES."""
 
-    @model_validator(mode="after")
-    def _classes_differ(self) -> Self:
-        if len(set(self.classes)) != len(self.classes):
+    @field_validator("classes")
+    @classmethod
+    def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) != len(classes):
             raise ValueError("a class is listed twice")
-        return self
+        return classes
+
+    @field_validator("validation_per_class")
+    @classmethod
+    def _some_are_left(cls, number: int, info: ValidationInfo) -> int:
+        most = TRAIN_PER_CLASS.get(info.data.get("source", ""), number + 1)
+        if number >= most:
+            raise ValueError(f"expected less than the {most} training images of a class, got {number}")
+        return number
 
 
 class StageSpec(Spec):
@@ -132,11 +146,12 @@ class FinetuneSpec(StageSpec):
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0)
 
-    @model_validator(mode="after")
-    def _local_ranks_need_local_scope(self) -> Self:
-        if self.memory_scope == "global" and self.local_ranks != 1:
+    @field_validator("local_ranks")
+    @classmethod
+    def _local_ranks_need_local_scope(cls, number: int, info: ValidationInfo) -> int:
+        if info.data.get("memory_scope") == "global" and number != 1:
             raise ValueError("local_ranks means something with memory_scope: local only")
-        return self
+        return number
 
 
 class SampleSpec(StageSpec):

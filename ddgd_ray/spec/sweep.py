@@ -8,14 +8,23 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ddgd_ray.errors import SpecError, SpecErrors
-from ddgd_ray.spec.base import Spec
-from ddgd_ray.spec.load import Document, check, read
+from ddgd_ray.spec.base import Spec, Value, Values
+from ddgd_ray.spec.load import Document, check, nearest, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.space import Space, read_space
+from ddgd_ray.spec.stages import NETWORKS, TRAIN_PER_CLASS
 
 METRICS = ("val_top1", "top1_last", "top1_best", "top1_selected")
 ControlName = Literal["random_real", "full_data", "pretrained", "plain"]
-Value = str | int | float | bool
+# fields of a stage that a sweep sets for each of its jobs: given anywhere else they would do nothing
+SET_BY_SWEEP = {
+    "finetune.seed": "seeds.distill",
+    "sample.seed": "seeds.distill",
+    "sample.ipc": "evaluate.ipc",
+    "evaluate.network": "evaluate.networks",
+    "evaluate.ipc": "evaluate.ipc",
+    "evaluate.seed": "seeds.evaluate",
+}
 
 
 class SeedsSpec(Spec):
@@ -38,6 +47,17 @@ class EvaluatorsSpec(Spec):
     networks: tuple[str, ...] = Field(("convnet3_slim", "resnet_slim"), min_length=1)
     ipc: tuple[int, ...] = Field((20,), min_length=1)
     """Images per class; the largest is sampled, smaller ones are its prefixes."""
+
+    @field_validator("networks")
+    @classmethod
+    def _networks_are_known(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for name in networks:
+            if name not in NETWORKS and not name.startswith("timm/"):
+                known = f"known: {', '.join(NETWORKS)}, and timm/NAME"
+                raise ValueError(f"unknown network {name!r}; {known}; did you mean {nearest(name, NETWORKS)}?")
+        if len(set(networks)) != len(networks):
+            raise ValueError("a network is listed twice")
+        return networks
 
     @field_validator("ipc")
     @classmethod
@@ -82,7 +102,7 @@ class ResourcesSpec(Spec):
 class SweepSpec(Spec):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     preset: str = "fashion"
-    set: dict[str, Value | tuple[Value, ...]] = Field(default_factory=dict)
+    set: dict[str, Values] = Field(default_factory=dict)
     """Overrides of the preset for every trial, by dotted path."""
     vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     """Grid: every combination of these values, by dotted path."""
@@ -93,15 +113,20 @@ class SweepSpec(Spec):
     objective: ObjectiveSpec = ObjectiveSpec()
     resources: ResourcesSpec = ResourcesSpec()
 
+    @field_validator("vary")
+    @classmethod
+    def _values_differ(cls, vary: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
+        for path, values in vary.items():
+            if not values:
+                raise ValueError(f"{path} lists no value")
+            if len(set(map(repr, values))) != len(values):
+                raise ValueError(f"{path} lists a value twice")
+        return vary
+
     @model_validator(mode="after")
     def _one_way_to_vary(self) -> Self:
         if bool(self.vary) == (self.search is not None):
             raise ValueError("give either `vary` (a grid) or `search` (a search space), one of the two")
-        for path, values in self.vary.items():
-            if not values:
-                raise ValueError(f"vary.{path} lists no value")
-            if len(set(map(repr, values))) != len(values):
-                raise ValueError(f"vary.{path} lists a value twice")
         return self
 
 
@@ -116,11 +141,14 @@ class Sweep:
     preset: Document
     space: Space
     source: Document
+    places: Mapping[str, str]
+    """Where each varied or searched field is written, `file:line`."""
 
     def preset_with(self, values: Mapping[str, Any], errors: list[SpecError] | None = None) -> Preset:
         """The preset of one configuration. Raises SpecErrors, or adds to `errors` when that list is given."""
         found: list[SpecError] = []
-        document = with_overrides(self.preset, self._placed(values), found)
+        placed = {path: (value, self.places.get(path, self.source.source)) for path, value in values.items()}
+        document = with_overrides(self.preset, placed, found)
         preset = build_preset(document, found) if not found else None
         if errors is not None:
             errors.extend(found)
@@ -128,28 +156,33 @@ class Sweep:
             raise SpecErrors(found)
         return preset
 
-    def _placed(self, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-        return {path: (value, self.source.line(("vary", path))) for path, value in values.items()}
-
 
 def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
-    """The sweep of a file. overrides: {dotted path: value}, of the sweep or of its preset. Raises SpecErrors with all errors."""
+    """The sweep of a file. overrides: {dotted path: value}, the sweep's or its preset's. Raises SpecErrors: all at once."""
     document = read(path)
     errors: list[SpecError] = []
     own, of_preset = _split_overrides(overrides)
-    document = document.replaced(own, {name: "--set" for name in own})
+    document = document.replaced(own, dict.fromkeys(own, "--set"))
     if preset_name is not None:
         document = document.replaced({("preset",): preset_name}, {("preset",): "--preset"})
     spec = check(SweepSpec, document, (), errors)
+    if spec is None:  # what the preset says to `set` and `vary` is told in the same go, if they are sound in themselves
+        parts = {name: document.data[name] for name in ("preset", "set", "vary") if name in document.data}
+        spec = check(SweepSpec, Document({"name": "unnamed", **parts}, document.source), (), [])
     if spec is None:
         raise SpecErrors(errors)
     placed = {name: (value, document.line(("set", name))) for name, value in spec.set.items()}
     placed |= {name: (value, "--set") for name, value in of_preset.items()}
-    preset = with_overrides(read_preset(spec.preset), placed, errors)
-    space = read_space(_space_path(spec.search.space, path)) if spec.search else {}
-    if errors:
-        raise SpecErrors(errors)
-    sweep = Sweep(spec, preset, space, document)
+    errors.extend(_set_by_sweep(name, where) for name, (_, where) in placed.items() if name in SET_BY_SWEEP)
+    try:
+        preset = with_overrides(read_preset(spec.preset, document.where(("preset",))), placed, errors)
+        space, places = _read_space(spec, path, document)
+    except SpecErrors as err:
+        raise SpecErrors([*errors, *err.errors]) from err
+    except SpecError as err:
+        raise SpecErrors([*errors, err]) from err
+    errors.extend(_set_by_sweep(name, where) for name, where in places.items() if name in SET_BY_SWEEP)
+    sweep = Sweep(spec, preset, space, document, places)
     _check_values(sweep, errors)
     if errors:
         raise SpecErrors(errors)
@@ -162,7 +195,10 @@ def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int
     of_preset = {}
     for name, value in overrides.items():
         parts = tuple(name.split("."))
-        in_sweep = parts[0] in SweepSpec.model_fields and not (parts[0] == "evaluate" and parts[1:2] == ("protocol",))
+        if parts[0] in ("set", "vary"):  # below these a key is itself a dotted path
+            parts = tuple(name.split(".", 1))
+        of_stage = name in SET_BY_SWEEP and name != SET_BY_SWEEP[name]
+        in_sweep = parts[0] in SweepSpec.model_fields and not (name.startswith("evaluate.protocol") or of_stage)
         if in_sweep:
             own[parts] = value
         else:
@@ -170,9 +206,43 @@ def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int
     return own, of_preset
 
 
-def _space_path(written: str, sweep_file: Path) -> Path:
-    beside = sweep_file.parent / written
-    return beside if beside.is_file() else Path(written)
+def _set_by_sweep(name: str, where: str) -> SpecError:
+    fix = f"use {SET_BY_SWEEP[name]} in its place"
+    return SpecError(
+        f"the sweep itself sets {name} for each of its jobs", code="unknown-key", where=f"{where} {name}", fix=fix
+    )
+
+
+def _read_space(spec: SweepSpec, sweep_file: Path, document: Document) -> tuple[Space, dict[str, str]]:
+    """The space, empty for a grid, and where each field that varies is written. Raises SpecError."""
+    if spec.search is None:
+        return {}, {name: document.line(("vary", name)) for name in spec.vary}
+    beside = sweep_file.parent / spec.search.space
+    try:
+        space, written = read_space(beside if beside.is_file() else Path(spec.search.space))
+    except SpecError as err:
+        if err.code != "missing-file":
+            raise
+        where = document.where(("search", "space"))
+        raise SpecError(f"{err.where}: {err.what}", code=err.code, where=where, fix="give a file of search_spaces/") from err
+    return space, {name: written.line((name,)) for name in space}
+
+
+def _check_random_real(sweep: Sweep, errors: list[SpecError]) -> None:
+    """Only the model can make more images than there are."""
+    images: Mapping[str, Any] = sweep.preset.data.get("images", {})
+    held = images.get("validation_per_class", 0)
+    most = TRAIN_PER_CLASS.get(images.get("source", ""), 0) - (held if isinstance(held, int) else 0)
+    ipc = max(sweep.spec.evaluate.ipc)
+    if "random_real" in sweep.spec.controls and 0 < most < ipc:
+        errors.append(
+            SpecError(
+                f"control random_real needs {ipc} images a class, the smallest class has {most} training images",
+                code="out-of-range",
+                where=sweep.source.where(("evaluate", "ipc")),
+                fix=f"use ipc {most} or less, or leave out random_real",
+            )
+        )
 
 
 def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
@@ -188,8 +258,7 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
             seen.update(map(str, found))
 
     collect({})
-    if errors:
-        return
+    _check_random_real(sweep, errors)
     size = 1
     for path, values in sweep.spec.vary.items():
         size *= len(values)

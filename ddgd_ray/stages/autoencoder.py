@@ -19,8 +19,8 @@ def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context)
         save_identity(out)
         return {}
     torch.set_num_threads(ctx.num_threads)
-    splits = read_splits(spec.images, inputs["images"])
-    train = to_unit_range(torch.from_numpy(splits.train.images))
+    train_split, validation = read_splits(spec.images, inputs["images"], "train", "validation")
+    train = to_unit_range(torch.from_numpy(train_split.images))
     kl = _train(spec, train, ctx)
     with torch.inference_mode():
         sample = train[:: max(1, len(train) // 1000)].to(ctx.device)
@@ -28,7 +28,7 @@ def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context)
         raw = dist.sample(torch.Generator(ctx.device).manual_seed(spec.seed))
         kl.register_to_config(latents_mean=raw.mean((0, 2, 3)).tolist(), latents_std=raw.std((0, 2, 3)).tolist())
     kl.save_pretrained(out, safe_serialization=True)
-    held = splits.validation if len(splits.validation) else splits.train
+    held = validation if len(validation) else train_split
     return {"psnr_db": _psnr(Autoencoder(kl, ctx.device), to_unit_range(torch.from_numpy(held.images[:1000])))}
 
 

@@ -17,7 +17,7 @@ from ddgd_ray.stages.images import generator_labels, read_splits
 def run(spec: EncodeSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
     """Writes posterior.npy (N, 2, 2c, s, s) float16 and labels.npy (N,) int64, labels as the generative model knows them."""
     torch.set_num_threads(ctx.num_threads)
-    train = read_splits(spec.images, inputs["images"]).train
+    (train,) = read_splits(spec.images, inputs["images"], "train")
     autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
     np.save(out / "labels.npy", np.array(generator_labels(spec.images))[train.labels])
     cache = None

@@ -31,7 +31,7 @@ def run(spec: EvaluateSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     """
     torch.set_num_threads(ctx.num_threads)
     protocol = spec.protocol
-    splits = read_splits(spec.images, inputs["images"])
+    test, validation = read_splits(spec.images, inputs["images"], "test", "validation")
     images, labels = _on_device(read_set(inputs["set"], spec.images, spec.ipc), ctx)
     torch.manual_seed(spec.seed)
     try:
@@ -49,7 +49,7 @@ def run(spec: EvaluateSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     test_steps = {round(num_steps * (index + 1) / protocol.num_tests) for index in range(protocol.num_tests)}
     optimizer, schedule = _optimizer(network, protocol, num_steps)
     draw = torch.Generator().manual_seed(spec.seed + 1)
-    tested = {name: _on_device(split, ctx) for name, split in (("test", splits.test), ("val", splits.validation)) if len(split)}
+    tested = {name: _on_device(split, ctx) for name, split in (("test", test), ("val", validation)) if len(split)}
     history: list[dict[str, float]] = []
     confusion = torch.zeros(0)
     order = torch.empty(0, dtype=torch.int64)
@@ -69,7 +69,7 @@ def run(spec: EvaluateSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
             if point["loss"] != point["loss"]:
                 raise StageError(f"the classifier's loss is not a number at step {step}", code="non-finite", where="evaluate")
             for name, (real, truth) in tested.items():
-                confusion_now = _confusion(network, real, truth, ctx)
+                confusion_now = _confusion(network, real, truth, len(spec.images.classes), ctx)
                 point[f"{name}_top1"] = float(confusion_now.diagonal().sum() / confusion_now.sum())
                 confusion = confusion_now if name == "test" else confusion
             history.append(point)
@@ -129,11 +129,10 @@ def _loss(network: nn.Module, images: Tensor, labels: Tensor, protocol: Protocol
 
 
 @torch.inference_mode()
-def _confusion(network: nn.Module, images: Tensor, labels: Tensor, ctx: Context) -> Tensor:
+def _confusion(network: nn.Module, images: Tensor, labels: Tensor, num_classes: int, ctx: Context) -> Tensor:
     """counts[true class, predicted class], float64 on the host."""
     network.eval()
     predicted = torch.cat([network(to_unit_range(part)).argmax(dim=1) for part in images.split(2 * ctx.chunk)])
     network.train()
-    num_classes = int(labels.max()) + 1
     counts = torch.zeros(num_classes, num_classes, dtype=torch.float64)
     return counts.index_put_((labels.cpu(), predicted.cpu()), torch.ones(len(labels), dtype=torch.float64), accumulate=True)

@@ -4,7 +4,7 @@ Shapes: N images, S side in pixels, C channels; images are (N, S, S, C) uint8.
 """
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,22 +34,28 @@ class Split:
         return Split(self.images[rows], self.labels[rows], [self.names[row] for row in rows])
 
 
+
+
 @dataclass(frozen=True)
-class Splits:
-    """train: what may be distilled. validation: held out of the training images. test: touched by reports only."""
+class _Listing:
+    """What a source holds before anything is decoded; load(rows) gives their images."""
 
-    train: Split
-    validation: Split
-    test: Split
+    labels: Int64
+    names: list[str]
+    load: Callable[[Int64], Uint8]
+
+    def take(self, rows: Int64) -> Split:
+        return Split(self.load(rows), self.labels[rows], [self.names[row] for row in rows])
 
 
-def read_splits(spec: ImagesSpec, root: Path) -> Splits:
-    """All three splits. Validation is the last `validation_per_class` training images of each class.
+def read_splits(spec: ImagesSpec, root: Path, *wanted: str) -> list[Split]:
+    """The wanted of `train` (what may be distilled), `validation` (held out of the training images) and `test`.
 
+    Validation is the last `validation_per_class` training images of each class. Only what is wanted is decoded.
     Raises StageError when files are missing or damaged, or a class has too few images.
     """
     train, test = _READERS[spec.source](spec, root)
-    held: list[int] = []
+    is_held = np.zeros(len(train.labels), dtype=bool)
     for label, name in enumerate(spec.classes):
         rows = np.flatnonzero(train.labels == label)
         if len(rows) <= spec.validation_per_class:
@@ -59,10 +65,13 @@ def read_splits(spec: ImagesSpec, root: Path) -> Splits:
                 where=str(root),
                 fix="lower images.validation_per_class or add images",
             )
-        held.extend(rows[len(rows) - spec.validation_per_class :].tolist())
-    is_held = np.zeros(len(train), dtype=bool)
-    is_held[held] = True
-    return Splits(train.take(np.flatnonzero(~is_held)), train.take(np.flatnonzero(is_held)), test)
+        is_held[rows[len(rows) - spec.validation_per_class :]] = True
+    rows_of = {
+        "train": (train, np.flatnonzero(~is_held)),
+        "validation": (train, np.flatnonzero(is_held)),
+        "test": (test, np.arange(len(test.labels))),
+    }
+    return [listing.take(rows) for listing, rows in (rows_of[name] for name in wanted)]
 
 
 def generator_labels(spec: ImagesSpec) -> list[int]:
@@ -70,14 +79,14 @@ def generator_labels(spec: ImagesSpec) -> list[int]:
     return list(range(len(spec.classes))) if spec.labels == "position" else index_classes(spec.classes)
 
 
-def _fashion(spec: ImagesSpec, root: Path) -> tuple[Split, Split]:
+def _fashion(spec: ImagesSpec, root: Path) -> tuple[_Listing, _Listing]:
     with np.load(embedded_fashion()) as archive:
-        return _grey_split("train", archive["train_images"], archive["train_labels"], spec), _grey_split(
+        return _grey_listing("train", archive["train_images"], archive["train_labels"], spec), _grey_listing(
             "test", archive["test_images"], archive["test_labels"], spec
         )
 
 
-def _fashion_full(spec: ImagesSpec, root: Path) -> tuple[Split, Split]:
+def _fashion_full(spec: ImagesSpec, root: Path) -> tuple[_Listing, _Listing]:
     def read(name: str) -> Uint8:
         path = root / name
         packed = path if path.is_file() else root / f"{name}.gz"
@@ -90,10 +99,10 @@ def _fashion_full(spec: ImagesSpec, root: Path) -> tuple[Split, Split]:
         return np.frombuffer(data, np.uint8, offset=4 + 4 * num_dims).reshape(shape)
 
     train_images, train_labels, test_images, test_labels = (read(name) for name in FASHION_FILES)
-    return _grey_split("train", train_images, train_labels, spec), _grey_split("test", test_images, test_labels, spec)
+    return _grey_listing("train", train_images, train_labels, spec), _grey_listing("test", test_images, test_labels, spec)
 
 
-def _digits(spec: ImagesSpec, root: Path) -> tuple[Split, Split]:
+def _digits(spec: ImagesSpec, root: Path) -> tuple[_Listing, _Listing]:
     """scikit-learn's 8 x 8 digits; every fifth image of a class is a test image, as the set has no split of its own."""
     try:
         from sklearn.datasets import load_digits
@@ -108,43 +117,51 @@ def _digits(spec: ImagesSpec, root: Path) -> tuple[Split, Split]:
         rows = digits.target == label
         place[rows] = np.arange(rows.sum())
     is_test = place % 5 == 4
-    return _grey_split("train", images[~is_test], digits.target[~is_test], spec), _grey_split(
+    return _grey_listing("train", images[~is_test], digits.target[~is_test], spec), _grey_listing(
         "test", images[is_test], digits.target[is_test], spec
     )
 
 
-def _grey_split(split: str, images: Uint8, labels: NDArray[np.integer], spec: ImagesSpec) -> Split:
+def _grey_listing(split: str, images: Uint8, labels: NDArray[np.integer], spec: ImagesSpec) -> _Listing:
     """Centre the images on a black square of spec.size, repeat to spec.channels."""
     side = images.shape[1]
     before, odd = divmod(spec.size - side, 2)
     if before < 0:
         raise StageError(f"images are {side} px, more than images.size = {spec.size}", fix=f"set images.size to {side} or more")
-    padded = np.pad(images, ((0, 0), (before, before + odd), (before, before + odd)))[..., None]
     names = [f"{split}-{row:05d}" for row in range(len(labels))]
-    return Split(np.repeat(padded, spec.channels, axis=3), labels.astype(np.int64), names)
+
+    def load(rows: Int64) -> Uint8:
+        padded = np.pad(images[rows], ((0, 0), (before, before + odd), (before, before + odd)))[..., None]
+        return np.repeat(padded, spec.channels, axis=3)
+
+    return _Listing(labels.astype(np.int64), names, load)
 
 
-def _imagefolder(spec: ImagesSpec, root: Path) -> tuple[Split, Split]:
+def _imagefolder(spec: ImagesSpec, root: Path) -> tuple[_Listing, _Listing]:
     files = image_files(spec.classes, root)
-    return _read_folder(spec, root, files["train"]), _read_folder(spec, root, files["val"])
+    return _folder_listing(spec, root, files["train"]), _folder_listing(spec, root, files["val"])
 
 
-def _read_folder(spec: ImagesSpec, root: Path, files: dict[str, list[Path]]) -> Split:
-    listed = [(label, path) for label, name in enumerate(spec.classes) for path in files[name]]
-    images = np.empty((len(listed), spec.size, spec.size, spec.channels), np.uint8)
-    bad: list[str] = []
-    for row, image in enumerate(decoded([path for _, path in listed], spec, bad)):
-        images[row] = image
-    if bad:
-        shown = "\n".join(f"    {line}" for line in bad[:20])
-        raise StageError(
-            f"{len(bad)} of {len(listed)} images cannot be decoded:\n{shown}",
-            code="corrupt-image",
-            where=str(root),
-            fix="replace or remove these files",
-        )
-    labels = np.array([label for label, _ in listed], dtype=np.int64)
-    return Split(images, labels, [str(path.relative_to(root)) for _, path in listed])
+def _folder_listing(spec: ImagesSpec, root: Path, files: dict[str, list[Path]]) -> _Listing:
+    labels = np.array([label for label, name in enumerate(spec.classes) for _ in files[name]], dtype=np.int64)
+    paths = [path for name in spec.classes for path in files[name]]
+
+    def load(rows: Int64) -> Uint8:
+        images = np.empty((len(rows), spec.size, spec.size, spec.channels), np.uint8)
+        bad: list[str] = []
+        for place, image in enumerate(decoded([paths[row] for row in rows], spec, bad)):
+            images[place] = image
+        if bad:
+            shown = "\n".join(f"    {line}" for line in bad[:20])
+            raise StageError(
+                f"{len(bad)} of {len(rows)} images cannot be decoded:\n{shown}",
+                code="corrupt-image",
+                where=str(root),
+                fix="replace or remove these files",
+            )
+        return images
+
+    return _Listing(labels, [str(path.relative_to(root)) for path in paths], load)
 
 
 def decoded(paths: list[Path], spec: ImagesSpec, bad: list[str]) -> Iterator[Uint8]:

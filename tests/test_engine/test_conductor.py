@@ -1,0 +1,205 @@
+"""The conductor's bookkeeping, with a fake store that publishes by word of mouth: no stage runs."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddgd_ray.engine.conductor import Conductor, Job, Outcome, jobs_of
+from ddgd_ray.engine.run_folder import RunFolder
+from ddgd_ray.engine.search import GridSearch, Proposal
+from ddgd_ray.engine.sweep import planned_trials
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.store import Artifact
+
+
+@dataclass
+class FakeStore:
+    """Remembers keys; every artifact has the same metrics."""
+
+    published: set[tuple[str, str]] = field(default_factory=set)
+    value: Callable[[str], float] = lambda key: 0.5
+
+    def has(self, stage: str, key: str) -> bool:
+        return (stage, key) in self.published
+
+    def get(self, stage: str, key: str) -> Artifact | None:
+        if not self.has(stage, key):
+            return None
+        metrics = {"val_top1": self.value(key), "top1_last": 0.4}
+        return Artifact(Path("/nowhere"), {"key": key, "metrics": metrics, "seconds": 1.0, "created": 1.0})
+
+
+def conduct(sweep: Sweep, folder: Path, store: FakeStore, search: Any = None, events: list[Any] | None = None) -> Conductor:
+    run = RunFolder(folder, sweep.spec.name)
+    run.prepare()
+    emit = events.append if events is not None else lambda event: None
+    return Conductor(sweep, store, search or GridSearch(sweep), run, emit)  # type: ignore[arg-type]
+
+
+def finish(conductor: Conductor, store: FakeStore, job: Job) -> None:
+    store.published.update(call.ref for call in job.calls)
+    conductor.ended(job.id, Outcome(seconds=1.0))
+
+
+def drain(conductor: Conductor, store: FakeStore, seed: int = 0, width: int = 3) -> list[Job]:
+    """Run everything, up to `width` at once, ending in random order."""
+    order, done, running = random.Random(seed), [], []
+    while not conductor.is_finished:
+        while len(running) < width and (job := conductor.next()) is not None:
+            running.append(job)
+        assert running, "nothing runs and nothing may start"
+        job = running.pop(order.randrange(len(running)))
+        finish(conductor, store, job)
+        done.append(job)
+    return done
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_job_runs_once_and_after_its_inputs(tiny: Any, tmp_path: Path, seed: int) -> None:
+    store, sweep = FakeStore(), tiny()
+    jobs = drain(conduct(sweep, tmp_path, store), store, seed)
+    assert len({job.id for job in jobs}) == len(jobs)
+    seen: set[tuple[str, str]] = set()
+    for job in jobs:
+        assert job.needs <= seen
+        seen |= {call.ref for call in job.calls}
+    assert seen == {call.ref for trial in planned_trials(sweep) for call in trial.calls()}
+
+
+def test_a_second_start_finds_everything_done(tiny: Any, tmp_path: Path) -> None:
+    store, sweep = FakeStore(), tiny()
+    drain(conduct(sweep, tmp_path, store), store)
+    again = conduct(sweep, tmp_path, store)
+    assert again.is_finished
+    assert {record.state for record in again.records} == {"done"}
+    assert again.next() is None
+
+
+def test_a_start_after_a_crash_repeats_only_what_was_running(tiny: Any, tmp_path: Path) -> None:
+    store, sweep = FakeStore(), tiny()
+    first = conduct(sweep, tmp_path, store)
+    for _ in range(5):
+        job = first.next()
+        assert job is not None
+        finish(first, store, job)
+    before = set(store.published)
+    rest = drain(conduct(sweep, tmp_path, store), store)
+    assert not {call.ref for job in rest for call in job.calls} & before
+
+
+def test_a_failed_evaluator_is_repeated_alone(tiny: Any, tmp_path: Path) -> None:
+    store, sweep = FakeStore(), tiny()
+    conductor = conduct(sweep, tmp_path, store)
+    handed: list[Job] = []
+    broken = ""
+    while not conductor.is_finished:
+        job = conductor.next()
+        assert job is not None
+        handed.append(job)
+        if job.kind == "evaluate" and not broken:
+            broken = job.id
+            conductor.ended(job.id, Outcome("the worker process died"))
+        else:
+            finish(conductor, store, job)
+    counts = [sum(job.id == other.id for other in handed) for job in handed]
+    assert max(counts) == 2
+    assert [job.id for job in handed].count(broken) == 2
+    assert all(record.state == "done" for record in conductor.records)
+
+
+def test_a_final_failure_fails_its_trial_and_what_depends_on_it_and_nothing_else(tiny: Any, tmp_path: Path) -> None:
+    store, sweep = FakeStore(), tiny()
+    conductor = conduct(sweep, tmp_path, store)
+    broken: Job | None = None
+    while not conductor.is_finished:
+        job = conductor.next()
+        assert job is not None
+        if job.kind == "build" and job.label.startswith("max") and broken is None:
+            broken = job
+            conductor.ended(job.id, Outcome("error[non-finite]: L_real", is_final=True))
+        else:
+            finish(conductor, store, job)
+    assert broken is not None
+    failed = [record for record in conductor.records if record.state == "failed"]
+    assert [record.trial.name for record in failed] == [broken.label]
+    assert "error[non-finite]: L_real" in failed[0].errors.values()
+
+
+def test_a_job_whose_worker_dies_every_time_ends_as_failed(tiny: Any, tmp_path: Path) -> None:
+    store = FakeStore()
+    sweep = tiny({"resources.max_failures": 2, "resources.max_failed_share": 1.0})
+    conductor = conduct(sweep, tmp_path, store)
+    attempts = 0
+    while not conductor.is_finished:
+        job = conductor.next()
+        assert job is not None
+        if job.label == "fifo-s1":
+            attempts += 1
+            conductor.ended(job.id, Outcome("the worker process died"))
+        else:
+            finish(conductor, store, job)
+    assert attempts == 3
+    assert [record.state for record in conductor.records].count("failed") == 1
+
+
+def test_a_worker_that_died_after_publishing_has_not_failed(tiny: Any, tmp_path: Path) -> None:
+    store, sweep = FakeStore(), tiny()
+    conductor = conduct(sweep, tmp_path, store)
+    job = conductor.next()
+    assert job is not None
+    store.published.update(call.ref for call in job.calls)
+    conductor.ended(job.id, Outcome("the worker process died"))
+    assert conductor.num_done == 1
+
+
+def test_too_many_failures_stop_the_sweep(tiny: Any, tmp_path: Path) -> None:
+    store = FakeStore()
+    conductor = conduct(tiny({"resources.max_failed_share": 0.3}), tmp_path, store)
+    failures = 0
+    while (job := conductor.next()) is not None:
+        if job.kind == "evaluate":
+            failures += 1
+            conductor.ended(job.id, Outcome("error", is_final=True))
+        else:
+            finish(conductor, store, job)
+    assert conductor.is_given_up
+    assert failures < 6
+
+
+def test_draining_hands_out_nothing_more(tiny: Any, tmp_path: Path) -> None:
+    store, sweep = FakeStore(), tiny()
+    conductor = conduct(sweep, tmp_path, store)
+    job = conductor.next()
+    assert job is not None
+    conductor.is_draining = True
+    assert conductor.next() is None
+    assert not conductor.is_finished
+    finish(conductor, store, job)
+    assert conductor.is_finished
+
+
+def test_the_search_is_told_the_mean_over_seeds_once_per_configuration(tiny: Any, tmp_path: Path) -> None:
+    told: list[tuple[str, float | None]] = []
+
+    class Listening(GridSearch):
+        def tell(self, proposal: Proposal, value: float | None) -> None:
+            told.append((proposal.arm, value))
+
+    sweep = tiny()
+    values = {item.call.key: 0.25 * trial.seed for trial in planned_trials(sweep) for item in trial.evaluators}
+    store = FakeStore(value=lambda key: values.get(key, 0.0))
+    drain(conduct(sweep, tmp_path, store, Listening(sweep)), store)
+    assert sorted(told) == [("fifo", 0.125), ("max", 0.125)]
+
+
+def test_equal_calls_of_two_trials_are_one_job(tiny: Any, tmp_path: Path) -> None:
+    sweep = tiny({"controls": ("pretrained", "random_real")})
+    trials = [trial for trial in planned_trials(sweep) if trial.arm == "pretrained"]
+    keys = {trial.build[0].key for trial in trials}
+    assert len(trials) == 2
+    assert len(keys) == 1, "without fine-tuning all seeds share one adapter"
+    assert len({job.id for trial in trials for job in jobs_of(trial) if job.kind == "prepare"}) == 3

@@ -1,0 +1,73 @@
+"""The run folder: one driver at a time, one sweep a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddgd_ray.engine.run_folder import RunFolder
+from ddgd_ray.errors import ArtifactError, SpecError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path, "tiny")
+    folder.prepare()
+    return folder
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_run(folder: RunFolder) -> None:
+    with folder.lock(), pytest.raises(ArtifactError, match=r"locked by process \d+ on") as caught, folder.lock():
+        pass
+    assert caught.value.exit_code == 6
+
+
+def test_the_lock_of_a_dead_driver_is_free(folder: RunFolder) -> None:
+    code = (
+        "import os; from pathlib import Path; from ddgd_ray.engine.run_folder import RunFolder\n"
+        f"with RunFolder(Path({str(folder.run_dir)!r}), 'tiny').lock(): os._exit(137)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 137
+    with folder.lock():
+        pass
+
+
+def test_the_same_sweep_may_come_again(folder: RunFolder, tiny: Any) -> None:
+    folder.remember(tiny())
+    folder.remember(tiny())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"seeds.distill": (0, 1, 2)},
+        {"seeds.evaluate": (0, 1)},
+        {"evaluate.networks": ("convnet3_slim", "resnet_slim")},
+        {"controls": ()},
+        {"vary": {"finetune.memory_real.pop": ("max_similarity", "fifo", "random")}},
+    ],
+    ids=["seeds", "evaluate-seeds", "networks", "controls", "wider-grid"],
+)
+def test_a_sweep_may_grow(folder: RunFolder, tiny: Any, more: dict[str, Any]) -> None:
+    folder.remember(tiny())
+    folder.remember(tiny(more))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"finetune.lambda_g": 0.5}, "settings.finetune.lambda_g: was null, is 0.5"),
+        ({"vary": {"finetune.memory_real.pop": ("fifo", "random")}}, "vary.finetune.memory_real.pop"),
+        ({"objective.metric": "top1_last"}, 'objective.metric: was "val_top1", is "top1_last"'),
+    ],
+    ids=["recipe", "another-grid", "objective"],
+)
+def test_another_sweep_under_the_same_name_is_refused_with_the_difference(
+    folder: RunFolder, tiny: Any, other: dict[str, Any], named: str
+) -> None:
+    folder.remember(tiny())
+    with pytest.raises(SpecError, match="another sweep") as caught:
+        folder.remember(tiny(other))
+    assert named in str(caught.value)

@@ -1,0 +1,96 @@
+"""What every stage promises: writes into its folder only, the same bytes for the same spec, finite numbers, honest progress."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddgd_ray.engine.sweep import planned_trials
+from ddgd_ray.spec.stages import STAGE_SPECS
+from ddgd_ray.stages.base import CURVES, Context, StageCall, publish_call, run_call
+from ddgd_ray.store import Store, file_sha256
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, StageCall]]:
+    """A store with one published call of every stage."""
+    store = Store(tmp_path_factory.mktemp("contract"))
+    store.prepare()
+    calls: dict[str, StageCall] = {}
+    for trial in planned_trials(tiny({"seeds.distill": (0,)})):
+        for call in trial.calls():
+            publish_call(call, store, Context())
+            calls.setdefault(call.stage, call)
+    return store, calls
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file; curves hold times, so they are compared by their values."""
+    hashes = {str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+    points = [json.loads(line) for line in (folder / CURVES).read_text().splitlines()]
+    hashes[CURVES] = str([{name: value for name, value in point.items() if name != "time"} for point in points])
+    hashes.pop("manifest.json", None)
+    return hashes
+
+
+def stage_names() -> Iterator[str]:
+    yield from STAGE_SPECS
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_the_same_call_gives_the_same_bytes(made: tuple[Store, dict[str, StageCall]], stage: str, tmp_path: Path) -> None:
+    store, calls = made
+    call = calls[stage]
+    published = store.get(*call.ref)
+    assert published is not None
+    metrics = run_call(call, store, tmp_path, Context(chunk=7))  # another chunk: how, not what
+    found, expected = contents(tmp_path), contents(published.path)
+    if stage == "sample":
+        _assert_close_pictures(tmp_path, published.path)
+        found, expected = ({k: v for k, v in d.items() if k.endswith("jsonl") and k != CURVES} for d in (found, expected))
+    assert found == expected
+    assert metrics == published.metrics
+
+
+def _assert_close_pictures(folder: Path, other: Path) -> None:
+    """Batches of another size round matrix products otherwise: at most one grey level."""
+    from PIL import Image
+
+    for path in (folder / "images").rglob("*.png"):
+        mine, theirs = (np.asarray(Image.open(file)).astype(int) for file in (path, other / path.relative_to(folder)))
+        assert np.abs(mine - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_inputs_are_only_read(made: tuple[Store, dict[str, StageCall]], stage: str) -> None:
+    store, calls = made
+    for value in calls[stage].inputs.values():
+        if isinstance(value, tuple):
+            artifact = store.get(*value)
+            assert artifact is not None
+            store.verify(artifact)
+
+
+@pytest.mark.parametrize("stage", ["finetune", "sample", "evaluate"])
+def test_another_seed_gives_another_artifact(made: tuple[Store, dict[str, StageCall]], stage: str, tmp_path: Path) -> None:
+    store, calls = made
+    call = calls[stage]
+    other = dataclasses.replace(call, spec=call.spec.model_copy(update={"seed": 77}))
+    assert other.key != call.key
+    published = store.get(*call.ref)
+    assert published is not None
+    run_call(other, store, tmp_path, Context())
+    assert contents(tmp_path) != contents(published.path)
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_the_spec_of_a_stage_survives_the_manifest(made: tuple[Store, dict[str, StageCall]], stage: str) -> None:
+    store, calls = made
+    artifact = store.get(*calls[stage].ref)
+    assert artifact is not None
+    again = STAGE_SPECS[stage].model_validate_json(json.dumps(artifact.manifest["spec"]))
+    assert StageCall(again, calls[stage].inputs).key == artifact.key
