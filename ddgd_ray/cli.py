@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ddgd_ray.spec.sweep import Sweep
 
 TRACKER_WAIT_S = 10.0
-EPILOG = "exit codes: 0 done, 2 wrong usage or configuration, 3 some trials failed, 4 too many failed, 5 data, weights or storage "
+EPILOG = (
+    "exit codes: 0 done, 2 wrong usage or configuration, 3 some trials failed, 4 too many failed, 5 data, weights or storage "
+)
 EPILOG += "missing, 6 store or run locked or damaged, 75 interrupted: run the same command again, 130 left at once"
 
 
@@ -134,7 +136,7 @@ def run_sweep_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.run_folder import RunFolder, open_store
     from ddgd_ray.engine.sweep import run_sweep
     from ddgd_ray.engine.work import run_in_process
-    from ddgd_ray.view import LiveView, PlainView
+    from ddgd_ray.view import LiveView, PlainView, machine_busy_s
 
     sweep = _read(args)
     run_dir = _run_dir(args)
@@ -162,12 +164,13 @@ def run_sweep_command(args: argparse.Namespace) -> int:
             shipper = tracker.start_shipper(folder, uri)
         view.start(conductor)
 
-    started = time.monotonic()
+    started, busy_before = time.monotonic(), machine_busy_s()
     try:
         result = run_sweep(sweep, run_dir, execute, emit=view.event, on_start=on_start)
     finally:
         view.stop()
-    _finish(result, open_store(run_dir), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    _finish(result, open_store(run_dir), seconds, busy_share=(machine_busy_s() - busy_before) / seconds / (os.cpu_count() or 1))
     if shipper is not None:
         left = tracker.close(folder, shipper, TRACKER_WAIT_S)
         if left:
@@ -177,7 +180,7 @@ def run_sweep_command(args: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _finish(result: "Result", store: Any, seconds: float) -> None:
+def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> None:
     from ddgd_ray.report.results import rows_of, stage_costs
     from ddgd_ray.report.write import read_run, write_report
 
@@ -187,7 +190,9 @@ def _finish(result: "Result", store: Any, seconds: float) -> None:
     _, records = read_run(path)
     costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
     _echo(f"stages    {costs}")
-    _echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s; {len(rows_of(records, store))} evaluations behind the tables")
+    busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
+    _echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s{busy}")
+    _echo(f"behind it {len(rows_of(records, store))} evaluations")
     for record in result.failed:
         for message in sorted(set(record.errors.values())):
             _echo(f"failed    {record.trial.name}: {message}")

@@ -1,6 +1,7 @@
 """What a sweep looks like while it runs: a panel on a terminal, a line per event elsewhere."""
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -127,6 +128,17 @@ def progress_of(store: Path, keys: list[str]) -> str:
                 point = json.loads(lines[-1])
             except (OSError, IndexError, ValueError):
                 continue
-            values = [f"{name} {value:.3g}" for name, value in point.items() if name not in ("step", "time") and "/" not in name]
+            values = [
+                f"{name} {value:.3g}" for name, value in point.items() if name not in ("step", "time") and "/" not in name
+            ]
             return f"step {point['step']} " + " ".join(values[:4])
     return ""
+
+
+def machine_busy_s() -> float:
+    """Core-seconds that this machine has worked since it started, all processes; 0 where /proc/stat does not tell."""
+    try:
+        user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")

@@ -1,6 +1,6 @@
 """Make fashion.npz: the first images of each class of Fashion-MNIST's own splits.
 
-    python -m ddgd_ray.data.make_fashion [IDX_FOLDER]    # default: where Debian's dataset-fashion-mnist installs it
+python -m ddgd_ray.data.make_fashion [IDX_FOLDER]    # default: where Debian's dataset-fashion-mnist installs it
 """
 
 import sys
@@ -22,11 +22,11 @@ def first_of_each_class(labels: NDArray[np.int64], count: int) -> NDArray[np.int
 
 def main(folder: Path) -> None:
     spec = ImagesSpec(source="fashion-full", classes=tuple("0123456789"), size=28, channels=1)
-    arrays = {}
+    arrays: dict[str, NDArray[np.uint8]] = {}
     for name, split in zip(PER_CLASS, read_splits(spec, folder, *PER_CLASS), strict=True):
         kept: Split = split.take(first_of_each_class(split.labels, PER_CLASS[name]))
         arrays |= {f"{name}_images": kept.images[..., 0], f"{name}_labels": kept.labels.astype(np.uint8)}
-    np.savez_compressed(embedded_fashion(), **arrays)
+    np.savez_compressed(embedded_fashion(), allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":

@@ -138,9 +138,7 @@ def _distill(
 
 
 def _real(sweep: Sweep, shared: _Shared, preset: Preset, arm: str, method: Any, ipc: int, seed: int) -> Trial:
-    select = StageCall(
-        SelectSpec(method=method, ipc=ipc, images=preset.images, seed=seed), {"images": shared.images}
-    )
+    select = StageCall(SelectSpec(method=method, ipc=ipc, images=preset.images, seed=seed), {"images": shared.images})
     evaluators = _evaluators(sweep, shared, preset, select, sweep.spec.evaluate.ipc if ipc else (0,))
     return Trial(arm, {}, seed, True, (), (select,), evaluators)
 

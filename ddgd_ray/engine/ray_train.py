@@ -73,11 +73,8 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def _ours(err: BaseException) -> DdgdError | None:
     """The DdgdError behind what Train raises: workers' errors come wrapped."""
-    for failure in getattr(err, "worker_failures", {}).values():
-        inner = failure if isinstance(failure, DdgdError) else _ours(failure)
-        if inner is not None:
-            return inner
-    inner = err.__cause__ or err.__context__ or getattr(err, "cause", None)
     if isinstance(err, DdgdError):
         return err
-    return _ours(inner) if isinstance(inner, BaseException) else None
+    behind = [*getattr(err, "worker_failures", {}).values(), err.__cause__, err.__context__, getattr(err, "cause", None)]
+    found = (_ours(inner) for inner in behind if isinstance(inner, BaseException))
+    return next((inner for inner in found if inner is not None), None)

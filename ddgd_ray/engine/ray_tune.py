@@ -46,7 +46,13 @@ def start_ray(address: str | None) -> None:
     if ray.is_initialized():
         return
     if address is None:
-        ray.init(resources={WAITER: 1000}, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        ray.init(
+            resources={WAITER: 1000},
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
         token = Path("~/.ray/auth_token").expanduser()
         if token.is_file():
             token.chmod(0o600)  # ray writes it readable for everybody
@@ -64,7 +70,10 @@ def _probe(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as err:
         raise EngineError(
-            f"no answer within 5 s: {err}", code="cluster", where=f"--address {address}", fix="expected HOST:PORT of a ray head"
+            f"no answer within 5 s: {err}",
+            code="cluster",
+            where=f"--address {address}",
+            fix="expected HOST:PORT of a ray head",
         ) from err
 
 
@@ -129,7 +138,7 @@ class Admission:
     """Which jobs may run at once. A wide job's fine-tuning runs in a placement group of Train's own, its trial only waits."""
 
     def __init__(self, cluster: dict[str, float], resources: ResourcesSpec) -> None:
-        """cluster: what ray offers, {"CPU": 2.0, ...}. Raises EngineError when no job would ever fit: ray would wait for ever."""
+        """cluster: what ray offers, {"CPU": 2.0, ...}. Raises EngineError when no job could ever fit: ray would wait."""
         self._cluster, self._resources = cluster, resources
         wanted = {name: amount * resources.workers for name, amount in self._narrow().items()}
         lacking = {name: amount for name, amount in wanted.items() if amount > cluster.get(name, 0)}
@@ -173,8 +182,9 @@ def _trainable() -> type:
     from ray import tune
 
     class JobTrainable(tune.Trainable):
-        def setup(self, config: dict[str, Any], store: Store, resources: ResourcesSpec) -> None:
-            self.store, self.resources = store, resources
+        def setup(self, config: dict[str, Any], store: Any = None, resources: Any = None) -> None:
+            self.store: Store = store  # both come by tune.with_parameters
+            self.resources: ResourcesSpec = resources
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return True  # the process stays, and with it all imports

@@ -33,7 +33,17 @@ def waiting(folder: RunFolder) -> list[Path]:
 def start_shipper(folder: RunFolder, uri: str) -> subprocess.Popen[bytes]:
     """A process of its own, at low priority, that sends what comes into the outbox until it is closed."""
     (folder.outbox / CLOSED).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "ddgd_ray.cli", "sync", str(folder.path), "--tracking-uri", uri, "--follow", str(os.getpid())]
+    command = [
+        sys.executable,
+        "-m",
+        "ddgd_ray.cli",
+        "sync",
+        str(folder.path),
+        "--tracking-uri",
+        uri,
+        "--follow",
+        str(os.getpid()),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with (folder.path / "tracker.log").open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)

@@ -60,9 +60,7 @@ class _PooledBlock(nn.Module):
 class ResNetAP(nn.Sequential):
     """Residual network with one block a stage and average pooling for strides, after a given stem."""
 
-    def __init__(
-        self, num_classes: int, stem: nn.Module, *, widths: tuple[int, ...], norm: Callable[[int], nn.Module]
-    ) -> None:
+    def __init__(self, num_classes: int, stem: nn.Module, *, widths: tuple[int, ...], norm: Callable[[int], nn.Module]) -> None:
         blocks = [
             _PooledBlock(before, after, 1 if index == 0 else 2, norm)
             for index, (before, after) in enumerate(zip((widths[0], *widths), widths, strict=False))
@@ -84,9 +82,7 @@ def _resnet_ap10(num_classes: int, channels: int, size: int) -> nn.Module:
 
 def _resnet_slim(num_classes: int, channels: int, size: int) -> nn.Module:
     """Two residual stages behind a strided stem, batch norm: as dear as SlimConvNet at 32 px."""
-    stem = nn.Sequential(
-        nn.Conv2d(channels, 32, 5, stride=4, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
-    )
+    stem = nn.Sequential(nn.Conv2d(channels, 32, 5, stride=4, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
     return ResNetAP(num_classes, stem, widths=(32, 64), norm=nn.BatchNorm2d)
 
 

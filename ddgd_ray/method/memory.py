@@ -140,23 +140,26 @@ class LatentMemory:
         sizes_P = self.size_K[classes_P] + counts_P
         fate_B = torch.rand(len(labels), dtype=torch.float64, generator=self._generator)
 
-        dev = {"device": device, "non_blocking": True}
-        labels_d, classes_d, group_d = labels.to(**dev), classes_P.to(**dev), group_B.to(**dev)
+        labels_d, classes_d, group_d = (
+            labels.to(device, non_blocking=True),
+            classes_P.to(device, non_blocking=True),
+            group_B.to(device, non_blocking=True),
+        )
         free_PS = (self.born_KS[classes_d] != FREE).to(torch.int8).argsort(dim=1, stable=True)
-        slot_B = free_PS[group_d, place_B.to(**dev)]
+        slot_B = free_PS[group_d, place_B.to(device, non_blocking=True)]
 
         norm_B = z_BD.detach().float().norm(dim=1)
         unit_BD = F.normalize(z_BD.detach().float(), dim=1)
         self.unit_KSD[labels_d, slot_B] = unit_BD
         self.norm_KS[labels_d, slot_B] = norm_B
-        self.born_KS[labels_d, slot_B] = births_B.to(**dev)
-        self.fate_KS[labels_d, slot_B] = fate_B.to(**dev)
+        self.born_KS[labels_d, slot_B] = births_B.to(device, non_blocking=True)
+        self.fate_KS[labels_d, slot_B] = fate_B.to(device, non_blocking=True)
 
         valid_PS = self.born_KS[classes_d] != FREE
         cosine_BS = _to_grid(self._own_cosines(unit_BD, classes_d, group_d)) * valid_PS[group_d]
         self.gram_KSS[labels_d, slot_B] = cosine_BS
         self.gram_KSS[labels_d, :, slot_B] = cosine_BS
-        is_new_PS = valid_PS & (self.born_KS[classes_d] >= started_P.to(**dev)[:, None])
+        is_new_PS = valid_PS & (self.born_KS[classes_d] >= started_P.to(device, non_blocking=True)[:, None])
         # old rows gain their cosine to each new row; new rows take the sum of theirs
         gained_PS = torch.zeros_like(self.sums_KS[classes_d]).index_add_(0, group_d, cosine_BS.double())
         self.sums_KS[classes_d] = torch.where(is_new_PS, 0.0, self.sums_KS[classes_d] + gained_PS) * valid_PS

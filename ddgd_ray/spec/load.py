@@ -129,9 +129,7 @@ def parse(text: str, source: str) -> Document:
                     f"invisible character U+{ord(found.group()):04X} in column {found.start() + 1}",
                     code="yaml",
                     where=f"{source}:{number}",
-                    fix="replace it with a plain space"
-                    if found.group().isspace()
-                    else "remove it, or save the file as UTF-8",
+                    fix="replace it with a plain space" if found.group().isspace() else "remove it, or save the file as UTF-8",
                 )
             )
     if errors:
@@ -200,9 +198,7 @@ def _plain(node: Node, path: Path_, source: str, places: dict[Path_, str], error
     return node.value if node.style in ('"', "'", "|", ">") else _scalar(node.value)
 
 
-def _mapping(
-    node: MappingNode, path: Path_, source: str, places: dict[Path_, str], errors: list[SpecError]
-) -> dict[str, Any]:
+def _mapping(node: MappingNode, path: Path_, source: str, places: dict[Path_, str], errors: list[SpecError]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -279,7 +275,8 @@ def _as_spec_error(cls: type[BaseModel], document: Document, path: Path_, detail
         fix = f"add a line `{location[-1]}: VALUE`"
         return SpecError("this key is required", code="missing-key", where=document.where(location), fix=fix)
     if detail["type"] == "value_error":
-        return SpecError(expected(detail), code="spec", where=document.where(location))
+        what, *fix = detail["ctx"]["error"].args  # our validators raise ValueError(what) or ValueError(what, fix)
+        return SpecError(what, code="spec", where=document.where(location), fix=next(iter(fix), ""))
     fix = ""
     if detail["type"] == "literal_error" and isinstance(detail["input"], str):
         choices = re.findall(r"'([^']+)'", str(detail["ctx"]["expected"]))
@@ -290,6 +287,7 @@ def _as_spec_error(cls: type[BaseModel], document: Document, path: Path_, detail
         fix = "put the value in brackets: [value]"
     if detail["type"] == "plain_type" and isinstance(detail["input"], Mapping):
         fix = f"write one dotted path a field, e.g. {location[-1]}.{next(iter(detail['input']), 'field')}: VALUE"
+    fix = fix or _example(cls, detail["loc"])
     code = "wrong-type" if detail["type"].endswith(("_type", "int_from_float")) else "out-of-range"
     what = f"expected {expected(detail)}, got {shown(detail['input'])}"
     return SpecError(what, code=code, where=document.where(location), fix=fix)
@@ -327,7 +325,13 @@ def expected(detail: Any) -> str:
     """What a field wants, in our words where pydantic's are its own."""
     if detail["type"] in _EXPECTED:
         return _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
-    return str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    return str(detail["msg"]).removeprefix("Input should be ")
+
+
+def _example(cls: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    """The default of the field as something to try, or ""."""
+    field_ = _model_at(cls, location[:-1]).model_fields.get(str(location[-1]))
+    return f"try {field_.default}" if field_ and isinstance(field_.default, int | float) else ""
 
 
 def _model_at(cls: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel]:

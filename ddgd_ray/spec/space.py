@@ -80,7 +80,7 @@ def read_space(path: Path) -> tuple[Space, Document]:
                 location = (name, *[part for part in detail["loc"] if part not in ("choice", "int", "float")])
                 what = _WHAT.get(detail["type"], f"expected {expected(detail)}, got {shown(detail['input'])}")
                 if detail["type"] == "value_error":
-                    what = expected(detail)
+                    what = str(detail["ctx"]["error"])
                 errors.append(SpecError(what, code="search-space", where=document.where(location), fix=EXAMPLE))
     if errors:
         raise SpecErrors(errors)

@@ -37,7 +37,7 @@ class ImagesSpec(Spec):
     @classmethod
     def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(classes)) != len(classes):
-            raise ValueError("a class is listed twice")
+            raise ValueError("a class is listed twice", "remove one of the two")
         return classes
 
     @field_validator("validation_per_class")
@@ -45,7 +45,8 @@ class ImagesSpec(Spec):
     def _some_are_left(cls, number: int, info: ValidationInfo) -> int:
         most = TRAIN_PER_CLASS.get(info.data.get("source", ""), number + 1)
         if number >= most:
-            raise ValueError(f"expected less than the {most} training images of a class, got {number}")
+            what = f"expected less than the {most} training images of a class, got {number}"
+            raise ValueError(what, "leave some to distill")
         return number
 
 
@@ -150,7 +151,9 @@ class FinetuneSpec(StageSpec):
     @classmethod
     def _local_ranks_need_local_scope(cls, number: int, info: ValidationInfo) -> int:
         if info.data.get("memory_scope") == "global" and number != 1:
-            raise ValueError("local_ranks means something with memory_scope: local only")
+            raise ValueError(
+                "local_ranks means something with memory_scope: local only", "set finetune.memory_scope, or leave 1"
+            )
         return number
 
 
@@ -225,6 +228,5 @@ class EvaluateSpec(StageSpec):
 
 
 STAGE_SPECS: dict[str, type[StageSpec]] = {
-    cls.stage: cls
-    for cls in (AutoencoderSpec, EncodeSpec, PretrainSpec, FinetuneSpec, SampleSpec, SelectSpec, EvaluateSpec)
+    cls.stage: cls for cls in (AutoencoderSpec, EncodeSpec, PretrainSpec, FinetuneSpec, SampleSpec, SelectSpec, EvaluateSpec)
 }

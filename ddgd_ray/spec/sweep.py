@@ -37,9 +37,9 @@ class SeedsSpec(Spec):
     @classmethod
     def _seeds_are_sound(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) != len(seeds):
-            raise ValueError("a seed is listed twice")
+            raise ValueError("a seed is listed twice", "remove one of the two")
         if any(not 0 <= seed < 2**31 for seed in seeds):
-            raise ValueError("a seed must lie in 0 .. 2^31 - 1")
+            raise ValueError("a seed must lie in 0 .. 2^31 - 1", "e.g. [0, 1, 2]")
         return seeds
 
 
@@ -54,16 +54,16 @@ class EvaluatorsSpec(Spec):
         for name in networks:
             if name not in NETWORKS and not name.startswith("timm/"):
                 known = f"known: {', '.join(NETWORKS)}, and timm/NAME"
-                raise ValueError(f"unknown network {name!r}; {known}; did you mean {nearest(name, NETWORKS)}?")
+                raise ValueError(f"unknown network {name!r}; {known}", f"did you mean {nearest(name, NETWORKS)}?")
         if len(set(networks)) != len(networks):
-            raise ValueError("a network is listed twice")
+            raise ValueError("a network is listed twice", "remove one of the two")
         return networks
 
     @field_validator("ipc")
     @classmethod
     def _positive(cls, ipc: tuple[int, ...]) -> tuple[int, ...]:
         if min(ipc) < 1 or len(set(ipc)) != len(ipc):
-            raise ValueError("each ipc must be 1 or more, and listed once")
+            raise ValueError("each ipc must be 1 or more, and listed once", "e.g. [10, 50]")
         return ipc
 
 
@@ -118,15 +118,16 @@ class SweepSpec(Spec):
     def _values_differ(cls, vary: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
         for path, values in vary.items():
             if not values:
-                raise ValueError(f"{path} lists no value")
+                raise ValueError(f"{path} lists no value", "list the values to compare")
             if len(set(map(repr, values))) != len(values):
-                raise ValueError(f"{path} lists a value twice")
+                raise ValueError(f"{path} lists a value twice", "remove one of the two")
         return vary
 
     @model_validator(mode="after")
     def _one_way_to_vary(self) -> Self:
         if bool(self.vary) == (self.search is not None):
-            raise ValueError("give either `vary` (a grid) or `search` (a search space), one of the two")
+            what = "give either `vary` (a grid) or `search` (a search space), one of the two"
+            raise ValueError(what, "e.g. vary: {finetune.lambda_g: [0.0, 0.008]}")
         return self
 
 
@@ -208,9 +209,7 @@ def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int
 
 def _set_by_sweep(name: str, where: str) -> SpecError:
     fix = f"use {SET_BY_SWEEP[name]} in its place"
-    return SpecError(
-        f"the sweep itself sets {name} for each of its jobs", code="unknown-key", where=f"{where} {name}", fix=fix
-    )
+    return SpecError(f"the sweep itself sets {name} for each of its jobs", code="unknown-key", where=f"{where} {name}", fix=fix)
 
 
 def _read_space(spec: SweepSpec, sweep_file: Path, document: Document) -> tuple[Space, dict[str, str]]:

@@ -66,7 +66,7 @@ def _train(spec: AutoencoderSpec, train: torch.Tensor, ctx: Context) -> Autoenco
         optimizer.step()
         schedule.step()
         if step % 20 == 0 or step == spec.steps - 1:
-            ctx.report(step, {"loss": float(loss), "mse": float(mse), "kl": float(kl_term)})
+            ctx.report(step, {"loss": float(loss.detach()), "mse": float(mse.detach()), "kl": float(kl_term.detach())})
     return kl.eval()
 
 

@@ -51,9 +51,7 @@ class StageCall:
         return (self.stage, self.key)
 
     def input_keys(self) -> dict[str, str]:
-        return {
-            name: value.fingerprint if isinstance(value, Outside) else value[1] for name, value in self.inputs.items()
-        }
+        return {name: value.fingerprint if isinstance(value, Outside) else value[1] for name, value in self.inputs.items()}
 
 
 @dataclass

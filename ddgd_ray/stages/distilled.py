@@ -37,7 +37,9 @@ def read_set(folder: Path, spec: ImagesSpec, ipc: int) -> Split:
         paths = sorted((folder / "images" / name).glob("*.png"))
         if len(paths) < max(ipc, 1):
             raise StageError(
-                f"class {name} has {len(paths)} images, {max(ipc, 1)} are needed", where=str(folder), fix="lower evaluate.ipc"
+                f"class {name} has {len(paths)} images, {max(ipc, 1)} are needed",
+                where=str(folder),
+                fix="lower evaluate.ipc",
             )
         for path in paths[:ipc] if ipc else paths:
             try:
@@ -46,7 +48,9 @@ def read_set(folder: Path, spec: ImagesSpec, ipc: int) -> Split:
             except OSError as err:
                 raise StageError(f"cannot be decoded: {err}", code="corrupt-image", where=str(path)) from err
             if pixels.shape[:2] != (spec.size, spec.size):
-                raise StageError(f"is {pixels.shape[1]} x {pixels.shape[0]}, expected {spec.size} x {spec.size}", where=str(path))
+                raise StageError(
+                    f"is {pixels.shape[1]} x {pixels.shape[0]}, expected {spec.size} x {spec.size}", where=str(path)
+                )
             images.append(pixels.reshape(spec.size, spec.size, spec.channels))
             labels.append(label)
             names.append(f"{name}/{path.name}")

@@ -44,7 +44,7 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     )
     if spec.steps and spec.ema_decay**spec.steps > 0.5:
         log.warning(
-            "after %d steps the average still holds %.0f %% of the starting weights; lower finetune.ema_decay, or sample.weights: raw",
+            "after %d steps the average still holds %.0f %% of the starting weights; lower ema_decay, or sample.weights: raw",
             spec.steps,
             100 * spec.ema_decay**spec.steps,
         )

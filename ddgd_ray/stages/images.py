@@ -34,8 +34,6 @@ class Split:
         return Split(self.images[rows], self.labels[rows], [self.names[row] for row in rows])
 
 
-
-
 @dataclass(frozen=True)
 class _Listing:
     """What a source holds before anything is decoded; load(rows) gives their images."""

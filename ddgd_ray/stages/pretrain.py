@@ -50,7 +50,7 @@ def run(spec: PretrainSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
         cosine.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - spec.ema_decay)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step % 50 == 0 or step == spec.steps - 1:
             ctx.report(step, {"loss": losses[-1]})
     save_dit(average, out)

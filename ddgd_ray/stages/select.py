@@ -12,7 +12,7 @@ from ddgd_ray.stages.images import read_splits
 
 
 def run(spec: SelectSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes spec.ipc images a class, drawn without replacement; the set of a smaller ipc is a prefix. `all` takes every one."""
+    """Writes spec.ipc images a class, drawn without replacement; a smaller ipc is a prefix. `all` takes every one."""
     (train,) = read_splits(spec.images, inputs["images"], "train")
     rows: list[int] = []
     for label, name in enumerate(spec.images.classes):

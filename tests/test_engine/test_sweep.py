@@ -48,7 +48,9 @@ def test_a_finished_sweep_runs_nothing_again(calm: Result, tiny: Any) -> None:
 
 def test_more_seeds_run_only_themselves(calm: Result, tiny: Any) -> None:
     events: list[Event] = []
-    more = run_sweep(tiny({"name": "more", "seeds.distill": (0, 1, 2)}), calm.folder.run_dir, run_in_process, emit=events.append)
+    more = run_sweep(
+        tiny({"name": "more", "seeds.distill": (0, 1, 2)}), calm.folder.run_dir, run_in_process, emit=events.append
+    )
     ran = [event.job.label for event in events if event.kind == "done" and event.job]
     assert more.num_ran == 6
     assert all("-s2" in label for label in ran)
@@ -132,9 +134,7 @@ def test_two_train_workers_share_a_fine_tuning(ray_cluster: None, calm: Result, 
     assert losses(tmp_path) == pytest.approx(losses(calm.folder.run_dir), rel=1e-4)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_job_repeated(
-    ray_cluster: None, tiny: Any, tmp_path: Path
-) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_its_job_repeated(ray_cluster: None, tiny: Any, tmp_path: Path) -> None:
     from ddgd_ray.engine.ray_tune import run_with_tune
 
     killed: list[int] = []

@@ -70,7 +70,13 @@ def test_a_trial_has_its_parameters_curves_diagnostics_and_picture(shipped: tupl
     arm = next(record.trial for record in result.records if record.trial.arm == "fifo")
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`ddgd.key` = 'tiny/{arm.name}'")
     assert run.data.params["finetune.memory_real.pop"] == "fifo"
-    assert {"val_top1", "top1_last", "top1_best", "finetune/L_real", "finetune/memory_gen/mean_age"} <= run.data.metrics.keys()
+    assert {
+        "val_top1",
+        "top1_last",
+        "top1_best",
+        "finetune/L_real",
+        "finetune/memory_gen/mean_age",
+    } <= run.data.metrics.keys()
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["distilled.png"]
 
 

@@ -159,9 +159,7 @@ def test_joint_gradient_flows_to_one_sample_of_each_class_along_one_row(largest:
     memory.push(torch.randn(12, 6, generator=generator), torch.arange(12) % 3)
     z_hat_BD = torch.randn(9, 6, generator=generator).requires_grad_()
     labels_B = torch.tensor([0, 2, 1, 0, 2, 1, 2, 2, 0])
-    loss = from_cosines(
-        *memory.cosines(z_hat_BD, labels_B), labels_B, largest=largest, reduction="joint", aggregation="mean"
-    )
+    loss = from_cosines(*memory.cosines(z_hat_BD, labels_B), labels_B, largest=largest, reduction="joint", aggregation="mean")
     loss.backward()
 
     expected_BD = torch.zeros(9, 6)
@@ -183,9 +181,7 @@ def test_joint_gradient_goes_to_one_pair_even_when_two_samples_tie() -> None:
     memory.push(torch.tensor([[1.0, 0, 0]]), torch.tensor([0]))
     z_hat_BD = torch.tensor([[1.0, 2.0, 0], [1.0, 2.0, 0]], requires_grad=True)
     labels_B = torch.tensor([0, 0])
-    from_cosines(
-        *memory.cosines(z_hat_BD, labels_B), labels_B, largest=True, reduction="joint", aggregation="mean"
-    ).backward()
+    from_cosines(*memory.cosines(z_hat_BD, labels_B), labels_B, largest=True, reduction="joint", aggregation="mean").backward()
     assert int((z_hat_BD.grad.abs().sum(dim=1) > 0).sum()) == 1
 
 
@@ -195,9 +191,7 @@ def test_per_sample_gradient_reaches_every_sample_whose_memory_holds_a_row() -> 
     memory.push(torch.randn(4, 5, generator=generator), torch.zeros(4, dtype=torch.int64))
     z_hat_BD = torch.randn(4, 5, generator=generator).requires_grad_()
     labels_B = torch.tensor([0, 1, 0, 0])
-    loss = from_cosines(
-        *memory.cosines(z_hat_BD, labels_B), labels_B, largest=True, reduction="per_sample", aggregation="mean"
-    )
+    loss = from_cosines(*memory.cosines(z_hat_BD, labels_B), labels_B, largest=True, reduction="per_sample", aggregation="mean")
     loss.backward()
     assert (z_hat_BD.grad.abs().sum(dim=1) > 0).tolist() == [True, False, True, True]
 

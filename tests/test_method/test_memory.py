@@ -219,9 +219,7 @@ def test_row_sums_equal_sums_rebuilt_from_the_rows_after_many_pushes(pop: str, m
             # seven float32 cosines, each off by its own rounding (1e-7) and by half a grid step (3e-8)
             unit_MD = F.normalize(memory.rows(label).double(), dim=1)
             order = memory.born_KS[label][is_held_S].argsort()
-            torch.testing.assert_close(
-                memory.sums_KS[label][is_held_S][order], (unit_MD @ unit_MD.T).sum(1), atol=5e-6, rtol=0
-            )
+            torch.testing.assert_close(memory.sums_KS[label][is_held_S][order], (unit_MD @ unit_MD.T).sum(1), atol=5e-6, rtol=0)
 
 
 def test_cosines_are_those_of_the_own_class_and_differentiable() -> None:

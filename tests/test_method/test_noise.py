@@ -96,9 +96,7 @@ def test_posterior_at_the_first_timestep_is_x0_with_the_variance_of_the_second()
 def test_learned_range_ends_at_the_posterior_variance_and_at_beta_and_is_straight_between() -> None:
     schedule = linear_schedule()
     shape = (7, 1, 2, 2)
-    low, middle, high = (
-        learned_log_variance(schedule, torch.full(shape, v, dtype=torch.float64), SOME_T) for v in (-1, 0, 1)
-    )
+    low, middle, high = (learned_log_variance(schedule, torch.full(shape, v, dtype=torch.float64), SOME_T) for v in (-1, 0, 1))
     _, smallest = posterior(schedule, torch.zeros(shape), torch.zeros(shape, dtype=torch.float64), SOME_T)
     torch.testing.assert_close(low, smallest.expand(shape).double())  # float32 in, so float32's tolerance
     torch.testing.assert_close(high.exp(), schedule.beta_T[SOME_T].view(-1, 1, 1, 1).expand(shape))

@@ -149,7 +149,13 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("written", "shown"),
-    [("yes", "text 'yes'"), ("64.5", "number 64.5"), ('"64"', "text '64'"), ("1_000", "text '1_000'"), ("true", "boolean True")],
+    [
+        ("yes", "text 'yes'"),
+        ("64.5", "number 64.5"),
+        ('"64"', "text '64'"),
+        ("1_000", "text '1_000'"),
+        ("true", "boolean True"),
+    ],
 )
 def test_only_an_integer_is_an_integer(written: str, shown: str) -> None:
     (message,) = problems_of(f"pop: fifo\nsize: {written}\n")

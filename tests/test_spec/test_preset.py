@@ -84,7 +84,9 @@ def test_an_unknown_preset_names_all_and_the_nearest() -> None:
 def test_all_sections_are_checked_at_once() -> None:
     errors: list[SpecError] = []
     changes = {"finetune.stps": 3, "sample.steps": 0, "evaluate.protocol.optimizer": "adam", "images.size": 32.5}
-    document = with_overrides(read_preset("fashion"), {path: (value, f"b.yaml:{path}") for path, value in changes.items()}, errors)
+    document = with_overrides(
+        read_preset("fashion"), {path: (value, f"b.yaml:{path}") for path, value in changes.items()}, errors
+    )
     assert build_preset(document, errors) is None
     assert "images.size: expected an integer, got number 32.5" in str(errors[0])  # all sections hold the images: no more now
     document = with_overrides(document, {"images.size": (32, "b.yaml")}, errors := [])
@@ -103,12 +105,14 @@ def test_a_class_listed_twice_is_refused_where_it_was_written() -> None:
     errors: list[SpecError] = []
     document = with_overrides(read_preset("fashion"), {"images.classes": (("a", "a"), "--set")}, errors)
     assert build_preset(document, errors) is None
-    assert str(errors[0]) == "error[spec]: --set images.classes: a class is listed twice"
+    assert str(errors[0]) == "error[spec]: --set images.classes: a class is listed twice\n  help: remove one of the two"
 
 
 def test_local_ranks_need_a_local_scope() -> None:
     assert build("fashion", {"finetune.memory_scope": "local", "finetune.local_ranks": 2}).finetune.local_ranks == 2
-    with pytest.raises(AssertionError, match=r"--set finetune\.local_ranks: local_ranks means something with memory_scope: local"):
+    with pytest.raises(
+        AssertionError, match=r"--set finetune\.local_ranks: local_ranks means something with memory_scope: local"
+    ):
         build("fashion", {"finetune.local_ranks": 2})
 
 

@@ -31,7 +31,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def tune(inputs: dict[str, Path], out: Path, **changes: Any) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    values = {"steps": 6, "batch_size": 12, "ema_decay": 0.5, "memory_real": MemorySpec(size=4), "memory_gen": MemorySpec(size=4)}
+    values = {
+        "steps": 6,
+        "batch_size": 12,
+        "ema_decay": 0.5,
+        "memory_real": MemorySpec(size=4),
+        "memory_gen": MemorySpec(size=4),
+    }
     out.mkdir(exist_ok=True)
     metrics = finetune.run(FinetuneSpec(**{**values, **changes}), inputs, out, Context())
     return metrics, load_file(out / ADAPTER_FILE)
