@@ -185,17 +185,21 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
     from ddgd_ray.report.write import read_run, write_report
 
     path = result.folder.path
+    _, records = read_run(path)
+    for cause in result.causes:
+        _echo(cause)
+    if not rows_of(records, store):
+        _echo("no evaluation has finished: there is no table yet")
+        return
     markdown, files = write_report(path, store)
     _echo("\n" + markdown)
-    _, records = read_run(path)
     costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
     _echo(f"stages    {costs}")
     busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
     _echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s{busy}")
     _echo(f"behind it {len(rows_of(records, store))} evaluations")
-    for record in result.failed:
-        for message in sorted(set(record.errors.values())):
-            _echo(f"failed    {record.trial.name}: {message}")
+    if result.failed:
+        _echo(f"failed    {', '.join(record.trial.name for record in result.failed)}")
     _echo(f"tables    {files[0]}\nresults   {files[1]}")
     if len(files) > 2:
         _echo(f"pictures  {path / 'report'}/grid-*.png ({len(files) - 2})")

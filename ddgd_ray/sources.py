@@ -20,6 +20,7 @@ FASHION_FILES = (
 )
 # SHA-256 over the four decompressed files in the order above; the same from Debian and from torchvision's download
 FASHION_FINGERPRINT = "sha256:14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214"
+EMBEDDED_PER_CLASS = {"fashion": 1000, "fashion-full": 6000, "digits": 140}  # training images of the smallest class
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
@@ -71,6 +72,15 @@ def images_source(spec: ImagesSpec) -> tuple[str, Path]:
                 fix="lower images.validation_per_class or add images",
             )
     return _folder_fingerprint(root, files), root
+
+
+def training_images_per_class(spec: ImagesSpec, root: Path) -> int:
+    """Images of the smallest class that may be distilled: without the validation slice."""
+    if spec.source in EMBEDDED_PER_CLASS:
+        smallest = EMBEDDED_PER_CLASS[spec.source]
+    else:
+        smallest = min(len(paths) for paths in image_files(spec.classes, root)["train"].values())
+    return smallest - spec.validation_per_class
 
 
 def _fashion_root(spec: ImagesSpec) -> Path:

@@ -46,11 +46,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. is_final: running it again would fail again."""
+    """How a job ended. is_final: running it again would fail again. exit_code: of the error's class."""
 
     error: str = ""
     is_final: bool = False
     seconds: float = 0.0
+    exit_code: int = 1
 
 
 @dataclass
@@ -84,6 +85,8 @@ class Conductor:
     records: list[TrialRecord] = field(default_factory=list)
     running: dict[str, Job] = field(default_factory=dict)
     failed: dict[Ref, str] = field(default_factory=dict)
+    causes: dict[str, int] = field(default_factory=dict)
+    """{message: exit code} of the jobs that failed themselves, not for want of an input."""
 
     def __post_init__(self) -> None:
         self._published: set[Ref] = set()
@@ -145,7 +148,7 @@ class Conductor:
                 self.emit(Event("retry", job, text=outcome.error))
                 self._waiting[job_id] = job
                 return
-            self._fail(job, outcome.error)
+            self._fail(job, outcome)
         self._settle()
 
     def give_back(self, job_id: str) -> None:
@@ -157,11 +160,12 @@ class Conductor:
             self._published.add(ref)
         return ref in self._published
 
-    def _fail(self, job: Job, error: str) -> None:
+    def _fail(self, job: Job, outcome: Outcome) -> None:
         """The job's calls failed, and with them all that needs them."""
         self._num_failed += 1
-        self.emit(Event("failed", job, text=error))
-        broken = {call.ref: error for call in job.calls if not self._has(call.ref)}
+        self.causes[outcome.error] = outcome.exit_code
+        self.emit(Event("failed", job, text=outcome.error))
+        broken = {call.ref: outcome.error for call in job.calls if not self._has(call.ref)}
         while broken:
             self.failed |= broken
             dependants = [waiting for waiting in self._waiting.values() if waiting.needs & broken.keys()]

@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ddgd_ray.sources import images_source, weights_source
+from ddgd_ray.errors import SpecError
+from ddgd_ray.sources import images_source, training_images_per_class, weights_source
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.stages import SelectSpec
@@ -77,6 +79,7 @@ def plan_controls(sweep: Sweep) -> list[Trial]:
             continue
         for seed in sweep.spec.seeds.distill:
             if control == "random_real":
+                _check_ipc(sweep, shared, preset)
                 trials.append(_real(sweep, shared, preset, control, "random", max(sweep.spec.evaluate.ipc), seed))
                 continue
             change = {"steps": 0} if control == "pretrained" else {"lambda_r": 0.0, "lambda_g": 0.0}
@@ -105,6 +108,18 @@ class _Shared:
     def _add(self, call: StageCall) -> Ref:
         self.prepare.append(call)
         return call.ref
+
+
+def _check_ipc(sweep: Sweep, shared: _Shared, preset: Preset) -> None:
+    available = training_images_per_class(preset.images, Path(shared.images.path))
+    wanted = max(sweep.spec.evaluate.ipc)
+    if wanted > available:
+        raise SpecError(
+            f"random_real needs {wanted} real training images a class, the smallest class has {available}",
+            code="too-few-images",
+            where=sweep.source.where(("evaluate", "ipc")),
+            fix=f"set evaluate.ipc to {available} or less, or leave random_real out of controls",
+        )
 
 
 def shared_calls(preset: Preset) -> tuple[StageCall, ...]:

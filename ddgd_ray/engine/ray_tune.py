@@ -4,6 +4,7 @@ Tune executes, packs resources and keeps worker processes alive between trials. 
 asked: each start is a new experiment, and `Tuner.restore` is not used (shared notes on the engine: it repeats or loses trials).
 """
 
+import dataclasses
 import logging
 import os
 import pickle
@@ -104,10 +105,10 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
             job_id = self._jobs.pop(trial_id, None)
             if job_id is None or job_id not in conductor.running:
                 return
-            if error or result is None or "problem" not in result:
+            if error or result is None or "is_final" not in result:
                 conductor.ended(job_id, Outcome("the worker process died"))
             else:
-                conductor.ended(job_id, Outcome(result["problem"], result["is_final"], result["seconds"]))
+                conductor.ended(job_id, Outcome(**{field.name: result[field.name] for field in dataclasses.fields(Outcome)}))
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_text("{}")  # nothing of ours lives here
@@ -203,11 +204,6 @@ def _trainable() -> type:
                 return publish_with_train(call, store, ctx, workers=workers, gpus=self.resources.gpus)
 
             outcome = run_job(job, self.store, self.resources, publish)
-            return {
-                "done": True,
-                "problem": outcome.error,  # Tune has an `error` of its own
-                "is_final": outcome.is_final,
-                "seconds": outcome.seconds,
-            }
+            return {"done": True, **vars(outcome)}
 
     return JobTrainable

@@ -24,6 +24,7 @@ class Result:
 
     folder: RunFolder
     records: list[TrialRecord]
+    causes: dict[str, int]
     is_interrupted: bool
     is_given_up: bool
     num_ran: int
@@ -34,7 +35,10 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        if self.is_given_up or (self.records and len(self.failed) == len(self.records)):
+        is_nothing_left = bool(self.records) and len(self.failed) == len(self.records)
+        if is_nothing_left and set(self.causes.values()) == {5}:
+            return 5  # data, weights or storage stand in the way of every trial
+        if self.is_given_up or is_nothing_left:
             return 4
         if self.is_interrupted:
             return 75
@@ -83,6 +87,7 @@ def run_sweep(
         return Result(
             folder,
             conductor.records,
+            conductor.causes,
             is_interrupted=is_stopped and not conductor.is_given_up,
             is_given_up=conductor.is_given_up,
             num_ran=conductor.num_done,

@@ -28,7 +28,7 @@ def run_job(job: Job, store: Store, resources: ResourcesSpec, publish: Publish =
         for call in job.calls:
             publish(call, store, context_of(resources))
     except DdgdError as err:
-        return Outcome(str(err), is_final=True, seconds=time.monotonic() - started)
+        return Outcome(str(err), is_final=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except Exception as err:
         log.exception("%s failed", job.label)
         last = traceback.extract_tb(err.__traceback__)[-1]

@@ -31,7 +31,8 @@ def markdown_report(sweep: Mapping[str, Any], rows: Sequence[Row], failed: Seque
         f"# {spec['name']}: preset {spec['preset']}",
         f"Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation seeds (n); protocol "
         f"{', '.join(protocols)}; networks {', '.join(spec['evaluate']['networks'])}; images per class "
-        f"{', '.join(map(str, spec['evaluate']['ipc']))}; classifier seeds {len(spec['seeds']['evaluate'])} a set, averaged first.",
+        f"{', '.join(map(str, spec['evaluate']['ipc']))}; classifier seeds {len(spec['seeds']['evaluate'])} a set, averaged "
+        f"first.",
     ]
     for ipc in spec["evaluate"]["ipc"]:
         grid = grid_table([row for row in rows if row.ipc == ipc and not row.is_control], spec["vary"])
@@ -98,8 +99,8 @@ def selection_note(spec: Mapping[str, Any], rows: Sequence[Row]) -> str:
         else "Differences smaller than two standard errors are noise."
     )
     return (
-        f"## Selection\n\nBest by {metric}: **{best}**, {values[best]}, measured on {on}. Its test accuracy after the last step: "
-        f"{_text(test)}. {claim}"
+        f"## Selection\n\nBest by {metric}: **{best}**, {values[best]}, measured on {on}. "
+        f"Its test accuracy after the last step: {_text(test)}. {claim}"
     )
 
 

@@ -183,7 +183,7 @@ def test_an_unknown_key_gets_the_known_ones_and_the_nearest() -> None:
 
 def test_a_bound_is_told_with_the_value() -> None:
     (message,) = problems_of("size: 1\n")
-    assert message == "error[out-of-range]: a.yaml:1 size: expected a number >= 2, got integer 1"
+    assert message == "error[out-of-range]: a.yaml:1 size: expected a number >= 2, got integer 1\n  help: try 64"
 
 
 def test_all_wrong_fields_are_told_at_once() -> None:

@@ -97,7 +97,7 @@ def test_an_override_deep_in_a_section_leaves_its_neighbours(tmp_path: Path) -> 
         (BASE + "set: {finetune.steps: null}\n", "wrong-type]: a.yaml:4 set.finetune.steps", "got nothing None"),
         (
             BASE + "set: {finetune.memory_real: {size: 3}}\n",
-            "wrong-type]: a.yaml:4 set",
+            "wrong-type]: a.yaml:4 set.finetune.memory_real",
             "e.g. finetune.memory_real.size: VALUE",
         ),
         (BASE + "set: {finetune.seed: 3}\n", "unknown-key]: a.yaml:4 finetune.seed", "use seeds.distill in its place"),
