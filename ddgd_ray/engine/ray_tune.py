@@ -44,6 +44,7 @@ def start_ray(address: str | None) -> None:
         os.environ.setdefault(name, value)
     import ray
 
+    _hush()
     if ray.is_initialized():
         return
     if address is None:
@@ -60,6 +61,16 @@ def start_ray(address: str | None) -> None:
         return
     _probe(address)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+
+
+def _hush() -> None:
+    """ray puts a handler for stderr on its logger, at import and at init; what it says goes to the run's log file instead."""
+    for name in ("_private.authentication.authentication_token_setup", "tune.analysis.experiment_analysis"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # advice for who calls ray himself; metrics are in our store
+    logger = logging.getLogger("ray")
+    for handler in list(logger.handlers):
+        if type(handler) is not logging.FileHandler:
+            logger.removeHandler(handler)
 
 
 def _probe(address: str) -> None:
@@ -81,6 +92,7 @@ def _probe(address: str) -> None:
 def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, address: str | None = None) -> None:
     """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop."""
     start_ray(address)
+    _hush()
     import ray
     from ray import tune
     from ray.tune.search import Searcher

@@ -255,3 +255,10 @@ def test_a_sample_that_takes_no_part_changes_neither_extreme_nor_mean_of_its_cla
     for reduction, expected in (("joint", 0.4), ("per_sample", 0.25)):
         got = from_cosines(cosine_BS, valid_BS, labels_B, largest=True, reduction=reduction, aggregation="mean")
         assert float(got) == pytest.approx(expected)
+
+
+def test_a_class_without_a_value_adds_nothing_whatever_stands_in_its_place() -> None:
+    value_P, has_value_P = torch.tensor([0.25, 9.0]), torch.tensor([True, False])
+    weights_P = class_weights(2, "mean", value_P)
+    assert real_loss(value_P, has_value_P, weights_P).item() == 0.375
+    assert gen_loss(value_P, has_value_P, weights_P).item() == 0.125

@@ -215,6 +215,7 @@ def test_row_sums_equal_sums_rebuilt_from_the_rows_after_many_pushes(pop: str, m
             is_held_S = memory.born_KS[label] >= 0
             # exact: sums of multiples of 2^-24 in float64 never round, so nothing drifts
             gram_SS = memory.gram_KSS[label].double() * is_held_S * is_held_S[:, None]
+            assert torch.equal(gram_SS * 2**24, (gram_SS * 2**24).round())
             assert torch.equal(memory.sums_KS[label], gram_SS.sum(dim=0))
             # seven float32 cosines, each off by its own rounding (1e-7) and by half a grid step (3e-8)
             unit_MD = F.normalize(memory.rows(label).double(), dim=1)
