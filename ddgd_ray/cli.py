@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run_dir(args: argparse.Namespace) -> Path:
     from ddgd_ray.engine.sweep import default_run_dir
 
-    return args.run_dir or default_run_dir()
+    return (args.run_dir or default_run_dir()).expanduser().absolute()
 
 
 def _read(args: argparse.Namespace) -> "Sweep":

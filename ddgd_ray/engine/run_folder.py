@@ -24,7 +24,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 def open_store(run_dir: Path) -> Store:
     """`run_dir/store`, backed by the checkpoints that ship with the package."""
-    return Store(run_dir / "store", (BUNDLED,))
+    return Store(run_dir.absolute() / "store", (BUNDLED,))  # workers have working directories of their own
 
 
 @dataclass
@@ -67,8 +67,8 @@ class RunFolder:
     """`run_dir/name/`, with the store and MLflow's database beside it."""
 
     def __init__(self, run_dir: Path, name: str) -> None:
-        self.run_dir = run_dir
-        self.path = run_dir / name
+        self.run_dir = run_dir.absolute()
+        self.path = self.run_dir / name
         self.trials = self.path / "trials"
         self.outbox = self.path / "outbox"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.run_folder import RunFolder
+from ddgd_ray.engine.run_folder import RunFolder, open_store
 from ddgd_ray.errors import ArtifactError, SpecError
 
 
@@ -71,3 +71,11 @@ def test_another_sweep_under_the_same_name_is_refused_with_the_difference(
     with pytest.raises(SpecError, match="another sweep") as caught:
         folder.remember(tiny(other))
     assert named in str(caught.value)
+
+
+def test_a_relative_run_folder_means_the_same_place_in_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder, store = RunFolder(Path("runs"), "tiny"), open_store(Path("runs"))
+    monkeypatch.chdir("/")
+    assert folder.path == tmp_path / "runs" / "tiny"
+    assert store.root == tmp_path / "runs" / "store"
