@@ -70,18 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
     takes_sweep(command("plan", plan_command, "show trials, stages, keys, hits and misses; runs nothing"))
     status = command("status", status_command, "what is done, running and left of a run")
-    status.add_argument("run_folder", type=Path, metavar="RUN", help="runs/NAME")
+    status.add_argument("run_folder", type=_folder, metavar="RUN", help="runs/NAME")
     status.add_argument("--json", action="store_true")
     report = command("report", report_command, "write tables and pictures of a run again from the store")
-    report.add_argument("run_folder", type=Path, metavar="RUN", help="runs/NAME")
+    report.add_argument("run_folder", type=_folder, metavar="RUN", help="runs/NAME")
     sync = command("sync", sync_command, "send what waits in the outbox to MLflow; sending twice changes nothing")
-    sync.add_argument("run_folder", type=Path, metavar="RUN", help="runs/NAME")
+    sync.add_argument("run_folder", type=_folder, metavar="RUN", help="runs/NAME")
     sync.add_argument("--tracking-uri")
     sync.add_argument("--follow", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
     pretrain = command("pretrain", pretrain_command, "train a preset's autoencoder and backbone")
     pretrain.add_argument("preset")
     pretrain.add_argument("--bundle", action="store_true", help="put them into the package (maintainers)")
     return parser
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def _run_dir(args: argparse.Namespace) -> Path:
