@@ -14,7 +14,7 @@ import pytest
 from ddgd_ray.engine.conductor import Event
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.sweep import Result, run_sweep
-from ddgd_ray.engine.work import run_in_process
+from ddgd_ray.engine.work import run_in_process, run_job
 from ddgd_ray.report.write import write_report
 
 
@@ -174,3 +174,30 @@ def _with_poll(execute: Any, act: Any) -> Any:
             thread.join()
 
     return run
+
+
+def test_a_search_that_was_stopped_proposes_what_a_calm_one_does(tiny_file: Path, tmp_path: Path) -> None:
+    from ddgd_ray.spec.sweep import read_sweep
+
+    (tmp_path / "space.yaml").write_text(
+        "finetune.memory_real.size: {type: int, low: 2, high: 16, log: true}\n"
+        "finetune.memory_gen.pop: {type: choice, values: [fifo, reservoir]}\n"
+    )
+    text = tiny_file.read_text().partition("vary:")[0] + "search: {space: space.yaml, trials: 6, parallel: 2}\n"
+    (tmp_path / "search.yaml").write_text(text + "seeds: {distill: [0], evaluate: [0]}\nevaluate: {ipc: [2]}\n")
+    sweep = read_sweep(tmp_path / "search.yaml", {"name": "search"})
+    calm = run_sweep(sweep, tmp_path / "calm", run_in_process)
+    assert calm.exit_code == 0
+    assert len(calm.records) == 6
+
+    def stop_after_five(conductor: Any, store: Any, resources: Any) -> None:
+        for _ in range(5):
+            job = conductor.next()
+            assert job is not None
+            conductor.ended(job.id, run_job(job, store, resources))
+        conductor.is_draining = True
+
+    stopped = run_sweep(sweep, tmp_path / "stopped", stop_after_five)
+    assert stopped.exit_code == 75
+    continued = run_sweep(sweep, tmp_path / "stopped", run_in_process)
+    assert tables(continued) == tables(calm)
