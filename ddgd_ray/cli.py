@@ -137,12 +137,14 @@ def run_sweep_command(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ddgd_ray.engine import tracker
+    from ddgd_ray.engine.plan import plan_controls
     from ddgd_ray.engine.run_folder import RunFolder, open_store
     from ddgd_ray.engine.sweep import run_sweep
     from ddgd_ray.engine.work import run_in_process
     from ddgd_ray.view import LiveView, PlainView, machine_busy_s
 
     sweep = _read(args)
+    plan_controls(sweep)  # data and weights are looked for before anything is written
     run_dir = _run_dir(args)
     folder = RunFolder(run_dir, sweep.spec.name)
     folder.prepare()

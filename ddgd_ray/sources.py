@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.spec.stages import ImagesSpec
+from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
 from ddgd_ray.store import file_sha256
 
 FASHION_FILES = (
@@ -20,7 +20,6 @@ FASHION_FILES = (
 )
 # SHA-256 over the four decompressed files in the order above; the same from Debian and from torchvision's download
 FASHION_FINGERPRINT = "sha256:14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214"
-EMBEDDED_PER_CLASS = {"fashion": 1000, "fashion-full": 6000, "digits": 140}  # training images of the smallest class
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
@@ -76,8 +75,8 @@ def images_source(spec: ImagesSpec) -> tuple[str, Path]:
 
 def training_images_per_class(spec: ImagesSpec, root: Path) -> int:
     """Images of the smallest class that may be distilled: without the validation slice."""
-    if spec.source in EMBEDDED_PER_CLASS:
-        smallest = EMBEDDED_PER_CLASS[spec.source]
+    if spec.source in TRAIN_PER_CLASS:
+        smallest = TRAIN_PER_CLASS[spec.source]
     else:
         smallest = min(len(paths) for paths in image_files(spec.classes, root)["train"].values())
     return smallest - spec.validation_per_class

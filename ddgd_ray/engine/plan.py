@@ -1,6 +1,8 @@
 """From a sweep to stage calls with keys. Pure: looks at nothing but specs and fingerprints."""
 
+import hashlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError
 from ddgd_ray.sources import images_source, training_images_per_class, weights_source
-from ddgd_ray.spec.base import Spec
+from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.stages import SelectSpec
 from ddgd_ray.spec.sweep import Sweep
@@ -57,8 +59,13 @@ def grid(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def arm_name(params: Mapping[str, Any]) -> str:
-    """Short and unique for these values: real and generated pop strategies and numbers read as they are written."""
-    return "_".join(str(value).replace("_similarity", "") for value in params.values()) or "base"
+    """Short, unique for these values, and fit for a file name; strategies and numbers read as they are written."""
+    words = [str(value).removesuffix("_similarity") for value in params.values()]
+    plain = [re.sub(r"[^A-Za-z0-9.+-]", "-", word) for word in words]
+    name = "_".join(plain) or "base"
+    if plain == words and len(name) <= 60:
+        return name
+    return f"{name[:50]}-{hashlib.sha256(canonical_json(dict(params)).encode()).hexdigest()[:6]}"
 
 
 def plan_arm(sweep: Sweep, arm: str, params: Mapping[str, Any]) -> list[Trial]:
@@ -115,10 +122,10 @@ def _check_ipc(sweep: Sweep, shared: _Shared, preset: Preset) -> None:
     wanted = max(sweep.spec.evaluate.ipc)
     if wanted > available:
         raise SpecError(
-            f"random_real needs {wanted} real training images a class, the smallest class has {available}",
-            code="too-few-images",
+            f"control random_real needs {wanted} images a class, the smallest class has {available} training images",
+            code="out-of-range",
             where=sweep.source.where(("evaluate", "ipc")),
-            fix=f"set evaluate.ipc to {available} or less, or leave random_real out of controls",
+            fix=f"use ipc {available} or less, or leave out random_real",
         )
 
 

@@ -145,6 +145,7 @@ class LatentMemory:
             classes_P.to(device, non_blocking=True),
             group_B.to(device, non_blocking=True),
         )
+        assert int(sizes_P.max()) <= self.born_KS.shape[1], "a class got more rows in one push than max_batch"
         free_PS = (self.born_KS[classes_d] != FREE).to(torch.int8).argsort(dim=1, stable=True)
         slot_B = free_PS[group_d, place_B.to(device, non_blocking=True)]
 
@@ -242,8 +243,8 @@ class LatentMemory:
         return {name: sum(values) / len(values) for name, values in totals.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors, and the generator's state; `load_state_dict` continues exactly."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        """Copies of all tensors, and the generator's state; `load_state_dict` continues exactly."""
+        tensors = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return {**tensors, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -32,10 +32,11 @@ def _schedule(beta_T: Tensor) -> NoiseSchedule:
 
 
 def respaced(schedule: NoiseSchedule, num_steps: int) -> tuple[NoiseSchedule, Tensor]:
-    """A schedule over `num_steps` evenly spaced timesteps, first and last included, and those timesteps (ascending, int64).
+    """A schedule over `num_steps` >= 2 evenly spaced timesteps, first and last included, and those timesteps (ascending, int64).
 
     The betas are rebuilt from abar at the kept timesteps (Nichol & Dhariwal 2021, Eq. 19).
     """
+    assert num_steps >= 2, "the first and the last timestep are both kept"
     kept = torch.linspace(0, schedule.num_steps - 1, num_steps, dtype=torch.float64).round().long()
     abar = schedule.abar_T[kept]
     before = torch.cat([abar.new_ones(1), abar[:-1]])

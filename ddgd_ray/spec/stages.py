@@ -164,7 +164,7 @@ class SampleSpec(StageSpec):
     version: ClassVar[int] = 1
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    steps: int = Field(50, ge=1, le=1000)
+    steps: int = Field(50, ge=2, le=1000)
     guidance: float = Field(4.0, ge=0)
     """Classifier-free guidance scale; 1: none."""
     cfg_channels: int = Field(3, ge=1)

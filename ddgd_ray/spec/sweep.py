@@ -12,7 +12,7 @@ from ddgd_ray.spec.base import Spec, Value, Values
 from ddgd_ray.spec.load import Document, check, nearest, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.space import Space, read_space
-from ddgd_ray.spec.stages import NETWORKS, TRAIN_PER_CLASS
+from ddgd_ray.spec.stages import NETWORKS
 
 METRICS = ("val_top1", "top1_last", "top1_best", "top1_selected")
 ControlName = Literal["random_real", "full_data", "pretrained", "plain"]
@@ -227,23 +227,6 @@ def _read_space(spec: SweepSpec, sweep_file: Path, document: Document) -> tuple[
     return space, {name: written.line((name,)) for name in space}
 
 
-def _check_random_real(sweep: Sweep, errors: list[SpecError]) -> None:
-    """Only the model can make more images than there are."""
-    images: Mapping[str, Any] = sweep.preset.data.get("images", {})
-    held = images.get("validation_per_class", 0)
-    most = TRAIN_PER_CLASS.get(images.get("source", ""), 0) - (held if isinstance(held, int) else 0)
-    ipc = max(sweep.spec.evaluate.ipc)
-    if "random_real" in sweep.spec.controls and 0 < most < ipc:
-        errors.append(
-            SpecError(
-                f"control random_real needs {ipc} images a class, the smallest class has {most} training images",
-                code="out-of-range",
-                where=sweep.source.where(("evaluate", "ipc")),
-                fix=f"use ipc {most} or less, or leave out random_real",
-            )
-        )
-
-
 def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
     """Every varied value alone must make a valid preset; so must the preset itself."""
     seen: set[str] = set()
@@ -257,7 +240,6 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
             seen.update(map(str, found))
 
     collect({})
-    _check_random_real(sweep, errors)
     size = 1
     for path, values in sweep.spec.vary.items():
         size *= len(values)

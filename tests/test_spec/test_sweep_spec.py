@@ -1,11 +1,13 @@
 """Sweep files: overrides, what varies, and whether every mistake is told with its line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddgd_ray.errors import SpecErrors
+from ddgd_ray.engine.plan import arm_name, plan_controls
+from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.method import classifiers
 from ddgd_ray.spec.stages import NETWORKS
 from ddgd_ray.spec.sweep import MAX_GRID, Sweep, read_sweep
@@ -187,11 +189,20 @@ def test_a_grid_beyond_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_real_images_limit_the_ipc_of_their_control(tmp_path: Path) -> None:
     text = BASE + "preset: digits\ncontrols: [random_real]\nevaluate:\n  ipc: [5, 120]\n"
-    assert sweep(tmp_path, text).spec.evaluate.ipc == (5, 120)  # 140 in the smallest class, 20 of them for validation
-    (message,) = refusal(tmp_path, text.replace("120", "121"))
-    assert message.startswith("error[out-of-range]: a.yaml:7 evaluate.ipc: control random_real needs 121 images a class")
-    assert "help: use ipc 120 or less" in message
-    assert sweep(tmp_path, text.replace("120", "121").replace("random_real", "plain")).spec.evaluate.ipc == (5, 121)
+    assert len(plan_controls(sweep(tmp_path, text))) == 3  # 140 in the smallest class, 20 of them for validation
+    with pytest.raises(SpecError) as caught:
+        plan_controls(sweep(tmp_path, text.replace("120", "121")))
+    assert "a.yaml:7 evaluate.ipc: control random_real needs 121 images a class" in str(caught.value)
+    assert "help: use ipc 120 or less" in str(caught.value)
+    assert len(plan_controls(sweep(tmp_path, text.replace("120", "121").replace("random_real", "plain")))) == 3
+
+
+def test_arms_have_names_that_are_short_and_fit_for_files() -> None:
+    assert arm_name({"a": "max_similarity", "b": "fifo"}) == "max_fifo"
+    assert arm_name({"a": 0.002}) == "0.002"
+    names = {arm_name({"a": text}) for text in ("x/y", "x-y", "x y", "../x", "é" * 300)}
+    assert len(names) == 5
+    assert all(re.fullmatch(r"[A-Za-z0-9.+_-]{1,60}", name) for name in names)
 
 
 def test_the_known_networks_are_those_that_can_be_built() -> None:

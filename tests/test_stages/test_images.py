@@ -160,15 +160,3 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StageError, match="cannot be read"):
         load_dit(tmp_path / "transformer")
-
-
-@pytest.mark.parametrize("name", ["fashion", "digits"])
-def test_the_known_size_of_an_embedded_data_set_is_that_of_its_smallest_class(name: str) -> None:
-    from ddgd_ray.sources import EMBEDDED_PER_CLASS
-    from ddgd_ray.spec.preset import build_preset, read_preset
-
-    preset = build_preset(read_preset(name), [])
-    assert preset is not None
-    (train,) = read_splits(preset.images, Path(), "train")
-    smallest = np.bincount(train.labels).min()
-    assert smallest + preset.images.validation_per_class == EMBEDDED_PER_CLASS[name]
