@@ -32,7 +32,7 @@ def _schedule(beta_T: Tensor) -> NoiseSchedule:
 
 
 def respaced(schedule: NoiseSchedule, num_steps: int) -> tuple[NoiseSchedule, Tensor]:
-    """A schedule over `num_steps` >= 2 evenly spaced timesteps, first and last included, and those timesteps (ascending, int64).
+    """A schedule over `num_steps` >= 2 evenly spaced timesteps, first and last included, and those timesteps, ascending.
 
     The betas are rebuilt from abar at the kept timesteps (Nichol & Dhariwal 2021, Eq. 19).
     """

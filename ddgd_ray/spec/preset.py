@@ -10,7 +10,8 @@ from pydantic import Field
 
 from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.base import Spec
-from ddgd_ray.spec.load import Document, Path_, check, nearest, read
+from ddgd_ray.spec.check import check
+from ddgd_ray.spec.load import Document, Path_, nearest, read
 from ddgd_ray.spec.stages import (
     AutoencoderSpec,
     EncodeSpec,

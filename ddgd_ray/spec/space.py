@@ -8,7 +8,8 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.spec.base import Spec, Value
-from ddgd_ray.spec.load import Document, expected, problems, read, shown
+from ddgd_ray.spec.check import expected, problems, shown
+from ddgd_ray.spec.load import Document, read
 
 
 class Choice(Spec):

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.spec.base import Spec, Value, Values
-from ddgd_ray.spec.load import Document, check, nearest, read
+from ddgd_ray.spec.check import check
+from ddgd_ray.spec.load import Document, nearest, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.space import Space, read_space
 from ddgd_ray.spec.stages import NETWORKS

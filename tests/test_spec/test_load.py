@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ddgd_ray.errors import SpecError, SpecErrors
-from ddgd_ray.spec.load import MAX_BYTES, Document, check, nearest, parse, parse_value, read
+from ddgd_ray.spec.check import check
+from ddgd_ray.spec.load import MAX_BYTES, Document, nearest, parse, parse_value, read
 from ddgd_ray.spec.stages import MemorySpec
 
 
