@@ -244,7 +244,7 @@ def status_command(args: argparse.Namespace) -> int:
         "preset": sweep["spec"]["preset"],
         "trials": {state: states[state] for state in ("done", "failed", "planned")},
         "evaluations": {"done": sum(evaluators.values()), "known": len(evaluators)},
-        "running": sorted(path.name.split(".")[0] for path in (store.root / "scratch").glob("*.*.*")),
+        "running": store.in_progress(),
         "waiting_for_tracker": len(waiting(folder)),
     }
     if args.json:

@@ -212,15 +212,22 @@ class Store:
         assert published is not None
         return published
 
+    def in_progress(self) -> list[str]:
+        """The first 16 digits of each key that is being made, here or, as far as one can tell, on another host."""
+        return sorted(folder.name[:16] for folder in (self.root / "scratch").glob("*") if not _is_abandoned(folder))
+
     def clean_scratch(self) -> int:
         """Remove what dead processes of this host left behind; returns how many folders."""
-        removed = 0
-        for folder in (self.root / "scratch").glob("*"):
-            host, _, pid = folder.name.partition(".")[2].rpartition(".")[0].rpartition(".")
-            if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
-        return removed
+        abandoned = [folder for folder in (self.root / "scratch").glob("*") if _is_abandoned(folder)]
+        for folder in abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(abandoned)
+
+
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether a scratch folder KEY.HOST.PID.RANDOM belongs to a process of this host that is gone."""
+    host, _, pid = scratch.name.partition(".")[2].rpartition(".")[0].rpartition(".")
+    return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
 def _version(package: str) -> str:

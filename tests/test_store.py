@@ -99,6 +99,8 @@ def test_scratch_of_a_living_process_is_kept(store: Store) -> None:
     with store.scratch("c" * 64) as scratch:
         assert store.clean_scratch() == 0
         assert scratch.is_dir()
+        assert store.in_progress() == ["c" * 16]
+    assert store.in_progress() == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
