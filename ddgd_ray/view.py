@@ -49,12 +49,12 @@ class LiveView:
     """A panel that is drawn anew twice a second: what runs, what is done, the best so far, the time left."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
         self._started = time.monotonic()
         self._conductor: Conductor | None = None
         self._since: dict[str, float] = {}
         self._seconds: dict[str, list[float]] = {}
         self._messages: list[str] = []
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self.panel)  # draws once at once
 
     def start(self, conductor: Conductor) -> None:
         self._conductor = conductor
@@ -78,7 +78,7 @@ class LiveView:
         elif event.kind in ("failed", "retry") and event.job is not None:
             self._messages.append(f"{event.kind}: {event.job.label}: {event.text.splitlines()[0]}")
 
-    def _render(self) -> Group:
+    def panel(self) -> Group:
         conductor = self._conductor
         if conductor is None:
             return Group(Text("planning ..."))
