@@ -187,33 +187,38 @@ def run_sweep_command(args: argparse.Namespace) -> int:
 
 
 def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> None:
-    from ddgd_ray.report.results import rows_of, stage_costs
-    from ddgd_ray.report.write import read_run, write_report
+    from ddgd_ray.report.results import rows_of
+    from ddgd_ray.report.write import read_run
 
-    path = result.folder.path
-    _, records = read_run(path)
+    _, records = read_run(result.folder.path)
     for cause in result.causes:
         _echo(cause)
-    if not rows_of(records, store):
+    if rows_of(records, store):
+        _tell_results(result.folder.path, records, store)
+    else:
         _echo("no evaluation has finished: there is no table yet")
-        return
-    markdown, files = write_report(path, store)
-    _echo("\n" + markdown)
-    costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
-    _echo(f"stages    {costs}")
     busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
     _echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s{busy}")
-    _echo(f"behind it {len(rows_of(records, store))} evaluations")
+    _echo(f"store     {store.root}")
     if result.failed:
         _echo(f"failed    {', '.join(record.trial.name for record in result.failed)}")
-    _echo(f"tables    {files[0]}\nresults   {files[1]}")
-    if len(files) > 2:
-        _echo(f"pictures  {path / 'report'}/grid-*.png ({len(files) - 2})")
-    _echo(f"store     {store.root}")
     if result.is_interrupted:
         _echo("interrupted: everything finished is kept; run the same command again to continue")
     if result.is_given_up:
         _echo("stopped: too many jobs failed (resources.max_failed_share)")
+
+
+def _tell_results(path: Path, records: list[dict[str, Any]], store: Any) -> None:
+    from ddgd_ray.report.results import stage_costs
+    from ddgd_ray.report.write import write_report
+
+    markdown, files = write_report(path, store)
+    _echo("\n" + markdown)
+    costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
+    _echo(f"stages    {costs}")
+    _echo(f"tables    {files[0]}\nresults   {files[1]}")
+    if len(files) > 2:
+        _echo(f"pictures  {path / 'report'}/grid-*.png ({len(files) - 2})")
 
 
 def _drain_on_signal(conductor: "Conductor") -> None:

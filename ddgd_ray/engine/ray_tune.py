@@ -99,28 +99,32 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
 
     admission = Admission(ray.cluster_resources(), resources)
 
+    here = _Here(conductor)
+
     class ConductorSearch(Searcher):
         def __init__(self) -> None:
             super().__init__(metric="seconds", mode="min")
             self._jobs: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            if conductor.is_finished:
+            if here.conductor.is_finished:
                 return Searcher.FINISHED
-            job = conductor.next(lambda job: admission.has_room(job, conductor.running.values()))
+            job = here.conductor.next(lambda job: admission.has_room(job, here.conductor.running.values()))
             if job is None:
-                return Searcher.FINISHED if conductor.is_finished else None
+                return Searcher.FINISHED if here.conductor.is_finished else None
             self._jobs[trial_id] = job.id
             return {"job": pickle.dumps(job).hex(), "label": job.label, "is_wide": admission.is_wide(job)}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             job_id = self._jobs.pop(trial_id, None)
-            if job_id is None or job_id not in conductor.running:
+            if job_id is None or job_id not in here.conductor.running:
                 return
             if error or result is None or "is_final" not in result:
-                conductor.ended(job_id, Outcome("the worker process died"))
+                here.conductor.ended(job_id, Outcome("the worker process died"))
             else:
-                conductor.ended(job_id, Outcome(**{field.name: result[field.name] for field in dataclasses.fields(Outcome)}))
+                here.conductor.ended(
+                    job_id, Outcome(**{field.name: result[field.name] for field in dataclasses.fields(Outcome)})
+                )
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_text("{}")  # nothing of ours lives here
@@ -189,6 +193,16 @@ class Admission:
 
         waiting = {WAITER: 1.0} if WAITER in self._cluster else {"CPU": 0.01}  # a bundle must ask for something
         return PlacementGroupFactory([waiting if is_wide else self._narrow()])
+
+
+class _Here:
+    """Keeps the conductor, and with it the view and its locks, out of what Tune pickles: it lives in this process alone."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (object, ())
 
 
 def _trainable() -> type:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,13 @@ def test_a_sweep_under_ray_equals_one_in_process_and_is_quiet_the_second_time(
 ) -> None:
     from ddgd_ray.engine.ray_tune import run_with_tune
 
-    result = run_sweep(tiny(), tmp_path, run_with_tune)
+    lock = threading.Lock()  # as the live view has one: nothing of it may get into what Tune pickles
+
+    def listen(event: Event) -> None:
+        with lock:
+            pass
+
+    result = run_sweep(tiny(), tmp_path, run_with_tune, emit=listen)
     assert result.exit_code == 0
     assert tables(result) == tables(calm)
     assert run_sweep(tiny(), tmp_path, run_with_tune).num_ran == 0
@@ -156,7 +163,6 @@ def test_a_worker_that_is_killed_is_replaced_and_its_job_repeated(ray_cluster: N
 
 def _with_poll(execute: Any, act: Any) -> Any:
     """Runs `act` ten times a second beside the executor until it ends."""
-    import threading
 
     def run(*args: Any) -> None:
         stop = threading.Event()
