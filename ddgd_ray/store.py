@@ -64,6 +64,20 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def make_writable(what: str, *folders: Path) -> None:
+    """Create the folders and write into the first one. Raises StageError that names `what`."""
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        probe = folders[0] / f".probe-{uuid.uuid4().hex[:8]}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as err:
+        raise StageError(
+            f"{what} cannot be written: {err.strerror}", where=str(folders[0]), fix="choose another --run-dir"
+        ) from err
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One published folder and its manifest."""
@@ -96,16 +110,7 @@ class Store:
 
     def prepare(self) -> None:
         """Create the folders and check that they can be written. Raises StageError."""
-        try:
-            for folder in ("scratch", "locks"):
-                (self.root / folder).mkdir(parents=True, exist_ok=True)
-            probe = self.root / "scratch" / f".probe-{uuid.uuid4().hex[:8]}"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as err:
-            raise StageError(
-                f"the store cannot be written: {err.strerror}", where=str(self.root), fix="choose another --run-dir"
-            ) from err
+        make_writable("the store", self.root, self.root / "scratch", self.root / "locks")
 
     def _folders(self, stage: str, key: str) -> list[Path]:
         return [root / stage / key for root in (self.root, *self.read_only)]

@@ -13,10 +13,10 @@ from typing import Any
 
 from ddgd_ray import __version__
 from ddgd_ray.engine.plan import Evaluator, Trial
-from ddgd_ray.errors import ArtifactError, SpecError, StageError
+from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.spec.base import canonical_json
 from ddgd_ray.spec.sweep import Sweep
-from ddgd_ray.store import Store, write_atomically
+from ddgd_ray.store import Store, make_writable, write_atomically
 
 SCHEMA = 1
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
@@ -74,16 +74,7 @@ class RunFolder:
 
     def prepare(self) -> None:
         """Create the folders. Raises StageError when they cannot be written."""
-        try:
-            for folder in (self.path, self.trials, self.outbox):
-                folder.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as err:
-            raise StageError(
-                f"the run folder cannot be written: {err.strerror}", where=str(self.path), fix="choose another --run-dir"
-            ) from err
+        make_writable("the run folder", self.path, self.trials, self.outbox)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
