@@ -26,6 +26,7 @@ def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def markdown_report(sweep: Mapping[str, Any], rows: Sequence[Row], failed: Sequence[Mapping[str, Any]]) -> str:
     """The whole report as Markdown: grid, arms, per network, what was selected on what, what failed."""
     spec = sweep["spec"]
+    rows = in_order_of(spec["vary"], rows)
     protocols = sorted({str(sweep["identity"]["settings"].get("evaluate", {}).get("protocol", {}).get("name", "quick-small"))})
     parts = [
         f"# {spec['name']}: preset {spec['preset']}",
@@ -47,6 +48,16 @@ def markdown_report(sweep: Mapping[str, Any], rows: Sequence[Row], failed: Seque
         lines = [f"- {record['name']}: {'; '.join(sorted(set(record['errors'].values())))}" for record in failed]
         parts += ["## Failed trials", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def in_order_of(vary: Mapping[str, Sequence[Any]], rows: Sequence[Row]) -> list[Row]:
+    """Rows as their values stand in the sweep file; rows without such values, controls, last."""
+
+    def place(row: Row) -> list[int]:
+        found = ((list(values), row.params.get(path)) for path, values in vary.items())
+        return [values.index(value) if value in values else len(values) for values, value in found]
+
+    return sorted(rows, key=place)
 
 
 def grid_table(rows: Sequence[Row], vary: Mapping[str, Any], metric: str = "top1_last") -> str:

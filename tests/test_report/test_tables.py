@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ddgd_ray.report.results import Row, Stat, over_seeds
-from ddgd_ray.report.tables import arm_table, csv_table, grid_table, selection_note
+from ddgd_ray.report.tables import arm_table, csv_table, grid_table, in_order_of, selection_note
 
 VARY = {"a.pop": ["max", "fifo"], "b.pop": ["max", "fifo"]}
 
@@ -56,6 +56,12 @@ def test_the_grid_has_the_first_field_down_and_the_second_across() -> None:
 def test_a_cell_without_results_says_so() -> None:
     lines = grid_table([row for row in rows() if row.arm != "fifo_max"], VARY).splitlines()
     assert lines[3].startswith("| fifo | - | 0.661")
+
+
+def test_arms_stand_in_the_order_of_the_sweep_file() -> None:
+    sizes = [Row(str(size), {"size": size}, False, 0, "net", 20, 0, {"top1_last": 0.5}) for size in (128, 16, 64)]
+    lines = arm_table(in_order_of({"size": [16, 64, 128]}, sizes), ["net"]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 16", "| 64", "| 128"]
 
 
 def test_controls_stand_last_and_are_labelled() -> None:
