@@ -151,10 +151,6 @@ class Conductor:
             self._fail(job, outcome)
         self._settle()
 
-    def give_back(self, job_id: str) -> None:
-        """A job that never started: it waits again."""
-        self._waiting[job_id] = self.running.pop(job_id)
-
     def _has(self, ref: Ref) -> bool:
         if ref not in self._published and self.store.has(*ref):
             self._published.add(ref)

@@ -14,7 +14,6 @@ from typing import Any
 from ddgd_ray import __version__
 from ddgd_ray.engine.plan import Evaluator, Trial
 from ddgd_ray.errors import ArtifactError, SpecError
-from ddgd_ray.spec.base import canonical_json
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.store import Store, make_writable, write_atomically
 
@@ -102,16 +101,17 @@ class RunFolder:
         under the same name would mix two tables.
         """
         path = self.path / "sweep.json"
-        identity = {
+        parts = {
             "preset": sweep.spec.preset,
-            "settings": _plain(sweep.preset.data),
-            "vary": _plain(sweep.spec.vary),
-            "space": {name: _plain(value.canonical()) for name, value in sweep.space.items()},
+            "settings": sweep.preset.data,
+            "vary": sweep.spec.vary,
+            "space": {name: value.canonical() for name, value in sweep.space.items()},
             "objective": sweep.spec.objective.canonical(),
         }
+        identity = json.loads(json.dumps(parts))  # as a file gives it back: lists, not tuples
         if path.is_file():
             before = json.loads(path.read_text())["identity"]
-            changed = _differences(before, json.loads(canonical_json(identity)))
+            changed = _differences(before, identity)
             # a wider grid keeps all cells of the old one
             widened = [line for line in changed if line.startswith("vary.") and _is_wider(before["vary"], identity["vary"])]
             changed = [line for line in changed if line not in widened]
@@ -156,10 +156,6 @@ def _read_line(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return line if isinstance(line, dict) else {}
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

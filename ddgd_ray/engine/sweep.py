@@ -20,7 +20,7 @@ Execute = Callable[[Conductor, Store, ResourcesSpec], None]
 
 @dataclass
 class Result:
-    """What became of a sweep. is_complete: nothing that was asked for is missing or failed."""
+    """What became of a sweep. causes: {message: exit code} of the jobs that failed themselves."""
 
     folder: RunFolder
     records: list[TrialRecord]

@@ -15,7 +15,6 @@ from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrid
 from ddgd_ray.spec.space import Space, read_space
 from ddgd_ray.spec.stages import NETWORKS
 
-METRICS = ("val_top1", "top1_last", "top1_best", "top1_selected")
 ControlName = Literal["random_real", "full_data", "pretrained", "plain"]
 # fields of a stage that a sweep sets for each of its jobs: given anywhere else they would do nothing
 SET_BY_SWEEP = {
