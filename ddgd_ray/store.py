@@ -1,6 +1,7 @@
 """Published artifacts: folders named by the hash of everything that determines their content.
 
-Layout of a store: `<stage>/<key>/` holds files and `manifest.json`; `scratch/` what is being made; `locks/` one lease a key.
+Layout of a store: `<stage>/<key>/` holds files and `manifest.json`; `scratch/` what is being made; `kept/<key>/` what a stage
+under way keeps over a crash (checkpoints); `locks/` one lease a key.
 An artifact appears by one rename, manifest inside, so existing means complete.
 """
 
@@ -175,6 +176,15 @@ class Store:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def keep(self, key: str) -> Path:
+        """The folder of what a stage keeps over a crash while `key` is made; for the holder of the lease."""
+        folder = self.root / "kept" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def drop_kept(self, key: str) -> None:
+        shutil.rmtree(self.root / "kept" / key, ignore_errors=True)
 
     def publish(
         self, scratch: Path, spec: StageSpec, inputs: Mapping[str, str], metrics: Mapping[str, float], seconds: float

@@ -122,16 +122,13 @@ def _trial_line(event: Event, conductor: Conductor | None) -> str:
 def progress_of(store: Path, keys: list[str]) -> str:
     """The newest point of the stage that is being made for one of these keys: `step 50 L_diffusion 0.06 ...`."""
     for key in keys:
-        for folder in (store / "scratch").glob(f"{key[:16]}.*"):
-            try:
-                lines = (folder / CURVES).read_bytes()[-4000:].splitlines()
-                point = json.loads(lines[-1])
-            except (OSError, IndexError, ValueError):
-                continue
-            values = [
-                f"{name} {value:.3g}" for name, value in point.items() if name not in ("step", "time") and "/" not in name
-            ]
-            return f"step {point['step']} " + " ".join(values[:4])
+        try:
+            lines = (store / "kept" / key / CURVES).read_bytes()[-4000:].splitlines()
+            point = json.loads(lines[-1])
+        except (OSError, IndexError, ValueError):
+            continue
+        values = [f"{name} {value:.3g}" for name, value in point.items() if name not in ("step", "time") and "/" not in name]
+        return f"step {point['step']} " + " ".join(values[:4])
     return ""
 
 

@@ -37,10 +37,10 @@ def test_the_panel_shows_what_runs_with_its_newest_point_and_what_failed(tiny: A
         first, second = conductor.next(), conductor.next()
         assert first is not None
         assert second is not None
-        with conductor.store.scratch(second.id) as scratch:
-            (scratch / "curves.jsonl").write_text(json.dumps({"step": 70, "time": 1.0, "loss": 0.25}) + "\n")
-            conductor.ended(first.id, Outcome("error[non-finite]: L_real", is_final=True))
-            shown = text_of(view)
+        kept = conductor.store.keep(second.calls[-1].key)
+        (kept / "curves.jsonl").write_text(json.dumps({"step": 70, "time": 1.0, "loss": 0.25}) + "\n")
+        conductor.ended(first.id, Outcome("error[non-finite]: L_real", is_final=True))
+        shown = text_of(view)
     finally:
         view.stop()
     assert "step 70 loss 0.25" in shown

@@ -2,6 +2,7 @@
 
 import tempfile
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _worker(settings: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     world = train.get_context()
-    mine = Context(ctx.report, str(get_device()), ctx.chunk, ctx.num_threads, world.get_world_rank(), world.get_world_size())
+    mine = replace(ctx, device=str(get_device()), rank=world.get_world_rank(), num_ranks=world.get_world_size())
     if mine.rank == 0:
         make(call, store, mine)
         return

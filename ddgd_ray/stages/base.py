@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class StageCall:
 class Context:
     """What a stage may know of its surroundings; nothing here changes what it computes.
 
-    report(step, metrics): a point of its curves. chunk: rows a forward pass without gradient may hold.
+    report(step, metrics): a point of its curves. chunk: rows a forward pass without gradient may hold. keep: a folder, the
+    same for all ranks, that outlives a crash of the stage and is gone once it is published; None: nothing is kept.
     """
 
     report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -67,6 +68,7 @@ class Context:
     num_threads: int = 1
     rank: int = 0
     num_ranks: int = 1
+    keep: Path | None = None
 
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
@@ -88,27 +90,36 @@ def make(call: StageCall, store: Store, ctx: Context) -> Artifact:
         metrics = run_call(call, store, scratch, ctx)
         seconds = time.monotonic() - started
         artifact = store.publish(scratch, call.spec, call.input_keys(), metrics, seconds)
+        store.drop_kept(call.key)
     log.info("%s %s published in %.1f s", call.key[:8], call.stage, seconds)
     return artifact
 
 
 def run_call(call: StageCall, store: Store, out: Path, ctx: Context) -> dict[str, float]:
-    """Run the stage into `out`; curves reported on the way land in `out`/curves.jsonl."""
+    """Run the stage into `out`, with a folder to keep checkpoints in; curves reported on the way land in curves.jsonl."""
     module: Any = importlib.import_module(f"ddgd_ray.stages.{call.stage}")
     inputs = {name: _input_path(name, value, call, store) for name, value in call.inputs.items()}
-    with (out / CURVES).open("w", buffering=1) as curves:
+    keep = store.keep(call.key)
+    with (keep / (CURVES if ctx.rank == 0 else f"{ctx.rank}.{CURVES}")).open("a", buffering=1) as curves:
 
         def report(step: int, metrics: Mapping[str, float]) -> None:
             point = {name: float(value) for name, value in metrics.items()}
             curves.write(json.dumps({"step": step, "time": time.time()} | point) + "\n")
             ctx.report(step, point)
 
-        inner = Context(report, ctx.device, ctx.chunk, ctx.num_threads, ctx.rank, ctx.num_ranks)
-        metrics: dict[str, float] = module.run(call.spec, inputs, out, inner)
+        metrics: dict[str, float] = module.run(call.spec, inputs, out, replace(ctx, report=report, keep=keep))
+    _write_curves(Path(curves.name), out / CURVES)
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise StageError(f"{', '.join(bad)} not finite", code="non-finite", where=f"{call.stage} {call.key[:8]}")
     return metrics
+
+
+def _write_curves(kept: Path, target: Path) -> None:
+    """A stage that went on from a checkpoint reports some steps again: the later line of a step stands."""
+    points = [json.loads(line) for line in kept.read_text().splitlines() if line.endswith("}")]
+    sound = {point["step"]: json.dumps(point) for point in points}
+    target.write_text("".join(f"{sound[step]}\n" for step in sorted(sound)))
 
 
 def _input_path(name: str, value: "tuple[str, str] | Outside", call: StageCall, store: Store) -> Path:
