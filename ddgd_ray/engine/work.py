@@ -18,7 +18,15 @@ Publish = Callable[[StageCall, Store, Context], tuple[Artifact, bool]]
 
 
 def context_of(resources: ResourcesSpec) -> Context:
-    return Context(device="cuda" if resources.gpus else "cpu", chunk=resources.chunk, num_threads=max(1, int(resources.cpus)))
+    return Context(
+        device="cuda" if resources.gpus else "cpu",
+        chunk=resources.chunk,
+        num_threads=max(1, int(resources.cpus)),
+        checkpoint_steps=resources.checkpoint_steps,
+        micro_batch=resources.micro_batch,
+        compiled=resources.compile,
+        recompute=resources.recompute,
+    )
 
 
 def run_job(job: Job, store: Store, resources: ResourcesSpec, publish: Publish = publish_call) -> Outcome:

@@ -93,6 +93,15 @@ class ResourcesSpec(Spec):
     """Ray Train workers of one fine-tuning."""
     chunk: int = Field(256, ge=1)
     """Images a forward pass without gradient may hold."""
+    checkpoint_steps: int = Field(500, ge=0)
+    """Steps of a fine-tuning between checkpoints, from which it goes on after a crash; 0: none."""
+    micro_batch: int = Field(0, ge=0)
+    """Images that a pass with gradient may hold, 0 for a worker's whole share. Losses and memories see the whole batch in any
+    case; the price is one more forward pass."""
+    compile: bool = False
+    """torch.compile the network's blocks: a minute at the start, faster steps."""
+    recompute: bool = False
+    """Gradient checkpointing: activations inside a block are computed again in the backward pass."""
     max_failures: int = Field(2, ge=0)
     """How often a job whose worker died is repeated."""
     max_failed_share: float = Field(0.5, ge=0, le=1)

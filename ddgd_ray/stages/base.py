@@ -60,6 +60,8 @@ class Context:
 
     report(step, metrics): a point of its curves. chunk: rows a forward pass without gradient may hold. keep: a folder, the
     same for all ranks, that outlives a crash of the stage and is gone once it is published; None: nothing is kept.
+    checkpoint_steps: optimizer steps between checkpoints, 0 for none. micro_batch: rows that a pass with gradient may hold, 0
+    for a worker's whole share. compiled: torch.compile the network's blocks. recompute: keep no activations inside a block.
     """
 
     report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -69,6 +71,10 @@ class Context:
     rank: int = 0
     num_ranks: int = 1
     keep: Path | None = None
+    checkpoint_steps: int = 0
+    micro_batch: int = 0
+    compiled: bool = False
+    recompute: bool = False
 
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:

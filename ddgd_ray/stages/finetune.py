@@ -1,78 +1,64 @@
 """Fine-tune the DiT with the memory losses (paper Eq. 2-8).
 
-Shapes: B rows of this worker, G rows of the global batch, c latent channels, s side, P classes of the global batch.
+Shapes: B rows of this worker, G rows of the global batch, c latent channels, s side.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.method.difffit import freeze_all_but, trainable_state
-from ddgd_ray.method.losses import class_weights, gen_loss, per_class, per_sample_extreme, real_loss
-from ddgd_ray.method.memory import LatentMemory
-from ddgd_ray.method.noise import NoiseSchedule, add_noise, linear_schedule, variational_bits, x0_prediction
-from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
+from ddgd_ray.method.dit import denoise, dit_block
+from ddgd_ray.method.noise import add_noise, linear_schedule
+from ddgd_ray.spec.stages import FinetuneSpec
 from ddgd_ray.stages.backbone import load_dit, save_adapter
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.checkpoint import (
+    Checkpoints,
+    load_optimizer_state,
+    optimizer_state,
+    prefixed,
+    read_part,
+    without_prefix,
+)
 from ddgd_ray.stages.latents import EpochSampler, LatentCache
+from ddgd_ray.stages.memory_losses import Batch, MemoryLosses, to_device
 
 log = logging.getLogger(__name__)
-
-DIAGNOSE_EVERY = 25
 
 
 def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
     """Writes the trainable tensors, raw and averaged. Returns the last losses and the memories' diagnostics.
 
+    Goes on from the newest sound checkpoint in ctx.keep: on a CPU, to the bit what an undisturbed run gives.
     Raises StageError when a loss is not finite, before the optimizer steps, naming step, term and rows.
     """
     torch.set_num_threads(ctx.num_threads)
     _check_ranks(spec, ctx)
-    cache = LatentCache(inputs["latents"])
-    model = load_dit(inputs["backbone"]).to(ctx.device)
-    freeze_all_but(model, spec.adapter)
-    trainable = trainable_state(model)
-    averaged = {name: tensor.detach().clone() for name, tensor in trainable.items()}
-    optimizer = torch.optim.AdamW(
-        trainable.values(), lr=spec.learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=ctx.device != "cpu"
-    )
-    if spec.steps and spec.ema_decay**spec.steps > 0.5:
-        log.warning(
-            "after %d steps the average still holds %.0f %% of the starting weights; lower ema_decay, or sample.weights: raw",
-            spec.steps,
-            100 * spec.ema_decay**spec.steps,
-        )
-    draw = _BatchDraw(spec, cache, num_classes=int(model.config["num_embeds_ada_norm"]))
-    losses = MemoryLosses(spec, cache, ctx)
+    tuning = Tuning(spec, LatentCache(inputs["latents"]), inputs["backbone"], ctx)
+    checkpoints = Checkpoints(ctx.keep, every=ctx.checkpoint_steps, rank=ctx.rank, num_ranks=ctx.num_ranks)
+    start = tuning.resume(checkpoints)
+    report_every = max(5, spec.steps // 200)
     metrics: dict[str, float] = {}
-    model.train()
-    for step in range(spec.steps):
-        batch = draw.batch(step, ctx)
-        with torch.autocast(ctx.device.split(":")[0], torch.bfloat16, enabled=spec.dtype == "bfloat16"):
-            predicted = model(batch.z_t, batch.t, batch.dropped_labels, return_dict=False)[0].float()
-        terms = losses.terms(batch, predicted, ctx)
-        total = terms["L_diffusion"] + terms["vb"] + terms["L_memory"]
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        terms = _add_up(list(trainable.values()), terms, ctx)
-        _refuse_non_finite(terms, step, batch.global_ids)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(averaged.values()), list(trainable.values()), 1 - spec.ema_decay)
-        if step % 5 == 0 or step == spec.steps - 1:
-            metrics = {name: float(value) for name, value in terms.items()}
-            if step % DIAGNOSE_EVERY == 0 or step == spec.steps - 1:
-                metrics |= losses.diagnostics()
+    for step in range(start, spec.steps):
+        tuning.step(step)
+        is_last = step == spec.steps - 1
+        if step % report_every == 0 or is_last:
+            metrics = tuning.watch.newest_terms()
+            if step % (5 * report_every) == 0 or is_last:
+                metrics |= tuning.losses.diagnostics()
             ctx.report(step, metrics)
-    save_adapter(out, spec.adapter, trainable, averaged)
-    num_trainable = sum(tensor.numel() for tensor in trainable.values())
-    return {**metrics, "num_trainable": float(num_trainable)}
+        if checkpoints.is_due(step) and not is_last:
+            tuning.watch.check()
+            tuning.save(checkpoints, step + 1)
+    save_adapter(out, spec.adapter, tuning.trainable, tuning.averaged)
+    return {**metrics, "num_trainable": float(sum(tensor.numel() for tensor in tuning.trainable.values()))}
 
 
 def _check_ranks(spec: FinetuneSpec, ctx: Context) -> None:
@@ -90,23 +76,120 @@ def _check_ranks(spec: FinetuneSpec, ctx: Context) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """This worker's share of the global batch on its device, and what the host needs to know: own_* (B,), global_* (G,)."""
+class Tuning:
+    """Everything that changes from step to step, and one step of it."""
 
-    z0: Tensor
-    z_t: Tensor
-    eps: Tensor
-    t: Tensor
-    dropped_labels: Tensor
-    own_labels: Tensor
-    own_t: Tensor
-    global_labels: Tensor
-    global_t: Tensor
-    global_ids: Tensor
+    def __init__(self, spec: FinetuneSpec, cache: LatentCache, backbone: Path, ctx: Context) -> None:
+        self.spec, self.ctx = spec, ctx
+        self.model = load_dit(backbone).to(ctx.device)
+        freeze_all_but(self.model, spec.adapter)
+        if spec.dtype == "bfloat16":
+            _store_frozen_in_bfloat16(self.model)
+        self.model.train()
+        self.trainable = trainable_state(self.model)
+        self.averaged = {name: tensor.detach().clone() for name, tensor in self.trainable.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.trainable.values(), lr=spec.learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=ctx.device != "cpu"
+        )
+        self.draw = BatchDraw(spec, cache, num_classes=int(self.model.config["num_embeds_ada_norm"]))
+        self.losses = MemoryLosses(spec, cache, ctx)
+        self.watch = FiniteWatch(self.optimizer, is_deferred=ctx.device != "cpu")
+        self._block = torch.compile(dit_block) if ctx.compiled else dit_block
+        if spec.steps and not spec.ema_warmup and spec.ema_decay**spec.steps > 0.5:
+            log.warning(
+                "after %d steps the average still holds %.0f %% of the starting weights; lower finetune.ema_decay, set "
+                "finetune.ema_warmup, or sample.weights: raw",
+                spec.steps,
+                100 * spec.ema_decay**spec.steps,
+            )
+
+    def step(self, step: int) -> None:
+        batch = self.draw.batch(step, self.ctx)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.backward(batch)
+        # with global memories, every worker knows the memory terms of the whole batch
+        shared = ("L_diffusion", "vb") if self.spec.memory_scope == "global" else tuple(terms)
+        terms = _add_up(list(self.trainable.values()), terms, shared, self.ctx)
+        self.watch.see(step, terms, batch.global_ids)
+        self.optimizer.step()
+        self.average(step)
+
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of this worker's share of Eq. 6, and its terms.
+
+        With a micro-batch, the outputs of all rows come first, without gradient; the losses see the whole batch; then each part
+        is computed again and the gradient of its outputs sent back (Gao et al. 2021, for contrastive losses).
+        """
+        size = self.ctx.micro_batch
+        if not size or size >= len(batch.z0):
+            predicted = self.predict(batch.z_t, batch.t, batch.dropped_labels)
+            terms = self.losses.terms(batch, predicted, self.ctx)
+            with _matmul_precision(self.spec.dtype):
+                _total(terms).backward()
+            return terms
+        parts = list(zip(*(rows.split(size) for rows in (batch.z_t, batch.t, batch.dropped_labels)), strict=True))
+        with torch.no_grad():
+            predicted = torch.cat([self.predict(*part) for part in parts])
+        predicted.requires_grad_()
+        terms = self.losses.terms(batch, predicted, self.ctx)
+        (gradient,) = torch.autograd.grad(_total(terms), predicted)
+        for part, slope in zip(parts, gradient.split(size), strict=True):
+            output = self.predict(*part)
+            with _matmul_precision(self.spec.dtype):
+                output.backward(slope)
+        return terms
+
+    def predict(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The network's output, (B, c or 2c, s, s) float32."""
+        is_bfloat16 = self.spec.dtype == "bfloat16"
+        kind = torch.device(self.ctx.device).type
+        with _matmul_precision(self.spec.dtype), torch.autocast(kind, torch.bfloat16, enabled=is_bfloat16):
+            return denoise(self.model, z_t, t, labels, block=self._block, recompute=self.ctx.recompute).float()
+
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        decay = self.spec.ema_decay
+        if self.spec.ema_warmup:
+            decay = min(decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.averaged.values()), list(self.trainable.values()), 1 - decay)
+
+    def save(self, checkpoints: Checkpoints, num_steps: int) -> None:
+        """Model, average, optimizer, memories with ages, every random stream; which rows come next follows from the step."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        if self.ctx.rank == 0:
+            parts["weights"] = (
+                prefixed("raw", self.trainable)
+                | prefixed("ema", self.averaged)
+                | prefixed("adam", optimizer_state(self.optimizer, self.trainable))
+                | {"draw": self.draw.generator.get_state()}
+            )
+        if self.ctx.rank == 0 or self.spec.memory_scope == "local":
+            parts[self._memory_part] = self.losses.state_dict()
+        checkpoints.save(num_steps, parts)
+
+    @torch.no_grad()
+    def resume(self, checkpoints: Checkpoints) -> int:
+        """Load the newest sound checkpoint; returns the number of steps done."""
+        found = checkpoints.newest()
+        if found is None:
+            return 0
+        num_steps, folder = found
+        state = read_part(folder, "weights")
+        for name, tensor in self.trainable.items():
+            tensor.copy_(state[f"raw.{name}"])
+            self.averaged[name].copy_(state[f"ema.{name}"])
+        load_optimizer_state(self.optimizer, self.trainable, without_prefix("adam", state))
+        self.draw.generator.set_state(state["draw"])
+        self.losses.load_state_dict(read_part(folder, self._memory_part))
+        log.info("going on from step %d of %d", num_steps, self.spec.steps)
+        return num_steps
+
+    @property
+    def _memory_part(self) -> str:
+        return f"memories-{self.ctx.rank if self.spec.memory_scope == 'local' else 0}"
 
 
-class _BatchDraw:
+class BatchDraw:
     """Every worker draws the whole global batch from the same stream and keeps its rows: W workers see what one would."""
 
     def __init__(self, spec: FinetuneSpec, cache: LatentCache, num_classes: int) -> None:
@@ -124,133 +207,86 @@ class _BatchDraw:
         dropped_labels = torch.where(dropped, self.num_classes, drawn.labels)
         share = size // ctx.num_ranks
         mine = slice(ctx.rank * share, (ctx.rank + 1) * share)
-        z0, eps, t_mine, kept = (
-            tensor[mine].to(ctx.device, non_blocking=True) for tensor in (drawn.z0, eps, t, dropped_labels)
-        )
+        z0, eps, t_mine, kept = (to_device(tensor[mine], ctx.device) for tensor in (drawn.z0, eps, t, dropped_labels))
         z_t = add_noise(self.schedule, z0, eps, t_mine)
         return Batch(z0, z_t, eps, t_mine, kept, drawn.labels[mine], t[mine], drawn.labels, t, drawn.ids)
 
 
-class MemoryLosses:
-    """All terms of Eq. 6 for a batch, and the two memories behind them."""
+class FiniteWatch:
+    """Stops a run whose loss is not finite before its weights are touched.
 
-    def __init__(self, spec: FinetuneSpec, cache: LatentCache, ctx: Context) -> None:
-        self.spec = spec
-        self.schedule: NoiseSchedule = linear_schedule()
-        self.known_labels = cache.labels.unique()  # ascending; a class's place here is its row in the memories
-        channels, side, _ = cache.latent_shape
-        is_local = spec.memory_scope == "local"
-        num_rows = spec.batch_size // (ctx.num_ranks if is_local else 1)
+    Deferred, for a GPU: the optimizer is told on the device to leave the weights alone from the first bad step on, and the host
+    learns of it when it looks at the losses anyway; no step waits.
+    """
 
-        def memory(kind: MemorySpec, seed: int) -> LatentMemory:
-            return LatentMemory(
-                len(self.known_labels),
-                kind.size,
-                channels * side * side,
-                pop=kind.pop,
-                max_age=kind.max_age,
-                max_batch=num_rows,
-                seed=seed + (1000 * ctx.rank if is_local else 0),
-                device=ctx.device,
-            )
+    def __init__(self, optimizer: torch.optim.Optimizer, *, is_deferred: bool) -> None:
+        self.optimizer, self.is_deferred = optimizer, is_deferred
+        self._seen: list[tuple[int, Tensor, Tensor]] = []  # step, ids of the rows, terms
+        self._names: list[str] = []
+        self._found = torch.zeros(())
 
-        self.real = memory(spec.memory_real, spec.seed * 2)
-        self.gen = memory(spec.memory_gen, spec.seed * 2 + 1)
+    def see(self, step: int, terms: dict[str, Tensor], ids: Tensor) -> None:
+        """Raises StageError at once, or on the device and later, when a term is not finite."""
+        values = torch.stack(list(terms.values()))
+        self._names = list(terms)
+        self._seen.append((step, ids, values))
+        if not self.is_deferred:
+            self.check()
+            return
+        is_bad = 1 - torch.isfinite(values).all().float()
+        self._found = torch.maximum(self._found.to(values.device), is_bad)
+        self.optimizer.found_inf = self._found  # type: ignore[attr-defined]  # what GradScaler sets: fused AdamW skips its step
 
-    def terms(self, batch: Batch, predicted: Tensor, ctx: Context) -> dict[str, Tensor]:
-        """This worker's share of each term: summed over workers they are Eq. 6 of the global batch. Then pushes the latents."""
-        spec, channels = self.spec, batch.z0.shape[1]
-        eps_theta = predicted[:, :channels]
-        diffusion = F.mse_loss(eps_theta, batch.eps) / ctx.num_ranks
-        vb = diffusion.new_zeros(())
-        if spec.vb and predicted.shape[1] == 2 * channels:
-            bits = variational_bits(self.schedule, batch.z0, batch.z_t, eps_theta, predicted[:, channels:], batch.t)
-            vb = bits.mean() / ctx.num_ranks
-        z_hat = x0_prediction(self.schedule, batch.z_t, eps_theta, batch.t).flatten(1)
-        real, gen = self._memory_losses(batch, z_hat, ctx)
-        memory = spec.lambda_r * real + spec.lambda_g * gen
-        return {"L_diffusion": diffusion, "vb": vb, "L_real": real, "L_gen": gen, "L_memory": memory}
+    def check(self) -> list[float]:
+        """The newest terms. Raises StageError for the first step with one that is not finite."""
+        rows = torch.stack([values for _, _, values in self._seen]).tolist()
+        for (step, ids, _), row in zip(self._seen, rows, strict=True):
+            bad = [name for name, value in zip(self._names, row, strict=True) if not abs(value) < float("inf")]
+            if bad:
+                raise StageError(
+                    f"{', '.join(bad)} is not finite at step {step}; rows of the batch: {ids.tolist()[:16]}",
+                    code="non-finite",
+                    where="finetune",
+                    fix="lower finetune.learning_rate or the lambdas",
+                )
+        del self._seen[:-1]
+        return rows[-1]
 
-    def _memory_losses(self, batch: Batch, z_hat: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        spec = self.spec
-        is_local = spec.memory_scope == "local"
-        labels_host = torch.searchsorted(self.known_labels, batch.own_labels if is_local else batch.global_labels)
-        t_host = batch.own_t if is_local else batch.global_t
-        mine = torch.searchsorted(self.known_labels, batch.own_labels)
-        extremes, has_rows = [], []
-        for memory, largest in ((self.real, False), (self.gen, True)):
-            cosine_BS, valid_BS = memory.cosines(z_hat, mine)
-            may_use_B = batch.t < spec.t_max
-            if spec.warmup == "full":
-                may_use_B = may_use_B & (memory.size_K[mine] >= memory.capacity).to(z_hat.device)
-            valid_BS = valid_BS & may_use_B[:, None]
-            extreme_B, has_row_B = per_sample_extreme(cosine_BS, valid_BS, largest=largest)
-            extremes.append(extreme_B)
-            has_rows.append(has_row_B)
-        z0 = batch.z0.flatten(1)
-        if not is_local and ctx.num_ranks > 1:
-            z0, z_hat_all, extremes, has_rows = _gather(z0, z_hat, extremes, has_rows, ctx)
-        else:
-            z_hat_all = z_hat
-        classes_P, group = labels_host.unique(return_inverse=True)
-        member_PB = (group[None, :] == torch.arange(len(classes_P))[:, None]).to(z_hat.device)
-        weights_P = class_weights(len(classes_P), spec.class_aggregation, z_hat)
-        least_P, has_real_P = per_class(extremes[0], has_rows[0], member_PB, largest=False, reduction=spec.reduction)
-        most_P, has_gen_P = per_class(extremes[1], has_rows[1], member_PB, largest=True, reduction=spec.reduction)
-        real, gen = real_loss(least_P, has_real_P, weights_P), gen_loss(most_P, has_gen_P, weights_P)
-        takes_part = t_host < spec.t_max
-        rows = takes_part.to(z0.device)
-        self.real.push(z0[rows], labels_host[takes_part])
-        self.gen.push(z_hat_all[rows], labels_host[takes_part])
-        share = 1 / ctx.num_ranks if is_local else 1.0
-        return real * share, gen * share
-
-    def diagnostics(self) -> dict[str, float]:
-        named = {"real": self.real.diagnostics(), "gen": self.gen.diagnostics()}
-        return {f"memory_{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
+    def newest_terms(self) -> dict[str, float]:
+        return dict(zip(self._names, self.check(), strict=True))
 
 
-def _gather(
-    z0: Tensor, z_hat: Tensor, extremes: list[Tensor], has_rows: list[Tensor], ctx: Context
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    """Rows of all workers in rank order; only this worker's own extremes carry gradient, so gradients add up over workers."""
-    flags = [has_row.float() for has_row in has_rows]
-    columns = [z0, z_hat.detach(), *(column[:, None].detach() for column in (*extremes, *flags))]
-    packed = torch.cat(columns, dim=1).contiguous()
-    parts = [torch.empty_like(packed) for _ in range(ctx.num_ranks)]
-    dist.all_gather(parts, packed)
-    everything = torch.cat(parts)
-    dim = z0.shape[1]
-    start = ctx.rank * len(z0)
-    whole = []
-    for index, mine in enumerate(extremes):
-        column = everything[:, 2 * dim + index]
-        whole.append(torch.cat([column[:start], mine, column[start + len(mine) :]]))
-    flags_all = [everything[:, 2 * dim + 2 + index] > 0.5 for index in range(2)]
-    return everything[:, :dim], everything[:, dim : 2 * dim], whole, flags_all
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    return terms["L_diffusion"] + terms["vb"] + terms["L_memory"]
 
 
-def _add_up(trainable: list[torch.nn.Parameter] | list[Tensor], terms: dict[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-    """Sum gradients over workers; the terms as the whole batch sees them, detached."""
+def _add_up(trainable: list[Tensor], terms: dict[str, Tensor], shared: tuple[str, ...], ctx: Context) -> dict[str, Tensor]:
+    """Sum gradients over workers, and the terms of which each holds a share; the terms come back detached."""
     terms = {name: value.detach() for name, value in terms.items()}
     if ctx.num_ranks == 1:
         return terms
     gradients = [tensor.grad if tensor.grad is not None else torch.zeros_like(tensor) for tensor in trainable]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([gradient.flatten() for gradient in gradients] + [terms[name].view(1) for name in shared])
     dist.all_reduce(flat)
-    for tensor, summed in zip(trainable, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        tensor.grad = summed.view_as(tensor)
-    shared = torch.stack([terms["L_diffusion"], terms["vb"]])
-    dist.all_reduce(shared)
-    return terms | {"L_diffusion": shared[0], "vb": shared[1]}
+    *summed, values = flat.split([*(gradient.numel() for gradient in gradients), len(shared)])
+    for tensor, gradient in zip(trainable, summed, strict=True):
+        tensor.grad = gradient.view_as(tensor)
+    return terms | dict(zip(shared, values, strict=True))
 
 
-def _refuse_non_finite(terms: dict[str, Tensor], step: int, ids: Tensor) -> None:
-    bad = [name for name, value in terms.items() if not torch.isfinite(value)]
-    if bad:
-        raise StageError(
-            f"{', '.join(bad)} is not finite at step {step}; rows of the batch: {ids.tolist()[:16]}",
-            code="non-finite",
-            where="finetune",
-            fix="lower finetune.learning_rate or the lambdas",
-        )
+def _store_frozen_in_bfloat16(model: nn.Module) -> None:
+    """Weights that do not learn: autocast would cast them anew in every pass, to the same values."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.to(torch.bfloat16)
+
+
+@contextmanager
+def _matmul_precision(dtype: str) -> Iterator[None]:
+    """TF32 for the network alone; the memories' cosines stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,117 @@
+"""Checkpoints of a stage under way: written whole or not at all, read only when every byte is as it was written.
+
+Layout: `step-00000500/` holds one safetensors file a part and `manifest.json` with their SHA-256.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddgd_ray.store import MANIFEST, crash_point, file_sha256, write_atomically
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+State = dict[str, Tensor]
+
+
+class Checkpoints:
+    """The newest checkpoints of one stage in `folder`, which all ranks see; without a folder, nothing is kept."""
+
+    def __init__(self, folder: Path | None, *, every: int, rank: int = 0, num_ranks: int = 1) -> None:
+        """every: steps between checkpoints, 0 for none."""
+        self.folder = folder if every else None
+        self.every, self.rank, self.num_ranks = every, rank, num_ranks
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state after step `step` (from 0) is to be kept."""
+        return self.folder is not None and (step + 1) % self.every == 0
+
+    def save(self, num_steps: int, parts: Mapping[str, State]) -> None:
+        """Keep the state after `num_steps` steps. parts: the files that this rank writes; all ranks must call."""
+        assert self.folder is not None
+        target = self.folder / f"step-{num_steps:08d}"
+        unfinished = self.folder / f"unfinished-{num_steps:08d}"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for name, state in parts.items():
+            path = unfinished / f"{name}.safetensors"
+            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if self.num_ranks > 1:
+            dist.barrier()
+        if self.rank == 0:
+            files = {path.name: file_sha256(path) for path in sorted(unfinished.glob("*.safetensors"))}
+            write_atomically(unfinished / MANIFEST, json.dumps({"num_steps": num_steps, "files": files}))
+            crash_point("before-checkpoint")
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
+            os.rename(unfinished, target)
+            self._prune()
+
+    def newest(self) -> tuple[int, Path] | None:
+        """Steps done and folder of the newest sound checkpoint; a damaged one is named in the log and passed over."""
+        found = None
+        if self.folder is not None and self.rank == 0:
+            sound = (path for path in sorted(self.folder.glob("step-*"), reverse=True) if _is_sound(path))
+            found = next(((int(path.name.partition("-")[2]), path) for path in sound), None)
+        if self.num_ranks > 1:  # all ranks go on from the same step
+            answer = [found]
+            dist.broadcast_object_list(answer)
+            found = answer[0]
+        return found
+
+    def _prune(self) -> None:
+        assert self.folder is not None
+        outdated = sorted(self.folder.glob("step-*"))[:-KEPT]
+        for path in (*outdated, *self.folder.glob("unfinished-*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_part(checkpoint: Path, name: str, device: str = "cpu") -> State:
+    return load_file(checkpoint / f"{name}.safetensors", device=device)
+
+
+def _is_sound(checkpoint: Path) -> bool:
+    try:
+        files: dict[str, str] = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        log.warning("checkpoint %s is passed over: its manifest cannot be read (%s)", checkpoint, err)
+        return False
+    for name, sha256 in files.items():
+        path = checkpoint / name
+        if not path.is_file() or file_sha256(path) != sha256:
+            log.warning("checkpoint %s is passed over: %s is missing or damaged", checkpoint, name)
+            return False
+    return True
+
+
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def without_prefix(prefix: str, state: Mapping[str, Tensor]) -> State:
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> State:
+    """The optimizer's tensors as {parameter.entry: tensor}, for parameters by name; nothing before its first step."""
+    return {
+        f"{name}/{entry}": value for name, parameter in named.items() for entry, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    for key, value in state.items():
+        name, _, entry = key.rpartition("/")
+        # Adam's step count stays on the host unless the optimizer is fused
+        is_count_on_host = entry == "step" and not optimizer.param_groups[0].get("fused")
+        optimizer.state[named[name]][entry] = value.clone() if is_count_on_host else value.to(named[name].device).clone()
