@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddgd_ray.errors import StageError
-from ddgd_ray.method.difffit import freeze_all_but, trainable_state
 from ddgd_ray.method.losses import class_weights, gen_loss, per_class, per_sample_extreme, real_loss
 from ddgd_ray.method.memory import LatentMemory
 from ddgd_ray.method.noise import NoiseSchedule, add_noise, linear_schedule, variational_bits, x0_prediction
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
-from ddgd_ray.stages.backbone import load_dit, save_adapter
+from ddgd_ray.stages.adapters import Adapter, attach, save_adapter
+from ddgd_ray.stages.backbone import load_dit
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.latents import EpochSampler, LatentCache
 
@@ -36,8 +36,7 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     _check_ranks(spec, ctx)
     cache = LatentCache(inputs["latents"])
     model = load_dit(inputs["backbone"]).to(ctx.device)
-    freeze_all_but(model, spec.adapter)
-    trainable = trainable_state(model)
+    trainable = attach(model, Adapter.of(spec), seed=spec.seed)
     averaged = {name: tensor.detach().clone() for name, tensor in trainable.items()}
     optimizer = torch.optim.AdamW(
         trainable.values(), lr=spec.learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=ctx.device != "cpu"
@@ -70,7 +69,7 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
             if step % DIAGNOSE_EVERY == 0 or step == spec.steps - 1:
                 metrics |= losses.diagnostics()
             ctx.report(step, metrics)
-    save_adapter(out, spec.adapter, trainable, averaged)
+    save_adapter(out, Adapter.of(spec), trainable, averaged)
     num_trainable = sum(tensor.numel() for tensor in trainable.values())
     return {**metrics, "num_trainable": float(num_trainable)}
 
