@@ -1,9 +1,8 @@
-"""Outside inputs: where images and pre-trained weights lie, and the fingerprint of their content. Torch-free and quick."""
+"""Outside inputs: where images lie, and the fingerprint of their content. Torch-free and quick."""
 
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -47,7 +46,7 @@ def resolve(root: str, where: str) -> Path:
 def images_source(spec: ImagesSpec) -> tuple[str, Path]:
     """Fingerprint and folder of the images. Raises StageError when they are not there: what, where, how to get them."""
     if spec.source == "fashion":
-        return f"sha256:{_known_sha256(embedded_fashion())}", embedded_fashion().parent
+        return f"sha256:{known_sha256(embedded_fashion())}", embedded_fashion().parent
     if spec.source == "digits":
         return "scikit-learn:digits", Path()
     if spec.source == "fashion-full":
@@ -153,7 +152,7 @@ def _folder_fingerprint(root: Path, files: dict[str, dict[str, list[Path]]]) -> 
     for split, per_class in files.items():
         for name, paths in per_class.items():
             for path in paths:
-                digest.update(f"{split}/{name}/{path.name}\0{_known_sha256(path)}\n".encode())
+                digest.update(f"{split}/{name}/{path.name}\0{known_sha256(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -163,7 +162,7 @@ def _begins_as_image(path: Path) -> bool:
         return file.read(12).startswith(IMAGE_BEGINNINGS)
 
 
-def _known_sha256(path: Path) -> str:
+def known_sha256(path: Path) -> str:
     stat = path.stat()
     return _cached_sha256(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
@@ -192,49 +191,3 @@ def _imagenet_synsets() -> list[str]:
     assert spec is not None, "timm is a dependency"
     assert spec.origin is not None
     return (Path(spec.origin).parent / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
-
-
-def weights_source(repo: str, revision: str, folder: str, part: str) -> tuple[str, Path]:
-    """Fingerprint and folder of pre-trained weights in diffusers layout: a local folder, or the hub's cache.
-
-    Nothing is downloaded. Raises StageError with the command that would fetch them.
-    """
-    fetch = f"hf download {repo} --revision {revision}, or set {part}.folder to a folder in diffusers layout"
-    if folder:
-        root = resolve(folder, f"{part}.folder")
-    else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            root = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        except (LocalEntryNotFoundError, FileNotFoundError) as err:
-            raise StageError(
-                f"the weights of {repo} (revision {revision}) are not on this machine",
-                code="weights-missing",
-                where=part,
-                fix=fetch,
-            ) from err
-    for candidate in (root, root / "transformer", root / "vae"):
-        weights = sorted(candidate.glob("diffusion_pytorch_model*.safetensors"))
-        if weights and (candidate / "config.json").is_file() and _is_part(candidate / "config.json", part):
-            digest = hashlib.sha256()
-            for path in (candidate / "config.json", *weights):
-                digest.update(f"{path.name}\0{_known_sha256(path)}\n".encode())
-            return f"sha256:{digest.hexdigest()}", candidate
-    raise StageError(
-        "expected config.json and diffusion_pytorch_model.safetensors here",
-        code="weights-missing",
-        where=str(root),
-        fix=fetch,
-    )
-
-
-def _is_part(config: Path, part: str) -> bool:
-    names = {"autoencoder": "AutoencoderKL", "backbone": "DiTTransformer2DModel"}
-    # facebook/DiT-XL-2-256 names its transformer Transformer2DModel, from before the class had its own name
-    try:
-        found = json.loads(config.read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):  # not a model's: the caller says what was expected there
-        return False
-    return found == names[part] or (part == "backbone" and found == "Transformer2DModel")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import SpecError
-from ddgd_ray.sources import images_source, training_images_per_class, weights_source
+from ddgd_ray.sources import images_source, training_images_per_class
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.stages import SelectSpec
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.store import Store
+from ddgd_ray.weights import weights_source
 
 Ref = tuple[str, str]
 
@@ -103,14 +104,18 @@ class _Shared:
         self.images = Outside(fingerprint, str(root))
         self.prepare: list[StageCall] = []
         if isinstance(preset.autoencoder, WeightsSpec):
-            self.autoencoder: Ref | Outside = _outside(preset.autoencoder, "autoencoder")
+            self.autoencoder = self._adopt(preset.autoencoder)
         else:
             self.autoencoder = self._add(StageCall(preset.autoencoder, {"images": self.images}))
         self.latents = self._add(StageCall(preset.encode, {"images": self.images, "autoencoder": self.autoencoder}))
         if isinstance(preset.backbone, WeightsSpec):
-            self.backbone: Ref | Outside = _outside(preset.backbone, "backbone")
+            self.backbone = self._adopt(preset.backbone)
         else:
             self.backbone = self._add(StageCall(preset.backbone, {"latents": self.latents}))
+
+    def _adopt(self, weights: WeightsSpec) -> Ref:
+        source = weights_source(weights)
+        return self._add(StageCall(weights.adopted(), {"weights": Outside(source.fingerprint, str(source.path))}))
 
     def _add(self, call: StageCall) -> Ref:
         self.prepare.append(call)
@@ -132,11 +137,6 @@ def _check_ipc(sweep: Sweep, shared: _Shared, preset: Preset) -> None:
 def shared_calls(preset: Preset) -> tuple[StageCall, ...]:
     """What comes before any trial of a preset: autoencoder, latents, backbone."""
     return tuple(_Shared(preset).prepare)
-
-
-def _outside(weights: WeightsSpec, part: str) -> Outside:
-    fingerprint, folder = weights_source(weights.repo, weights.revision, weights.folder, part)
-    return Outside(fingerprint, str(folder))
 
 
 def _with(spec: Any, **values: Any) -> Any:

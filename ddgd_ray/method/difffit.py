@@ -57,17 +57,25 @@ class ScaledLinear(nn.Module):
         return self.linear
 
 
+def add_bitfit(model: Any) -> None:
+    """Freeze all but every bias and the label table: DiffFit's set without its scale factors.
+
+    BitFit proper (Ben Zaken et al. 2022) trains biases alone; the table stays in so that the two differ by the scales only.
+    """
+    tie_embedders(model)
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".bias", "class_embedder.embedding_table.weight")):
+            parameter.requires_grad_(True)
+
+
 def add_difffit(model: Any) -> None:
     """Freeze all but the biases and the label table, and put trainable scales into the first 14 blocks.
 
     A block gets scales on q, k, v, on the attention projection, on the attention branch and on the MLP branch. The last two
     stand on the branch's closing projection, before adaLN's gate: both multiply channel by channel, so the order is free.
     """
-    tie_embedders(model)
-    model.requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".bias") or name.endswith("class_embedder.embedding_table.weight"):
-            parameter.requires_grad_(True)
+    add_bitfit(model)
     for block in list(model.transformer_blocks)[:NUM_SCALED_BLOCKS]:
         attention = block.attn1
         attention.to_q, attention.to_k, attention.to_v = map(ScaledLinear, (attention.to_q, attention.to_k, attention.to_v))
@@ -89,9 +97,12 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def freeze_all_but(model: nn.Module, adapter: str) -> None:
-    """Prepare `model` for the named adapter: `difffit`, or `full` where everything learns."""
+    """Prepare `model` for the named adapter: `difffit`, `bitfit`, or `full` where everything learns."""
     if adapter == "difffit":
         add_difffit(model)
+    elif adapter == "bitfit":
+        add_bitfit(model)
     else:
+        assert adapter == "full"
         tie_embedders(model)
         model.requires_grad_(True)

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.check import check
 from ddgd_ray.spec.load import Document, Path_, nearest, read
 from ddgd_ray.spec.stages import (
+    AdoptSpec,
     AutoencoderSpec,
     EncodeSpec,
     EvaluateSpec,
@@ -29,8 +30,32 @@ class WeightsSpec(Spec):
 
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", exclude=True)
     revision: str = Field("main", exclude=True)
+    """A branch, tag or commit; what a branch pointed to is recorded by its commit."""
     folder: str = Field("", exclude=True)
     """A local folder in its place; may start with `~` or hold $VARIABLES."""
+
+    def adopted(self) -> AdoptSpec:
+        return AdoptSpec(part="autoencoder")
+
+
+class DitWeightsSpec(WeightsSpec):
+    file: str = Field("", exclude=True)
+    """A checkpoint (.pt) in the layout of DiT's own code in their place; may start with `~` or hold $VARIABLES."""
+    heads: int = Field(0, ge=0)
+    """Attention heads of `file`; 0: by its width, as published (S 6, B 12, L and XL 16)."""
+    timestep_shift: Literal[0, 1] = 0
+    """0: trained with DiT's own code, as all published DiTs. 1: with diffusers' DiT. stages/backbone.py says what differs."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.folder and self.file:
+            raise ValueError("folder and file are both given", "remove one of the two")
+        if self.heads and not self.file:
+            raise ValueError("heads means something with file only", "the config.json of a folder holds the number of heads")
+        return self
+
+    def adopted(self) -> AdoptSpec:
+        return AdoptSpec(part="backbone", heads=self.heads, timestep_shift=self.timestep_shift)
 
 
 @dataclass(frozen=True)
@@ -40,7 +65,7 @@ class Preset:
     images: ImagesSpec
     autoencoder: AutoencoderSpec | WeightsSpec
     encode: EncodeSpec
-    backbone: PretrainSpec | WeightsSpec
+    backbone: PretrainSpec | DitWeightsSpec
     finetune: FinetuneSpec
     sample: SampleSpec
     evaluate: EvaluateSpec
@@ -78,10 +103,11 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
         return None
     parts: dict[str, Any] = {"encode": EncodeSpec(images=images), "images": images}
     cls: type[StageSpec]
-    for name, cls in (("autoencoder", AutoencoderSpec), ("backbone", PretrainSpec)):
+    outside: type[WeightsSpec]
+    for name, cls, outside in (("autoencoder", AutoencoderSpec, WeightsSpec), ("backbone", PretrainSpec, DitWeightsSpec)):
         section = data.get(name, {})
         if isinstance(section, Mapping) and "repo" in section:
-            parts[name] = check(WeightsSpec, document, (name,), errors)
+            parts[name] = check(outside, document, (name,), errors)
         else:
             parts[name] = check(cls, document, (name,), errors, images)
     for name, cls in (("finetune", FinetuneSpec), ("sample", SampleSpec), ("evaluate", EvaluateSpec)):

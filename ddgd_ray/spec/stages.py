@@ -75,6 +75,19 @@ class AutoencoderSpec(StageSpec):
     seed: int = Field(0, ge=0)
 
 
+class AdoptSpec(StageSpec):
+    """Take weights from outside into the store: checked, in diffusers' layout, with what their files do not say."""
+
+    stage: ClassVar[str] = "adopt"
+    version: ClassVar[int] = 1
+
+    part: Literal["autoencoder", "backbone"]
+    heads: int = Field(0, ge=0)
+    """Attention heads of a checkpoint in DiT's own layout; 0: by its width, as published."""
+    timestep_shift: Literal[0, 1] = 0
+    """stages/backbone.py, set_timestep_shift: 0 for weights trained with DiT's own code, 1 with diffusers' DiT."""
+
+
 class EncodeSpec(StageSpec):
     """Latent cache: posterior mean and log-variance of every training image and of its mirror image."""
 
@@ -119,7 +132,12 @@ class FinetuneSpec(StageSpec):
     stage: ClassVar[str] = "finetune"
     version: ClassVar[int] = 2
 
-    adapter: Literal["difffit", "full"] = "difffit"
+    adapter: Literal["difffit", "bitfit", "lora", "full"] = "difffit"
+    """What learns; method/difffit.py, stages/adapters.py."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the updates with `adapter: lora`."""
+    lora_alpha: int = Field(16, ge=1)
+    """The updates are multiplied by lora_alpha / lora_rank."""
     steps: int = Field(1000, ge=0)
     """Optimizer steps; 0 leaves the model as it is (control)."""
     batch_size: int = Field(8, ge=1)
@@ -163,6 +181,15 @@ class FinetuneSpec(StageSpec):
         if t_max <= info.data.get("t_min", 0):
             raise ValueError(f"expected more than t_min = {info.data['t_min']}, got {t_max}", "raise t_max or lower t_min")
         return t_max
+
+    @field_validator("lora_rank", "lora_alpha")
+    @classmethod
+    def _lora_fields_need_lora(cls, number: int, info: ValidationInfo) -> int:
+        name = info.field_name or ""
+        adapter = info.data.get("adapter", "lora")
+        if adapter != "lora" and number != cls.model_fields[name].default:
+            raise ValueError(f"{name} means something with adapter: lora only, not {adapter}", "set finetune.adapter: lora")
+        return number
 
     @field_validator("local_ranks")
     @classmethod
@@ -244,6 +271,14 @@ class EvaluateSpec(StageSpec):
     seed: int = Field(0, ge=0)
 
 
-STAGE_SPECS: dict[str, type[StageSpec]] = {
-    cls.stage: cls for cls in (AutoencoderSpec, EncodeSpec, PretrainSpec, FinetuneSpec, SampleSpec, SelectSpec, EvaluateSpec)
-}
+_SPECS = (
+    AdoptSpec,
+    AutoencoderSpec,
+    EncodeSpec,
+    PretrainSpec,
+    FinetuneSpec,
+    SampleSpec,
+    SelectSpec,
+    EvaluateSpec,
+)
+STAGE_SPECS: dict[str, type[StageSpec]] = {cls.stage: cls for cls in _SPECS}

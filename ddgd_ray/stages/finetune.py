@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddgd_ray.errors import StageError
-from ddgd_ray.method.difffit import freeze_all_but, trainable_state
 from ddgd_ray.method.dit import denoise, dit_block
 from ddgd_ray.method.noise import add_noise, linear_schedule
 from ddgd_ray.spec.stages import FinetuneSpec
-from ddgd_ray.stages.backbone import load_dit, save_adapter
+from ddgd_ray.stages.adapters import Adapter, attach, save_adapter
+from ddgd_ray.stages.backbone import load_dit
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.checkpoint import (
     Checkpoints,
@@ -57,7 +57,7 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
         if checkpoints.is_due(step) and not is_last:
             tuning.watch.check()
             tuning.save(checkpoints, step + 1)
-    save_adapter(out, spec.adapter, tuning.trainable, tuning.averaged)
+    save_adapter(out, Adapter.of(spec), tuning.trainable, tuning.averaged)
     return {**metrics, "num_trainable": float(sum(tensor.numel() for tensor in tuning.trainable.values()))}
 
 
@@ -82,11 +82,10 @@ class Tuning:
     def __init__(self, spec: FinetuneSpec, cache: LatentCache, backbone: Path, ctx: Context) -> None:
         self.spec, self.ctx = spec, ctx
         self.model = load_dit(backbone).to(ctx.device)
-        freeze_all_but(self.model, spec.adapter)
+        self.trainable = attach(self.model, Adapter.of(spec), seed=spec.seed)
         if spec.dtype == "bfloat16":
             _store_frozen_in_bfloat16(self.model)
         self.model.train()
-        self.trainable = trainable_state(self.model)
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.trainable.items()}
         self.optimizer = torch.optim.AdamW(
             self.trainable.values(), lr=spec.learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=ctx.device != "cpu"

@@ -9,7 +9,8 @@ from torch import Tensor
 from ddgd_ray.method.noise import linear_schedule
 from ddgd_ray.method.sampling import noise_stream, sample
 from ddgd_ray.spec.stages import SampleSpec
-from ddgd_ray.stages.backbone import Autoencoder, load_finetuned
+from ddgd_ray.stages.adapters import load_finetuned
+from ddgd_ray.stages.backbone import Autoencoder
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.distilled import write_set
 from ddgd_ray.stages.images import generator_labels

@@ -10,11 +10,12 @@ from PIL import Image
 
 from ddgd_ray.engine.plan import plan_arm, shared_calls
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.sources import image_files, images_source, index_classes, weights_source
-from ddgd_ray.spec.preset import Preset, WeightsSpec, build_preset, preset_names, read_preset, with_overrides
+from ddgd_ray.sources import image_files, images_source, index_classes
+from ddgd_ray.spec.preset import DitWeightsSpec, Preset, build_preset, preset_names, read_preset, with_overrides
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
 from ddgd_ray.spec.sweep import read_sweep
 from ddgd_ray.stages.images import read_splits
+from ddgd_ray.weights import weights_source
 
 # WordNet id [ImageNet-1k index] of the ten classes, as published with the data sets
 INDEX = {
@@ -184,7 +185,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_field(monkeypatch: pytest.
     with pytest.raises(StageError, match=r"images\.root: the variable .*\n  help: export NO_SUCH_FOLDER="):
         images_source(images)
     with pytest.raises(StageError, match=r"backbone\.folder: the variable .*\n  help: export NO_SUCH_FOLDER="):
-        weights_source("a/b", "main", "$NO_SUCH_FOLDER", "backbone")
+        weights_source(DitWeightsSpec(repo="a/b", folder="$NO_SUCH_FOLDER"))
 
 
 def test_a_folder_with_an_images_name_is_no_image(tmp_path: Path) -> None:
@@ -211,8 +212,8 @@ def test_files_that_are_no_images_are_listed_before_any_work(content: bytes, tmp
 
 def test_weights_that_are_not_here_come_with_the_command_that_fetches_them(tmp_path: Path) -> None:
     backbone = build("imagewoof", {"backbone.folder": str(tmp_path)}).backbone
-    assert isinstance(backbone, WeightsSpec)
+    assert isinstance(backbone, DitWeightsSpec)
     (tmp_path / "config.json").write_text("{not json")
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     with pytest.raises(StageError, match="help: hf download facebook/DiT-XL-2-256 --revision main, or set backbone"):
-        weights_source(backbone.repo, backbone.revision, backbone.folder, "backbone")
+        weights_source(backbone)

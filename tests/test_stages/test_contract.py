@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ddgd_ray.engine.sweep import planned_trials
-from ddgd_ray.spec.stages import STAGE_SPECS
-from ddgd_ray.stages.base import CURVES, Context, StageCall, publish_call, run_call
+from ddgd_ray.spec.stages import STAGE_SPECS, AdoptSpec
+from ddgd_ray.stages.base import CURVES, Context, Outside, StageCall, publish_call, run_call
 from ddgd_ray.store import Store, file_sha256
 
 
@@ -25,6 +25,11 @@ def made(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, di
         for call in trial.calls():
             publish_call(call, store, Context())
             calls.setdefault(call.stage, call)
+    trained = store.get(*calls["pretrain"].ref)
+    assert trained is not None
+    adopt = StageCall(AdoptSpec(part="backbone", timestep_shift=1), {"weights": Outside("of the tiny DiT", str(trained.path))})
+    publish_call(adopt, store, Context())
+    calls["adopt"] = adopt
     return store, calls
 
 

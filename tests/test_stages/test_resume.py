@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ddgd_ray.errors import StageError
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages import finetune
-from ddgd_ray.stages.backbone import ADAPTER_FILE
+from ddgd_ray.stages.adapters import ADAPTER_FILE
 from ddgd_ray.stages.base import CURVES, Context, Outside, StageCall, publish_call
 from ddgd_ray.stages.checkpoint import KEPT
 from ddgd_ray.store import Store
