@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ddgd_ray.errors import SpecError
 from ddgd_ray.sources import images_source, training_images_per_class
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.preset import Preset, WeightsSpec
+from ddgd_ray.spec.recipe import RECIPE
 from ddgd_ray.spec.stages import SelectSpec
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import Outside, StageCall
@@ -77,7 +78,7 @@ def plan_arm(sweep: Sweep, arm: str, params: Mapping[str, Any]) -> list[Trial]:
 
 
 def plan_controls(sweep: Sweep) -> list[Trial]:
-    """The arms that are compared with: real images, and the model without the memories or without fine-tuning."""
+    """The arms that are compared with: real images, and the recipes `plain` and `pretrained`."""
     preset = sweep.preset_with({})
     shared = _Shared(preset)
     trials = []
@@ -90,9 +91,7 @@ def plan_controls(sweep: Sweep) -> list[Trial]:
                 _check_ipc(sweep, shared, preset)
                 trials.append(_real(sweep, shared, preset, control, "random", max(sweep.spec.evaluate.ipc), seed))
                 continue
-            change = {"steps": 0} if control == "pretrained" else {"lambda_r": 0.0, "lambda_g": 0.0}
-            changed = replace(preset, finetune=_with(preset.finetune, **change))
-            trials.append(_distill(sweep, shared, changed, control, {}, seed, is_control=True))
+            trials.append(_distill(sweep, shared, sweep.preset_with({RECIPE: control}), control, {}, seed, is_control=True))
     return trials
 
 
