@@ -1,6 +1,7 @@
 """From a sweep to stage calls with keys. Pure: looks at nothing but specs and fingerprints."""
 
 import hashlib
+import importlib.util
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.errors import SpecError
+from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.sources import images_source, training_images_per_class
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.preset import Preset, WeightsSpec
@@ -147,6 +148,7 @@ def _with(spec: Any, **values: Any) -> Any:
 def _distill(
     sweep: Sweep, shared: _Shared, preset: Preset, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool
 ) -> Trial:
+    _check_packages(preset)
     # without fine-tuning there is nothing random before sampling: all seeds share one adapter
     finetune = _with(preset.finetune, seed=seed if preset.finetune.steps else 0)
     tune = StageCall(finetune, {"latents": shared.latents, "backbone": shared.backbone})
@@ -156,6 +158,16 @@ def _distill(
     )
     evaluators = _evaluators(sweep, shared, preset, drawn, sweep.spec.evaluate.ipc)
     return Trial(arm, dict(params), seed, is_control, tuple(shared.prepare), (tune, drawn), evaluators)
+
+
+def _check_packages(preset: Preset) -> None:
+    if preset.finetune.adapter == "lora" and importlib.util.find_spec("peft") is None:
+        raise StageError(
+            "adapter lora needs the package peft",
+            code="missing-package",
+            where="finetune.adapter",
+            fix="pip install 'ddgd-ray[lora]'",
+        )
 
 
 def _real(sweep: Sweep, shared: _Shared, preset: Preset, arm: str, method: Any, ipc: int, seed: int) -> Trial:
