@@ -117,7 +117,8 @@ def plan_command(args: argparse.Namespace) -> int:
     sweep = _read(args)
     store = open_store(_run_dir(args))
     trials = planned_trials(sweep)
-    print(f"{sweep.spec.name}: preset {sweep.spec.preset}, {len(trials)} trials")
+    of_recipe = f", recipe {sweep.spec.recipe}" if sweep.spec.recipe else ""
+    print(f"{sweep.spec.name}: preset {sweep.spec.preset}{of_recipe}, {len(trials)} trials")
     if sweep.spec.search:
         search = sweep.spec.search
         print(f"search: up to {search.trials} configurations by {search.algorithm} over {', '.join(sweep.space)},")

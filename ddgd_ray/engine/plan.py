@@ -1,17 +1,19 @@
 """From a sweep to stage calls with keys. Pure: looks at nothing but specs and fingerprints."""
 
 import hashlib
+import importlib.util
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.errors import SpecError
+from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.sources import images_source, training_images_per_class
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.preset import Preset, WeightsSpec
+from ddgd_ray.spec.recipe import RECIPE
 from ddgd_ray.spec.stages import SelectSpec
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import Outside, StageCall
@@ -77,7 +79,7 @@ def plan_arm(sweep: Sweep, arm: str, params: Mapping[str, Any]) -> list[Trial]:
 
 
 def plan_controls(sweep: Sweep) -> list[Trial]:
-    """The arms that are compared with: real images, and the model without the memories or without fine-tuning."""
+    """The arms that are compared with: real images, and the recipes `plain` and `pretrained`."""
     preset = sweep.preset_with({})
     shared = _Shared(preset)
     trials = []
@@ -90,9 +92,7 @@ def plan_controls(sweep: Sweep) -> list[Trial]:
                 _check_ipc(sweep, shared, preset)
                 trials.append(_real(sweep, shared, preset, control, "random", max(sweep.spec.evaluate.ipc), seed))
                 continue
-            change = {"steps": 0} if control == "pretrained" else {"lambda_r": 0.0, "lambda_g": 0.0}
-            changed = replace(preset, finetune=_with(preset.finetune, **change))
-            trials.append(_distill(sweep, shared, changed, control, {}, seed, is_control=True))
+            trials.append(_distill(sweep, shared, sweep.preset_with({RECIPE: control}), control, {}, seed, is_control=True))
     return trials
 
 
@@ -148,6 +148,7 @@ def _with(spec: Any, **values: Any) -> Any:
 def _distill(
     sweep: Sweep, shared: _Shared, preset: Preset, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool
 ) -> Trial:
+    _check_packages(preset)
     # without fine-tuning there is nothing random before sampling: all seeds share one adapter
     finetune = _with(preset.finetune, seed=seed if preset.finetune.steps else 0)
     tune = StageCall(finetune, {"latents": shared.latents, "backbone": shared.backbone})
@@ -157,6 +158,16 @@ def _distill(
     )
     evaluators = _evaluators(sweep, shared, preset, drawn, sweep.spec.evaluate.ipc)
     return Trial(arm, dict(params), seed, is_control, tuple(shared.prepare), (tune, drawn), evaluators)
+
+
+def _check_packages(preset: Preset) -> None:
+    if preset.finetune.adapter == "lora" and importlib.util.find_spec("peft") is None:
+        raise StageError(
+            "adapter lora needs the package peft",
+            code="missing-package",
+            where="finetune.adapter",
+            fix="pip install 'ddgd-ray[lora]'",
+        )
 
 
 def _real(sweep: Sweep, shared: _Shared, preset: Preset, arm: str, method: Any, ipc: int, seed: int) -> Trial:

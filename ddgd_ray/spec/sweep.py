@@ -12,7 +12,8 @@ from ddgd_ray.spec.base import Spec, Value, Values
 from ddgd_ray.spec.check import check
 from ddgd_ray.spec.load import Document, nearest, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
-from ddgd_ray.spec.space import Space, read_space
+from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
+from ddgd_ray.spec.space import Choice, Space, read_space
 from ddgd_ray.spec.stages import NETWORKS
 
 ControlName = Literal["random_real", "full_data", "pretrained", "plain"]
@@ -111,6 +112,8 @@ class ResourcesSpec(Spec):
 class SweepSpec(Spec):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     preset: str = "fashion"
+    recipe: str = ""
+    """A method of spec/recipes to start from; `set` and what varies override it. May itself be varied, as `recipe`."""
     set: dict[str, Values] = Field(default_factory=dict)
     """Overrides of the preset for every trial, by dotted path."""
     vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
@@ -158,7 +161,10 @@ class Sweep:
         """The preset of one configuration. Raises SpecErrors, or adds to `errors` when that list is given."""
         found: list[SpecError] = []
         placed = {path: (value, self.places.get(path, self.source.source)) for path, value in values.items()}
-        document = with_overrides(self.preset, placed, found)
+        try:
+            document = with_overrides(self.preset, _with_recipe(placed), found)
+        except SpecError as err:
+            document, found = self.preset, [err]
         preset = build_preset(document, found) if not found else None
         if errors is not None:
             errors.extend(found)
@@ -185,13 +191,15 @@ def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None
     placed |= {name: (value, "--set") for name, value in of_preset.items()}
     errors.extend(_set_by_sweep(name, where) for name, (_, where) in placed.items() if name in SET_BY_SWEEP)
     try:
-        preset = with_overrides(read_preset(spec.preset, document.where(("preset",))), placed, errors)
+        chosen = read_recipe(spec.recipe, document.where((RECIPE,))) if spec.recipe else {}
+        preset = with_overrides(read_preset(spec.preset, document.where(("preset",))), chosen | placed, errors)
         space, places = _read_space(spec, path, document)
     except SpecErrors as err:
         raise SpecErrors([*errors, *err.errors]) from err
     except SpecError as err:
         raise SpecErrors([*errors, err]) from err
     errors.extend(_set_by_sweep(name, where) for name, where in places.items() if name in SET_BY_SWEEP)
+    errors.extend(_recipe_conflicts(spec, space, document, {name: where for name, (_, where) in placed.items()} | places))
     sweep = Sweep(spec, preset, space, document, places)
     _check_values(sweep, errors)
     if errors:
@@ -214,6 +222,36 @@ def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int
         else:
             of_preset[name] = value
     return own, of_preset
+
+
+def _with_recipe(placed: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    """The same with a varied recipe spelled out. Raises SpecError for a name that is none."""
+    if RECIPE not in placed:
+        return dict(placed)
+    name, where = placed[RECIPE]
+    return read_recipe(name, f"{where} {RECIPE}") | {path: value for path, value in placed.items() if path != RECIPE}
+
+
+def _recipe_conflicts(spec: SweepSpec, space: Space, document: Document, fields: Mapping[str, str]) -> list[SpecError]:
+    """What contradicts a varied recipe: fields set beside it, a fixed recipe, a control of the same name."""
+    if RECIPE not in fields:
+        return []
+    searched = space.get(RECIPE)
+    names = spec.vary.get(RECIPE, searched.values if isinstance(searched, Choice) else ())
+    errors = conflicts(names, {path: where for path, where in fields.items() if path != RECIPE})
+    if spec.recipe:
+        where = document.where((RECIPE,))
+        errors.append(SpecError("recipe is given and varied", code="recipe-conflict", where=where, fix="remove one of the two"))
+    twice = [control for control in spec.controls if control in names]
+    return errors + [
+        SpecError(
+            f"{control} is a control and a varied recipe: the same trials under one name",
+            code="recipe-conflict",
+            where=document.where(("controls",)),
+            fix="remove one of the two",
+        )
+        for control in twice
+    ]
 
 
 def _set_by_sweep(name: str, where: str) -> SpecError:

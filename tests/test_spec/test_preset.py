@@ -1,5 +1,7 @@
 """The shipped presets, and what of them enters a key."""
 
+import hashlib
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def write_images(root: Path, classes: tuple[str, ...], per_class: int = 3) -> Im
 @pytest.mark.parametrize("name", preset_names())
 def test_a_shipped_preset_is_valid_without_its_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGEWOOF", raising=False)
-    assert len(build(name).images.classes) == 10
+    assert len(build(name).images.classes) == (100 if name == "imagenet100" else 10)
 
 
 @pytest.mark.parametrize("name", sorted(INDEX))
@@ -67,6 +69,30 @@ def test_a_wordnet_id_has_the_imagenet_index_of_the_paper(name: str) -> None:
     assert images.labels == "imagenet"
     assert images.classes == tuple(wnid for wnid, _ in pairs)
     assert index_classes(images.classes) == [int(index) for _, index in pairs]
+
+
+def test_imagenet100_has_the_hundred_classes_of_cmc() -> None:
+    images = build("imagenet100").images
+    assert len(set(index_classes(images.classes))) == 100
+    assert images.classes[:10] == build("imageidc").images.classes
+    # of the published list, one id a line
+    text = "\n".join(images.classes)
+    assert hashlib.sha256(text.encode()).hexdigest() == "b06db93f7ac2851ef476c162d6c4cbba17197be0269c88005add46486f682cb0"
+
+
+def test_lora_without_peft_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "peft" else found(name))
+    with pytest.raises(StageError, match=r"needs the package peft\n  help: pip install 'ddgd-ray\[lora\]'"):
+        keys({"finetune.adapter": "lora"}, tmp_path)
+    assert keys({"finetune.adapter": "bitfit"}, tmp_path) != keys({}, tmp_path)
+
+
+@pytest.mark.parametrize("field", ["lora_rank", "lora_alpha"])
+def test_fields_of_lora_need_that_adapter(field: str) -> None:
+    with pytest.raises(AssertionError, match=f"--set finetune.{field}: {field} means something with adapter: lora only"):
+        build("fashion", {f"finetune.{field}": 5})
+    assert getattr(build("fashion", {"finetune.adapter": "lora", f"finetune.{field}": 5}).finetune, field) == 5
 
 
 def test_a_word_that_is_no_wordnet_id_is_refused() -> None:

@@ -36,7 +36,7 @@ def test_a_shipped_ablation_is_valid_and_named_as_its_file(path: Path, preset: s
 
 
 def test_ablations_are_shipped() -> None:
-    assert {path.stem for path in SHIPPED} >= {"memory", "lambda_g", "lambda_r", "size"}
+    assert {path.stem for path in SHIPPED} >= {"memory", "lambda_g", "lambda_r", "size", "recipes"}
 
 
 def test_a_file_overrides_its_preset_and_the_command_line_both(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Recipes: what they set, what overrides them, and how they vary."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
+from ddgd_ray.errors import SpecErrors
+from ddgd_ray.spec.preset import Preset, preset_names
+from ddgd_ray.spec.recipe import read_recipe, recipe_names
+from ddgd_ray.spec.sweep import Sweep, read_sweep
+
+VARIED = "name: a\npreset: digits\nvary: {recipe: [paper, minimax, plain]}\nseeds: {distill: [0], evaluate: [0]}\n"
+FIXED = "name: a\npreset: digits\nvary: {sample.steps: [20]}\nseeds: {distill: [0], evaluate: [0]}\n"
+DATA_SETS_OWN = {"steps", "batch_size", "learning_rate", "ema_decay", "dtype", "seed"}
+
+
+def sweep(folder: Path, text: str, overrides: dict[str, Any] | None = None) -> Sweep:
+    (folder / "a.yaml").write_text(text)
+    return read_sweep(folder / "a.yaml", overrides or {})
+
+
+def refusal(folder: Path, text: str, overrides: dict[str, Any] | None = None) -> str:
+    with pytest.raises(SpecErrors) as caught:
+        sweep(folder, text, overrides)
+    (error,) = caught.value.errors
+    return str(error).replace(f"{folder}/", "")
+
+
+def pops(preset: Preset) -> tuple[str, str]:
+    return preset.finetune.memory_real.pop, preset.finetune.memory_gen.pop
+
+
+def keys(trial: Trial) -> list[str]:
+    return [call.key for call in trial.calls()]
+
+
+def test_the_recipes_are_those_of_the_literature_and_its_controls() -> None:
+    assert recipe_names() == ["minimax", "paper", "plain", "pretrained", "public-code"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_recipe_fits_every_preset(name: str, preset: str, tmp_path: Path) -> None:
+    sweep(tmp_path, FIXED, {"recipe": name, "preset": preset})
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe_names()) - {"pretrained"}))
+def test_a_recipe_leaves_the_data_sets_own_numbers_to_the_preset(name: str) -> None:
+    assert not {path.partition(".")[2] for path in read_recipe(name, "")} & DATA_SETS_OWN
+
+
+def test_recipes_set_what_their_papers_say(tmp_path: Path) -> None:
+    varied = sweep(tmp_path, VARIED.replace("plain]", "plain, public-code]"))
+    paper, minimax, plain, code = (varied.preset_with(params) for params in grid(varied))
+    assert pops(paper) == ("max_similarity", "max_similarity")
+    assert pops(minimax) == ("fifo", "fifo")
+    assert (minimax.finetune.lambda_r, minimax.finetune.lambda_g) == (0.002, 0.008)
+    assert (plain.finetune.lambda_r, plain.finetune.lambda_g) == (0, 0)
+    assert (code.finetune.class_aggregation, code.finetune.memory_scope) == ("cumulative", "local")
+
+
+def test_a_varied_recipe_names_its_arms(tmp_path: Path) -> None:
+    assert [arm_name(params) for params in grid(sweep(tmp_path, VARIED))] == ["paper", "minimax", "plain"]
+
+
+@pytest.mark.parametrize("text", [FIXED + "recipe: minimax\n", FIXED])
+def test_a_fixed_recipe_is_a_base_that_overrides_change(text: str, tmp_path: Path) -> None:
+    overrides = {} if "recipe" in text else {"recipe": "minimax"}
+    assert pops(sweep(tmp_path, text, overrides).preset_with({})) == ("fifo", "fifo")
+    changed = sweep(tmp_path, text, overrides | {"finetune.memory_gen.pop": "random"})
+    assert pops(changed.preset_with({})) == ("fifo", "random")
+    assert pops(changed.preset_with({"finetune.memory_real.pop": "kcenter"})) == ("kcenter", "random")
+
+
+@pytest.mark.parametrize("name", ["plain", "pretrained"])
+def test_a_control_has_the_keys_of_the_recipe_of_its_name(name: str, tmp_path: Path) -> None:
+    (control,) = plan_controls(sweep(tmp_path, FIXED + f"controls: [{name}]\n"))
+    varied = sweep(tmp_path, VARIED.replace("plain]", "plain, pretrained]"))
+    (arm,) = plan_arm(varied, name, {"recipe": name})
+    assert keys(control) == keys(arm)
+
+
+def test_a_recipe_can_be_searched(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(
+        "recipe: {type: choice, values: [paper, minimax]}\nfinetune.memory_real.size: {type: int, low: 4, high: 9}\n"
+    )
+    searched = sweep(tmp_path, "name: a\npreset: digits\nsearch: {space: space.yaml}\n")
+    preset = searched.preset_with({"recipe": "minimax", "finetune.memory_real.size": 5})
+    assert (pops(preset), preset.finetune.memory_real.size) == (("fifo", "fifo"), 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        (VARIED.replace("minimax", "minmax"), "unknown-recipe]: a.yaml:3 recipe: unknown recipe 'minmax'"),
+        (FIXED + "recipe: minmax\n", "unknown-recipe]: a.yaml:5 recipe: unknown recipe 'minmax'"),
+    ],
+)
+def test_an_unknown_recipe_names_the_nearest(text: str, start: str, tmp_path: Path) -> None:
+    message = refusal(tmp_path, text)
+    assert message.startswith(f"error[{start}")
+    assert "did you mean minimax?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (VARIED + "set: {finetune.lambda_g: 0.5}\n", "a.yaml:5 finetune.lambda_g: the varied recipe"),
+        (VARIED + "recipe: minimax\n", "a.yaml:5 recipe: recipe is given and varied"),
+        (VARIED + "controls: [plain]\n", "a.yaml:5 controls: plain is a control and a varied recipe"),
+        (VARIED.replace("]}", "], finetune.memory_gen.pop: [fifo]}", 1), "a.yaml:3 finetune.memory_gen.pop: the varied recipe"),
+    ],
+)
+def test_what_contradicts_a_varied_recipe_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecErrors, match="recipe-conflict") as caught:
+        sweep(tmp_path, text)
+    assert words in str(caught.value).replace(f"{tmp_path}/", "")
