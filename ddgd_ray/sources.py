@@ -185,9 +185,25 @@ def index_classes(classes: tuple[str, ...]) -> list[int]:
     return [table[name] for name in classes]
 
 
+def synset_name(wnid: str) -> str | None:
+    """WordNet's words for an id, such as "Border terrier" for n02093754, from timm's table; None for what is no known id."""
+    return _synset_names().get(wnid)
+
+
+@functools.cache
+def _synset_names() -> dict[str, str]:
+    lines = (_timm_info() / "imagenet_synset_to_lemma.txt").read_text().splitlines()
+    return {wnid: words for wnid, _, words in (line.partition("\t") for line in lines)}
+
+
 @functools.cache
 def _imagenet_synsets() -> list[str]:
+    return (_timm_info() / "imagenet_synsets.txt").read_text().split()
+
+
+def _timm_info() -> Path:
+    """The folder of timm's ImageNet tables, found without importing timm."""
     spec = importlib.util.find_spec("timm")
     assert spec is not None, "timm is a dependency"
     assert spec.origin is not None
-    return (Path(spec.origin).parent / "data" / "_info" / "imagenet_synsets.txt").read_text().split()
+    return Path(spec.origin).parent / "data" / "_info"

@@ -1,4 +1,4 @@
-"""The door to Ray Train: a fine-tuning stage on one or several workers."""
+"""The door to Ray Train: fine-tuning and sampling on one or several workers."""
 
 import tempfile
 import uuid
@@ -10,13 +10,15 @@ from ddgd_ray.errors import DdgdError
 from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
 from ddgd_ray.store import Artifact, Store
 
+WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
+
 
 def publish_with_train(call: StageCall, store: Store, ctx: Context, *, workers: int, gpus: float) -> tuple[Artifact, bool]:
-    """Like stages.base.publish_call; a fine-tuning runs under a TorchTrainer.
+    """Like stages.base.publish_call; a fine-tuning, and with several workers a sampling, runs under a TorchTrainer.
 
     One worker is Train's local mode: this process, no start-up. More are processes of their own, gloo or NCCL between them.
     """
-    if call.stage != "finetune":
+    if call.stage != "finetune" and not (call.stage in WIDE_STAGES and workers > 1):
         return publish_call(call, store, ctx)
     with store.lease(call.key):
         found = store.get(*call.ref)

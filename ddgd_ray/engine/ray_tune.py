@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.engine.conductor import Conductor, Job, Outcome
-from ddgd_ray.engine.ray_train import publish_with_train
+from ddgd_ray.engine.ray_train import WIDE_STAGES, publish_with_train
 from ddgd_ray.engine.work import run_job
 from ddgd_ray.errors import EngineError
 from ddgd_ray.spec.sweep import ResourcesSpec
@@ -152,7 +152,7 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
 
 
 class Admission:
-    """Which jobs may run at once. A wide job's fine-tuning runs in a placement group of Train's own, its trial only waits."""
+    """Which jobs may run at once. A wide job's shared stages run in a placement group of Train's own, its trial only waits."""
 
     def __init__(self, cluster: dict[str, float], resources: ResourcesSpec) -> None:
         """cluster: what ray offers, {"CPU": 2.0, ...}. Raises EngineError when no job could ever fit: ray would wait."""
@@ -174,7 +174,7 @@ class Admission:
         return {name: amount for name, amount in amounts.items() if amount}
 
     def is_wide(self, job: Job) -> bool:
-        return self._resources.workers > 1 and any(call.stage == "finetune" for call in job.calls)
+        return self._resources.workers > 1 and any(call.stage in WIDE_STAGES for call in job.calls)
 
     def has_room(self, job: Job, running: Iterable[Job]) -> bool:
         """Whether `job` fits beside what runs; with one worker a job, one more is let in so that it starts without delay."""

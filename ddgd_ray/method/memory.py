@@ -2,37 +2,43 @@
 
 Shapes: K classes, S slots (capacity + the largest batch), D flat latent, B batch, P classes of the batch.
 
-Each class owns S slots; `born` holds the class's insertion counter of the row in a slot, -1 when the slot is free. Cosines are
-kept in a Gram matrix, rounded to multiples of 2^-24, so that row sums in float64 are exact whatever the order of pushes and
-pops: they are updated, never rebuilt. How many rows a class holds follows from labels that live on the host, so no step waits
-for the device.
+Each class owns S slots; `born` holds the class's insertion counter of the row in a slot, FREE when there is none, and what
+else stands in a free slot means nothing. Cosines are kept in a Gram matrix, rounded to multiples of 2^-24, so that row sums in
+float64 are exact whatever the order of pushes and pops: they are updated, never rebuilt. How many rows a class holds follows
+from labels that live on the host, so no step waits for the device.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, combinations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddgd_ray.method.arrivals import Arrivals, arrivals, members_of, sent, staged
+from ddgd_ray.method.cosines import OwnCosines, own_cosines
+
 FREE = -1
 _NEVER = torch.iinfo(torch.int64).max
+_NO_PAIR = -2.0  # below any cosine
 
 
 @dataclass(frozen=True)
 class Rows:
     """What a pop strategy may look at, for the P classes that must shrink; free slots hold garbage.
 
-    gram_PSS: cosines. sums_PS: summed cosine to all rows of the class. born_PS: insertion number. chance_PS: uniform in
-    [0, 1), drawn anew each pop. fate_PS: uniform in [0, 1), drawn once when the row came. valid_PS: which slots hold a row.
+    sums_PS: summed cosine to all rows of the class. nearest_PS: greatest cosine to another row. born_PS: insertion number.
+    chance_PS: uniform in [0, 1), drawn anew each pop. fate_PS: uniform in [0, 1), drawn once when the row came.
+    Each strategy names in `_USES` which of sums, nearest and chance it looks at; the others are empty.
     """
 
-    gram_PSS: Tensor
     sums_PS: Tensor
+    nearest_PS: Tensor
     born_PS: Tensor
     chance_PS: Tensor
     fate_PS: Tensor
-    valid_PS: Tensor
 
 
 def _fifo(rows: Rows) -> Tensor:
@@ -61,9 +67,7 @@ def _reservoir(rows: Rows) -> Tensor:
 
 def _kcenter(rows: Rows) -> Tensor:
     """One of the closest pair leaves: the older, by the rule for ties (greedy k-center)."""
-    pairs = rows.valid_PS[:, :, None] & rows.valid_PS[:, None, :]
-    pairs = pairs & ~torch.eye(pairs.shape[1], dtype=torch.bool, device=pairs.device)
-    return rows.gram_PSS.masked_fill(~pairs, -torch.inf).amax(dim=2).double()
+    return rows.nearest_PS.double()
 
 
 # the row with the greatest score leaves; on a tie, the oldest
@@ -74,6 +78,14 @@ POP_SCORES: dict[str, Callable[[Rows], Tensor]] = {
     "random": _random,
     "reservoir": _reservoir,
     "kcenter": _kcenter,
+}
+# reservoir looks at no chance, but its fates come from the same generator: without these draws they would be others
+_USES = {
+    "max_similarity": "sums",
+    "min_similarity": "sums",
+    "kcenter": "nearest",
+    "random": "chance",
+    "reservoir": "chance",
 }
 
 
@@ -92,14 +104,21 @@ class LatentMemory:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """capacity: N rows a class. max_age: insertions after which a row leaves first, 0 for never. max_batch: rows a push."""
+        """capacity: N rows a class. max_age: insertions after which a row leaves first, 0 for never. max_batch: rows a push.
+
+        The Gram matrix takes no room with strategies that look at no cosine.
+        """
         self.capacity, self.max_age, self.pop = capacity, max_age, pop
-        self._scores = POP_SCORES[pop]
+        self._scores, self._uses = POP_SCORES[pop], _USES.get(pop, "")
         slots = capacity + max_batch
+        gram_slots = slots if self._uses in ("sums", "nearest") else 0
+        self._no_cosine = _NO_PAIR if self._uses == "nearest" else 0.0  # stands in gram where a slot was free
         self.unit_KSD = torch.zeros(num_classes, slots, latent_dim, device=device)
         self.norm_KS = torch.zeros(num_classes, slots, device=device)
-        self.gram_KSS = torch.zeros(num_classes, slots, slots, device=device)
-        self.sums_KS = torch.zeros(num_classes, slots, dtype=torch.float64, device=device)
+        self.gram_KSS = torch.zeros(num_classes, gram_slots, gram_slots, device=device)
+        if self._no_cosine:
+            self.gram_KSS.fill_(self._no_cosine)
+        self.sums_KS = torch.zeros(num_classes, slots, dtype=torch.float64, device=device)  # stays zero unless used
         self.born_KS = torch.full((num_classes, slots), FREE, dtype=torch.int64, device=device)
         self.fate_KS = torch.zeros(num_classes, slots, dtype=torch.float64, device=device)
         self.num_seen_K = torch.zeros(num_classes, dtype=torch.int64)  # on the host, like the sizes
@@ -107,18 +126,21 @@ class LatentMemory:
         self.num_evicted_K = torch.zeros(num_classes, dtype=torch.int64)
         self.num_bounced_K = torch.zeros(num_classes, dtype=torch.int64, device=device)  # rows that left in their own push
         self._generator = torch.Generator().manual_seed(seed)
+        self.num_pushes = 0
 
     def cosines(self, z_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine of each latent to every row of its class, (B, S), and which slots hold a row, (B, S) bool. Differentiable."""
-        device = self.unit_KSD.device
-        classes_P, group_B = labels_B.cpu().unique(return_inverse=True)
-        cosine_BS = self._own_cosines(F.normalize(z_BD, dim=1), classes_P.to(device), group_B.to(device))
-        return cosine_BS, self.born_KS[labels_B.to(device)] != FREE
+        """Cosine of each latent to every slot of its class, (B, S), and which slots hold a row, (B, S) bool. Differentiable.
 
-    def _own_cosines(self, unit_BD: Tensor, classes_P: Tensor, group_B: Tensor) -> Tensor:
-        """(B, S): products with the slots of the own class. One copy per class, not per sample, and one matrix product."""
-        cosine_BPS = torch.einsum("bd,psd->bps", unit_BD, self.unit_KSD[classes_P])
-        return cosine_BPS[torch.arange(len(unit_BD), device=unit_BD.device), group_B]
+        labels_B: (B,) int64 on the host. Without a row, a slot's cosine means nothing. Backward must come before the second
+        push from here: rows are not copied, and the first push only fills slots that are free now.
+        """
+        labels = labels_B.tolist()
+        members = members_of(labels)
+        order = [row for rows in members.values() for row in rows]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        order_B, back_B, label_B = sent(self.unit_KSD.device, order, back, labels)
+        cosine_BS = OwnCosines.apply(F.normalize(z_BD, dim=1)[order_B], self, members)[back_B]
+        return cosine_BS, self.born_KS[label_B] != FREE
 
     @torch.no_grad()
     def push(self, z_BD: Tensor, labels_B: Tensor) -> None:
@@ -126,82 +148,98 @@ class LatentMemory:
 
         z_BD: (B, D), detached here. labels_B: (B,) int64 on the host. A batch row counts as younger than those before it.
         """
-        device = self.unit_KSD.device
-        labels = labels_B.cpu()
-        if len(labels) == 0:
+        if len(labels_B) == 0:
             return
-        classes_P, group_B = labels.unique(return_inverse=True)
-        same_BB = labels[:, None] == labels[None, :]
-        place_B = same_BB.tril(-1).sum(1)  # how many rows of its class stand before it in the batch
-        counts_P = torch.bincount(group_B)
-        births_B = self.num_seen_K[labels] + place_B
-        started_P = self.num_seen_K[classes_P]
-        self.num_seen_K[classes_P] += counts_P
-        sizes_P = self.size_K[classes_P] + counts_P
-        fate_B = torch.rand(len(labels), dtype=torch.float64, generator=self._generator)
+        self.num_pushes += 1
+        new = self._arrivals(labels_B.tolist())
+        born_PS = self.born_KS[new.classes_P]
+        slot_B = _lowest_free(born_PS[new.group_B], new.nth_B)
+        born_PS[new.group_B, slot_B] = new.birth_B
+        unit_BD = z_BD.detach().float()[new.order_B]  # a copy, so it may be divided in place
+        norm_B = unit_BD.norm(dim=1)
+        unit_BD.div_(norm_B.clamp_min(1e-12)[:, None])
+        fate_B = torch.rand(len(z_BD), dtype=torch.float64, generator=self._generator)
+        self.unit_KSD[new.label_B, slot_B] = unit_BD
+        self.norm_KS[new.label_B, slot_B] = norm_B
+        self.fate_KS[new.label_B, slot_B] = staged(fate_B, norm_B.device)[new.order_B]
+        sums_PS = self.sums_KS[new.classes_P]
+        if self._uses in ("sums", "nearest"):
+            self._insert_cosines(new, unit_BD, slot_B, born_PS, sums_PS)
+        self._pop_down(new, born_PS, sums_PS)
+        self.born_KS[new.classes_P] = born_PS
+        if self._uses == "sums":
+            self.sums_KS[new.classes_P] = sums_PS.masked_fill_(born_PS == FREE, 0.0)
 
-        labels_d, classes_d, group_d = (
-            labels.to(device, non_blocking=True),
-            classes_P.to(device, non_blocking=True),
-            group_B.to(device, non_blocking=True),
-        )
-        assert int(sizes_P.max()) <= self.born_KS.shape[1], "a class got more rows in one push than max_batch"
-        free_PS = (self.born_KS[classes_d] != FREE).to(torch.int8).argsort(dim=1, stable=True)
-        slot_B = free_PS[group_d, place_B.to(device, non_blocking=True)]
+    def _arrivals(self, labels: list[int]) -> Arrivals:
+        """Groups the batch and counts its rows as seen, evicted and held: all of that is known on the host."""
+        rows = Counter(labels)
+        held = {label: int(self.size_K[label]) + number for label, number in rows.items()}
+        assert max(held.values()) <= self.born_KS.shape[1], "a class got more rows in one push than max_batch"
+        surplus = {label: max(0, number - self.capacity) for label, number in held.items()}
+        seen = {label: int(self.num_seen_K[label]) for label in rows}
+        for label, number in rows.items():
+            self.num_seen_K[label] += number
+            self.num_evicted_K[label] += surplus[label]
+            self.size_K[label] = held[label] - surplus[label]
+        return arrivals(labels, surplus, seen, self.unit_KSD.device)
 
-        norm_B = z_BD.detach().float().norm(dim=1)
-        unit_BD = F.normalize(z_BD.detach().float(), dim=1)
-        self.unit_KSD[labels_d, slot_B] = unit_BD
-        self.norm_KS[labels_d, slot_B] = norm_B
-        self.born_KS[labels_d, slot_B] = births_B.to(device, non_blocking=True)
-        self.fate_KS[labels_d, slot_B] = fate_B.to(device, non_blocking=True)
+    def _insert_cosines(self, new: Arrivals, unit_BD: Tensor, slot_B: Tensor, born_PS: Tensor, sums_PS: Tensor) -> None:
+        """Enter the new rows into the Gram matrix; old rows gain their cosine to each new row, new rows the sum of theirs."""
+        is_free_BS = (born_PS == FREE)[new.group_B]
+        cosine_BS = _to_grid(own_cosines(unit_BD, self.unit_KSD, new.members)).masked_fill_(is_free_BS, self._no_cosine)
+        if self._uses == "nearest":
+            self._make_symmetric(cosine_BS, new, slot_B)
+        self.gram_KSS[new.label_B, slot_B] = cosine_BS
+        self.gram_KSS[new.label_B, :, slot_B] = cosine_BS
+        if self._uses == "sums":
+            exact_BS = cosine_BS.double()
+            sums_PS.index_add_(0, new.group_B, exact_BS)
+            sums_PS[new.group_B, slot_B] = exact_BS.sum(dim=1)
 
-        valid_PS = self.born_KS[classes_d] != FREE
-        cosine_BS = _to_grid(self._own_cosines(unit_BD, classes_d, group_d)) * valid_PS[group_d]
-        self.gram_KSS[labels_d, slot_B] = cosine_BS
-        self.gram_KSS[labels_d, :, slot_B] = cosine_BS
-        is_new_PS = valid_PS & (self.born_KS[classes_d] >= started_P.to(device, non_blocking=True)[:, None])
-        # old rows gain their cosine to each new row; new rows take the sum of theirs
-        gained_PS = torch.zeros_like(self.sums_KS[classes_d]).index_add_(0, group_d, cosine_BS.double())
-        self.sums_KS[classes_d] = torch.where(is_new_PS, 0.0, self.sums_KS[classes_d] + gained_PS) * valid_PS
-        self.sums_KS[labels_d, slot_B] = cosine_BS.double().sum(dim=1)
+    def _make_symmetric(self, cosine_BS: Tensor, new: Arrivals, slot_B: Tensor) -> None:
+        """Two new rows of a class get one cosine, so that each is the other's nearest to the last bit; none is its own."""
+        cosine_BS.scatter_(1, slot_B[:, None], _NO_PAIR)
+        stops = accumulate(len(rows) for rows in new.members.values())
+        places = (range(stop - len(rows), stop) for rows, stop in zip(new.members.values(), stops, strict=True))
+        pairs = [pair for own in places for pair in combinations(own, 2)]
+        early, late = sent(slot_B.device, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        cosine_BS[late, slot_B[early]] = cosine_BS[early, slot_B[late]]
 
-        self._pop_down(classes_P, sizes_P, started_P)
-        self.num_evicted_K[classes_P] += (sizes_P - self.capacity).clamp(min=0)
-        self.size_K[classes_P] = sizes_P.clamp(max=self.capacity)
+    def _pop_down(self, new: Arrivals, born_PS: Tensor, sums_PS: Tensor) -> None:
+        """In each turn one row leaves every class that is still too large."""
+        labels = list(new.members)
+        for turn in range(new.surplus[0]):
+            n = sum(surplus > turn for surplus in new.surplus)
+            classes_P = new.classes_P[:n]
+            victim_P = self._victims(self._rows_of(labels[:n], classes_P, born_PS[:n], sums_PS[:n]), new.after_P[:n])
+            was_born_P = born_PS[:n].gather(1, victim_P[:, None])
+            self.num_bounced_K.index_add_(0, classes_P, (was_born_P[:, 0] >= new.before_P[:n]).long())
+            born_PS[:n].scatter_(1, victim_P[:, None], FREE)
+            if self._uses == "sums":
+                sums_PS[:n] -= self.gram_KSS[classes_P, victim_P]
+            elif self._uses == "nearest":
+                self.gram_KSS[classes_P, victim_P] = _NO_PAIR
+                self.gram_KSS[classes_P, :, victim_P] = _NO_PAIR
 
-    def _pop_down(self, classes_P: Tensor, sizes_P: Tensor, started_P: Tensor) -> None:
-        device = self.unit_KSD.device
-        surplus_P = (sizes_P - self.capacity).clamp(min=0)
-        for turn in range(int(surplus_P.max())):
-            shrinking = surplus_P > turn
-            classes_d = classes_P[shrinking].to(device, non_blocking=True)
-            started = started_P[shrinking].to(device, non_blocking=True)
-            victim_P = self._victims(classes_d, self.num_seen_K[classes_P[shrinking]].to(device, non_blocking=True))
-            born_P = self.born_KS[classes_d, victim_P]
-            self.num_bounced_K.index_add_(0, classes_d, (born_P >= started).long())
-            column_PS = self.gram_KSS[classes_d, victim_P]
-            self.sums_KS[classes_d] -= column_PS.double()
-            self.sums_KS[classes_d, victim_P] = 0.0
-            self.gram_KSS[classes_d, victim_P] = 0.0
-            self.gram_KSS[classes_d, :, victim_P] = 0.0
-            self.unit_KSD[classes_d, victim_P] = 0.0
-            self.born_KS[classes_d, victim_P] = FREE
+    def _rows_of(self, labels: list[int], classes_P: Tensor, born_PS: Tensor, sums_PS: Tensor) -> Rows:
+        nothing = born_PS.new_empty(0, dtype=torch.float64)
+        nearest_PS = chance_PS = nothing
+        if self._uses == "nearest":
+            nearest_PS = torch.stack([self.gram_KSS[label].amax(dim=1) for label in labels])
+        elif self._uses == "chance":
+            drawn_PS = torch.rand(born_PS.shape, dtype=torch.float64, generator=self._generator)  # in ascending order of labels
+            chance_PS = staged(drawn_PS[torch.tensor(labels).argsort().argsort()], born_PS.device)
+        return Rows(sums_PS, nearest_PS, born_PS, chance_PS, self.fate_KS[classes_P])
 
-    def _victims(self, classes_d: Tensor, num_seen_P: Tensor) -> Tensor:
+    def _victims(self, rows: Rows, after_P: Tensor) -> Tensor:
         """One slot for each class: the greatest score; on a tie, the oldest row."""
-        born_PS = self.born_KS[classes_d]
-        valid_PS = born_PS != FREE
-        chance_PS = torch.rand(born_PS.shape, dtype=torch.float64, generator=self._generator).to(born_PS.device)
-        # the Gram matrix is looked at by one strategy only; indexing copies it
-        gram = self.gram_KSS[classes_d] if self.pop == "kcenter" else self.gram_KSS[:0]
-        scores_PS = self._scores(Rows(gram, self.sums_KS[classes_d], born_PS, chance_PS, self.fate_KS[classes_d], valid_PS))
+        scores_PS = self._scores(rows)
         if self.max_age:
-            is_stale_PS = num_seen_P[:, None] - 1 - born_PS > self.max_age
+            is_stale_PS = after_P[:, None] - 1 - rows.born_PS > self.max_age
             scores_PS = torch.where(is_stale_PS, torch.inf, scores_PS)
-        scores_PS = scores_PS.masked_fill(~valid_PS, -torch.inf)
-        is_best_PS = (scores_PS == scores_PS.amax(dim=1, keepdim=True)) & valid_PS
-        return born_PS.masked_fill(~is_best_PS, _NEVER).argmin(dim=1)
+        scores_PS = scores_PS.masked_fill(rows.born_PS == FREE, -torch.inf)
+        is_best_PS = scores_PS == scores_PS.amax(dim=1, keepdim=True)
+        return rows.born_PS.masked_fill(~is_best_PS, _NEVER).argmin(dim=1)
 
     def rows(self, label: int) -> Tensor:
         """The latents of one class, (size, D), oldest first."""
@@ -257,3 +295,9 @@ class LatentMemory:
 def _to_grid(cosine: Tensor) -> Tensor:
     """Rounded to multiples of 2^-24: float64 sums of up to 2^28 such numbers are exact."""
     return (cosine * 2.0**24).round() * 2.0**-24
+
+
+def _lowest_free(born_BS: Tensor, nth_B: Tensor) -> Tensor:
+    """The free slot of each row of `born_BS` with `nth` free ones below it, (B,)."""
+    num_free_BS = (born_BS == FREE).cumsum(dim=1)
+    return torch.searchsorted(num_free_BS, nth_B[:, None] + 1)[:, 0]

@@ -5,6 +5,8 @@ Shapes: B batch, c latent channels, s side of the latent.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,14 +23,57 @@ from ddgd_ray.method.noise import (
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+class Sampler(Protocol):
+    """One way down from noise. Made anew for each batch: it may remember earlier steps.
+
+    timesteps: the model's t of each step, descending. num_noises: how many of the first steps take fresh noise.
+    """
+
+    timesteps: list[int]
+    num_noises: int
+
+    def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
+        """z after step `place` (0 is the first, at the greatest t); eps: predicted noise, v: the learned variance's place."""
+        ...
+
+
+class Ancestral:
+    """DDPM on a respaced schedule, with the learned variance, or beta-tilde when the model has none; unclipped."""
+
+    def __init__(self, schedule: NoiseSchedule, num_steps: int) -> None:
+        self.short, kept = respaced(schedule, num_steps)
+        self.timesteps = kept.flip(0).tolist()
+        self.num_noises = num_steps - 1
+
+    def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
+        t_B = torch.full((len(z),), len(self.timesteps) - 1 - place, device=z.device)
+        mean, fixed_log_var = posterior(self.short, x0_prediction(self.short, z, eps, t_B), z, t_B)
+        if noise is None:
+            return mean
+        log_var = fixed_log_var if v is None else learned_log_variance(self.short, v, t_B)
+        return mean + (0.5 * log_var).exp() * noise
+
+
+class Ddim:
+    """eta = 0 (Song et al. 2021, Eq. 12) on a respaced schedule, unclipped."""
+
+    num_noises = 0
+
+    def __init__(self, schedule: NoiseSchedule, num_steps: int) -> None:
+        self.short, kept = respaced(schedule, num_steps)
+        self.timesteps = kept.flip(0).tolist()
+
+    def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
+        now = len(self.timesteps) - 1 - place
+        x0 = x0_prediction(self.short, z, eps, torch.full((len(z),), now, device=z.device))
+        before = float(self.short.abar_T[now - 1]) if now > 0 else 1.0
+        return before**0.5 * x0 + (1 - before) ** 0.5 * eps
+
+
 def noise_stream(seed: int, class_name: str, index: int) -> torch.Generator:
     """The random stream of one image: a function of (seed, class, index) alone, whatever the batch or the worker."""
     digest = hashlib.sha256(f"{seed}\0{class_name}\0{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _draw(streams: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(device)
 
 
 def guided(
@@ -54,37 +99,37 @@ def _split(predicted: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     return predicted[:, :channels], predicted[:, channels:] if predicted.shape[1] == 2 * channels else None
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     denoise: Denoiser,
-    schedule: NoiseSchedule,
+    sampler: Sampler,
     labels_B: Tensor,
     streams: Sequence[torch.Generator],
     *,
     latent_shape: tuple[int, int, int],
-    sampler: str,
-    num_steps: int,
     guidance: float,
     cfg_channels: int,
     null_label: int,
 ) -> Tensor:
-    """Latents (B, c, s, s) after `num_steps` respaced steps from t = T-1 to 0, unclipped.
+    """Latents (B, c, s, s) after all steps of `sampler`. streams: one per image, as `noise_stream` makes them."""
+    with ThreadPoolExecutor(1) as background:
+        # the noise of a step is drawn while the model works on the step before; each stream's numbers come in the same order
+        def ahead() -> Callable[[], Tensor]:
+            return background.submit(_draw, streams, latent_shape, labels_B.device).result
 
-    ddpm: ancestral, with the learned variance, or beta-tilde when the model has none. ddim: eta = 0 (Song et al. 2021, Eq. 12).
-    """
-    short, kept = respaced(schedule, num_steps)
-    device = labels_B.device
-    z = _draw(streams, latent_shape, device)
-    for step in range(num_steps - 1, -1, -1):
-        t_model = torch.full_like(labels_B, int(kept[step]))
-        t_B = torch.full_like(labels_B, step)
-        eps, v = guided(denoise, z, t_model, labels_B, null_label, guidance, cfg_channels)
-        x0 = x0_prediction(short, z, eps, t_B)
-        if sampler == "ddim":
-            before = float(short.abar_T[step - 1]) if step > 0 else 1.0
-            z = before**0.5 * x0 + (1 - before) ** 0.5 * eps
-        else:
-            mean, fixed_log_var = posterior(short, x0, z, t_B)
-            log_var = fixed_log_var if v is None else learned_log_variance(short, v, t_B)
-            z = mean + (0.5 * log_var).exp() * _draw(streams, latent_shape, device) if step > 0 else mean
+        z = ahead()().to(labels_B.device, non_blocking=True)
+        for place, t in enumerate(sampler.timesteps):
+            is_noisy = place < sampler.num_noises
+            drawn = ahead() if is_noisy else None
+            eps, v = guided(denoise, z, torch.full_like(labels_B, t), labels_B, null_label, guidance, cfg_channels)
+            noise = drawn().to(labels_B.device, non_blocking=True) if drawn is not None else None
+            z = sampler.step(place, z, eps, v, noise)
     return z
+
+
+def _draw(streams: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """The next numbers of each stream, (B, *shape) on the host, in pinned memory for CUDA."""
+    drawn = torch.empty(len(streams), *shape, pin_memory=device.type == "cuda")
+    for row, stream in zip(drawn, streams, strict=True):
+        torch.randn(shape, generator=stream, out=row)
+    return drawn

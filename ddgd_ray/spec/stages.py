@@ -207,7 +207,8 @@ class SampleSpec(StageSpec):
     stage: ClassVar[str] = "sample"
     version: ClassVar[int] = 1
 
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddpm"
+    """ddpm: ancestral. ddim: eta = 0. dpmpp: second-order DPM-Solver++."""
     steps: int = Field(50, ge=2, le=1000)
     guidance: float = Field(4.0, ge=0)
     """Classifier-free guidance scale; 1: none."""
@@ -216,8 +217,17 @@ class SampleSpec(StageSpec):
     weights: Literal["ema", "raw"] = "ema"
     ipc: int = Field(10, ge=1)
     """Images per class; a smaller set is a prefix of a larger one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the denoiser's arithmetic; latents and decoder stay float32."""
     images: ImagesSpec
     seed: int = Field(0, ge=0)
+
+    @field_validator("steps")
+    @classmethod
+    def _each_timestep_once(cls, steps: int, info: ValidationInfo) -> int:
+        if info.data.get("sampler") == "dpmpp" and steps > 999:
+            raise ValueError("expected at most 999 steps with sampler dpmpp", "set sample.steps to 999 or less")
+        return steps
 
 
 class SelectSpec(StageSpec):

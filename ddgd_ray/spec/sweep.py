@@ -91,7 +91,7 @@ class ResourcesSpec(Spec):
     """Of one job."""
     gpus: float = Field(0, ge=0)
     workers: int = Field(1, ge=1)
-    """Ray Train workers of one fine-tuning."""
+    """Ray Train workers of one fine-tuning or sampling."""
     chunk: int = Field(256, ge=1)
     """Images a forward pass without gradient may hold."""
     checkpoint_steps: int = Field(500, ge=0)

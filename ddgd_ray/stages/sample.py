@@ -1,52 +1,120 @@
-"""Draw the distilled set from the fine-tuned model."""
+"""Draw the distilled set from the fine-tuned model.
 
+Shapes: B images of a batch, c latent channels, s side of the latent, S side in pixels, C image channels.
+"""
+
+import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from ddgd_ray.method.noise import linear_schedule
 from ddgd_ray.method.sampling import noise_stream, sample
 from ddgd_ray.spec.stages import SampleSpec
 from ddgd_ray.stages.adapters import load_finetuned
 from ddgd_ray.stages.backbone import Autoencoder
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.distilled import write_set
+from ddgd_ray.stages.distilled import describe, image_name
 from ddgd_ray.stages.images import generator_labels
+from ddgd_ray.stages.png_folder import PngFolder
+from ddgd_ray.stages.solver import sampler_of
+
+# Matrix products of fewer rows take other kernels, which round otherwise: batches are filled up to a multiple of this, so
+# that on a CPU an image's bits are the same in a batch of any size. cuBLAS promises that for equal shapes alone.
+FULL_ROWS = 8
+DECODED_ROWS = 32  # the SD decoder holds about half a GB an image at 256 px
+
+Item = tuple[int, int]  # (label, index)
 
 
 def run(spec: SampleSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes spec.ipc images a class. Each depends on (seed, class, index) alone, not on the batch it was drawn in."""
+    """Writes spec.ipc images a class. Each depends on (seed, class, index) alone, not on its batch or its worker.
+
+    Rank 0 writes; images it has written stay in ctx.keep over a crash and are not drawn again.
+    """
     torch.set_num_threads(ctx.num_threads)
-    model = load_finetuned(inputs["backbone"], inputs["adapter"], weights=spec.weights).to(ctx.device)
-    autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
-    config = model.config
-    side = int(config["sample_size"])
-
-    def denoise(z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        predicted: Tensor = model(z_t, t, labels, return_dict=False)[0]
-        return predicted
-
     wanted = [(label, index) for label in range(len(spec.images.classes)) for index in range(spec.ipc)]
-    known = generator_labels(spec.images)
-    decoded = []
-    for start in range(0, len(wanted), ctx.chunk):
-        part = wanted[start : start + ctx.chunk]
-        latents = sample(
-            denoise,
-            linear_schedule(),
-            torch.tensor([known[label] for label, _ in part], device=ctx.device),
-            [noise_stream(spec.seed, spec.images.classes[label], index) for label, index in part],
+    kept = (ctx.keep or out) / "drawn"
+    pngs = PngFolder(kept) if ctx.rank == 0 else None
+    done = pngs.sha256 if pngs else {}
+    missing = _agreed([item for item in wanted if image_name(spec.images, *item) not in done], wanted, ctx)
+    draw = _Draw(spec, inputs, ctx) if missing else None
+    shares = [missing[rank :: ctx.num_ranks] for rank in range(ctx.num_ranks)]
+    for start in range(0, len(shares[0]), ctx.chunk):
+        assert draw is not None
+        parts = [share[start : start + ctx.chunk] for share in shares]
+        images = _gathered(draw.images(parts[ctx.rank]), [len(part) for part in parts], ctx)
+        if pngs:
+            items = [item for part in parts for item in part]
+            pngs.put({image_name(spec.images, *item): image for item, image in zip(items, images.numpy(), strict=True)})
+        num_images = len(wanted) - len(missing) + sum(min(start + ctx.chunk, len(share)) for share in shares)
+        ctx.report(num_images, {"num_images": num_images})
+    if pngs:
+        origins = {item: f"seed {spec.seed}, class {spec.images.classes[item[0]]}, index {item[1]}" for item in wanted}
+        describe(out, spec.images, origins, pngs.finish(out))
+        if kept.is_relative_to(out):
+            shutil.rmtree(kept)
+    return {"num_images": float(len(wanted))}
+
+
+class _Draw:
+    """Model, decoder and settings; turns items into images."""
+
+    def __init__(self, spec: SampleSpec, inputs: dict[str, Path], ctx: Context) -> None:
+        self.spec, self.device = spec, ctx.device
+        self.model = load_finetuned(inputs["backbone"], inputs["adapter"], weights=spec.weights).to(ctx.device)
+        self.autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
+        self.known = generator_labels(spec.images)
+
+    def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.spec.dtype == "bfloat16"):
+            predicted: Tensor = self.model(z_t, t, labels, return_dict=False)[0]
+        return predicted.float()
+
+    def images(self, items: list[Item]) -> Tensor:
+        """(B, S, S, C) uint8 on the device."""
+        size, channels = self.spec.images.size, self.spec.images.channels
+        if not items:
+            return torch.empty(0, size, size, channels, dtype=torch.uint8, device=self.device)
+        filled = items + items[-1:] * (-len(items) % FULL_ROWS)
+        latents = self._latents(filled)
+        decoded = [self.autoencoder.decode(part) for part in latents.split(DECODED_ROWS)]
+        return torch.cat(decoded)[: len(items)]
+
+    def _latents(self, items: list[Item]) -> Tensor:
+        spec, config = self.spec, self.model.config
+        side = int(config["sample_size"])
+        return sample(
+            self.denoise,
+            sampler_of(spec.sampler, spec.steps),
+            torch.tensor([self.known[label] for label, _ in items], device=self.device),
+            [noise_stream(spec.seed, spec.images.classes[label], index) for label, index in items],
             latent_shape=(int(config["in_channels"]), side, side),
-            sampler=spec.sampler,
-            num_steps=spec.steps,
             guidance=spec.guidance,
             cfg_channels=spec.cfg_channels,
             null_label=int(config["num_embeds_ada_norm"]),
         )
-        decoded.append(autoencoder.decode(latents).cpu().numpy())
-        ctx.report(start + len(part), {"num_images": start + len(part)})
-    origins = [f"seed {spec.seed}, class {spec.images.classes[label]}, index {index}" for label, index in wanted]
-    write_set(out, spec.images, np.concatenate(decoded), [label for label, _ in wanted], origins)
-    return {"num_images": float(len(wanted))}
+
+
+def _agreed(missing: list[Item], wanted: list[Item], ctx: Context) -> list[Item]:
+    """What rank 0 misses, on all ranks: it alone knows which kept images are sound."""
+    if ctx.num_ranks == 1:
+        return missing
+    lacking = set(missing)
+    is_missing = torch.tensor([item in lacking for item in wanted], dtype=torch.uint8, device=ctx.device)
+    dist.broadcast(is_missing, src=0)
+    return [item for item, flag in zip(wanted, is_missing.tolist(), strict=True) if flag]
+
+
+def _gathered(images: Tensor, counts: list[int], ctx: Context) -> Tensor:
+    """All ranks' images in rank order, on the host of rank 0; the others get back their own. counts: images of each rank."""
+    if ctx.num_ranks == 1:
+        return images.cpu()
+    padded = images.new_zeros(max(counts), *images.shape[1:])
+    padded[: len(images)] = images
+    parts = [torch.empty_like(padded) for _ in counts] if ctx.rank == 0 else None
+    dist.gather(padded, parts, dst=0)
+    if parts is None:
+        return images.cpu()
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).cpu()

@@ -202,7 +202,7 @@ def test_classes_share_no_influence_on_each_others_victims() -> None:
         assert torch.equal(together.rows(label), alone[label].rows(0))
 
 
-@pytest.mark.parametrize(("pop", "max_age"), STRATEGIES)
+@pytest.mark.parametrize(("pop", "max_age"), [("max_similarity", 0), ("max_similarity", 9), ("min_similarity", 0)])
 def test_row_sums_equal_sums_rebuilt_from_the_rows_after_many_pushes(pop: str, max_age: int) -> None:
     generator = torch.Generator().manual_seed(6)
     memory = LatentMemory(3, 7, 12, pop=pop, max_age=max_age, max_batch=8)
@@ -223,6 +223,52 @@ def test_row_sums_equal_sums_rebuilt_from_the_rows_after_many_pushes(pop: str, m
             torch.testing.assert_close(memory.sums_KS[label][is_held_S][order], (unit_MD @ unit_MD.T).sum(1), atol=5e-6, rtol=0)
 
 
+def test_kcenter_knows_the_nearest_other_row_of_each_row() -> None:
+    generator = torch.Generator().manual_seed(16)
+    memory = LatentMemory(2, 6, 8, pop="kcenter", max_batch=9)
+    for _ in range(60):
+        memory.push(torch.randn(9, 8, generator=generator), torch.randint(2, (9,), generator=generator))
+        for label in range(2):
+            is_held_S = memory.born_KS[label] >= 0
+            gram_SS = memory.gram_KSS[label]
+            assert torch.equal(gram_SS, gram_SS.T)  # to the last bit, or one of a closest pair would seem closer than the other
+            assert (gram_SS[~is_held_S] < -1).all()
+            unit_MD = F.normalize(memory.unit_KSD[label, is_held_S], dim=1)
+            others_MM = (unit_MD @ unit_MD.T).fill_diagonal_(-2)
+            torch.testing.assert_close(gram_SS.amax(1)[is_held_S], others_MM.amax(1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pop", ["fifo", "random", "reservoir"])
+def test_strategies_that_look_at_no_cosine_spend_no_room_on_a_gram_matrix(pop: str) -> None:
+    assert LatentMemory(1000, 1024, 1, pop=pop, max_batch=8, device="meta").gram_KSS.numel() == 0
+
+
+def push_and_look(memory: LatentMemory, device: str) -> None:
+    z_BD = torch.randn(9, 8, device=device)
+    for labels in ([0, 1, 1, 3, 1, 0, 2, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1, 1]):
+        labels_B = torch.tensor(labels)
+        memory.cosines(z_BD, labels_B)
+        memory.push(z_BD, labels_B)
+
+
+@pytest.mark.parametrize(("pop", "max_age"), STRATEGIES)
+def test_a_step_asks_the_device_for_no_value(pop: str, max_age: int) -> None:
+    # tensors on `meta` hold no values: whatever would make the host wait for one raises
+    push_and_look(LatentMemory(4, 3, 8, pop=pop, max_age=max_age, max_batch=9, device="meta"), "meta")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("pop", "max_age"), STRATEGIES)
+def test_a_step_never_waits_for_the_gpu(pop: str, max_age: int) -> None:
+    memory = LatentMemory(4, 3, 8, pop=pop, max_age=max_age, max_batch=9, device="cuda")
+    push_and_look(memory, "cuda")  # first calls may load kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        push_and_look(memory, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_cosines_are_those_of_the_own_class_and_differentiable() -> None:
     generator = torch.Generator().manual_seed(7)
     memory = LatentMemory(3, 4, 10, max_batch=6)
@@ -238,6 +284,29 @@ def test_cosines_are_those_of_the_own_class_and_differentiable() -> None:
     cosine_BS[0][valid_BS[0]].sum().backward()
     assert z_BD.grad is not None
     assert (z_BD.grad.abs().sum(dim=1) > 0).tolist() == [True, False, False, False, False]
+
+
+def test_a_push_between_a_look_and_its_backward_does_not_touch_the_gradient() -> None:
+    generator = torch.Generator().manual_seed(17)
+    memory = LatentMemory(2, 4, 6, max_batch=5)
+    labels_B = torch.tensor([1, 0, 1, 1, 0])
+    for _ in range(20):
+        memory.push(torch.randn(5, 6, generator=generator), labels_B)
+    z_BD = torch.randn(5, 6, generator=generator)
+    gradients = []
+    for num_pushes in (0, 1):
+        leaf_BD = z_BD.clone().requires_grad_()
+        cosine_BS, valid_BS = memory.cosines(leaf_BD, labels_B)
+        for _ in range(num_pushes):
+            memory.push(torch.randn(5, 6, generator=generator), labels_B)
+        torch.where(valid_BS, cosine_BS, 0.0).pow(2).sum().backward()
+        gradients.append(leaf_BD.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=0, rtol=0)
+    cosine_BS, _ = memory.cosines(leaf_BD, labels_B)
+    for _ in range(2):
+        memory.push(z_BD, labels_B)
+    with pytest.raises(AssertionError, match="second push"):
+        cosine_BS.sum().backward()
 
 
 def test_pushed_latents_are_detached_and_later_edits_do_not_reach_the_memory() -> None:

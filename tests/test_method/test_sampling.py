@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ddgd_ray.method.noise import linear_schedule
-from ddgd_ray.method.sampling import guided, noise_stream, sample
+from ddgd_ray.method.sampling import Ancestral, Ddim, guided, noise_stream, sample
 
 NULL = 9
+SAMPLERS = {"ddpm": Ancestral, "ddim": Ddim}
 WANTED = [(label, index) for label in range(3) for index in range(4)]
 
 
@@ -24,12 +25,10 @@ def toy(z_t: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
 def draw(wanted: list[tuple[int, int]], *, sampler: str = "ddpm", guidance: float = 4.0, seed: int = 0) -> Tensor:
     return sample(
         toy,
-        linear_schedule(),
+        SAMPLERS[sampler](linear_schedule(), 6),
         torch.tensor([label for label, _ in wanted]),
         [noise_stream(seed, f"n{label:08d}", index) for label, index in wanted],
         latent_shape=(4, 3, 3),
-        sampler=sampler,
-        num_steps=6,
         guidance=guidance,
         cfg_channels=3,
         null_label=NULL,
@@ -123,12 +122,10 @@ def test_ddim_with_a_perfect_denoiser_recovers_x0_along_one_straight_noise(num_s
 
     latents = sample(
         perfect,
-        linear_schedule(),
+        Ddim(linear_schedule(), num_steps),
         torch.arange(3),
         [noise_stream(0, "c", index) for index in range(3)],
         latent_shape=(2, 4, 4),
-        sampler="ddim",
-        num_steps=num_steps,
         guidance=1.0,
         cfg_channels=2,
         null_label=3,
@@ -175,12 +172,10 @@ def test_ddpm_equals_a_slow_twin(learned: bool) -> None:
     wanted = [(0, 0), (1, 0), (4, 2)]
     latents = sample(
         toy if learned else lambda z, t, c: toy(z, t, c)[:, :2],
-        linear_schedule(),
+        Ancestral(linear_schedule(), 5),
         torch.tensor([label for label, _ in wanted]),
         [noise_stream(5, f"c{label}", index) for label, index in wanted],
         latent_shape=(2, 1, 1),
-        sampler="ddpm",
-        num_steps=5,
         guidance=4.0,
         cfg_channels=1,
         null_label=NULL,
@@ -201,12 +196,10 @@ def test_samplers_reproduce_the_spread_of_gaussian_data(sampler: str) -> None:
 
     latents = sample(
         optimal,
-        linear_schedule(),
+        SAMPLERS[sampler](linear_schedule(), 250),
         torch.zeros(1, dtype=torch.int64),
         [noise_stream(0, "gauss", 0)],
         latent_shape=(1, 64, 64),
-        sampler=sampler,
-        num_steps=250,
         guidance=1.0,
         cfg_channels=1,
         null_label=1,

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ddgd_ray.engine.sweep import planned_trials
@@ -54,20 +53,10 @@ def test_the_same_call_gives_the_same_bytes(made: tuple[Store, dict[str, StageCa
     assert published is not None
     metrics = run_call(call, store, tmp_path, Context(chunk=7))  # another chunk: how, not what
     found, expected = contents(tmp_path), contents(published.path)
-    if stage == "sample":
-        _assert_close_pictures(tmp_path, published.path)
-        found, expected = ({k: v for k, v in d.items() if k.endswith("jsonl") and k != CURVES} for d in (found, expected))
+    if stage == "sample":  # its progress is reported batch by batch
+        found[CURVES] = expected[CURVES]
     assert found == expected
     assert metrics == published.metrics
-
-
-def _assert_close_pictures(folder: Path, other: Path) -> None:
-    """Batches of another size round matrix products otherwise: at most one grey level."""
-    from PIL import Image
-
-    for path in (folder / "images").rglob("*.png"):
-        mine, theirs = (np.asarray(Image.open(file)).astype(int) for file in (path, other / path.relative_to(folder)))
-        assert np.abs(mine - theirs).max() <= 1
 
 
 @pytest.mark.parametrize("stage", stage_names())
