@@ -205,7 +205,7 @@ class SampleSpec(StageSpec):
     """Draw the distilled set from the fine-tuned model."""
 
     stage: ClassVar[str] = "sample"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddpm"
     """ddpm: ancestral. ddim: eta = 0. dpmpp: second-order DPM-Solver++."""

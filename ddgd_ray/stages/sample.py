@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddgd_ray.method.dit import denoise
 from ddgd_ray.method.sampling import noise_stream, sample
 from ddgd_ray.spec.stages import SampleSpec
 from ddgd_ray.stages.adapters import load_finetuned
@@ -69,8 +70,7 @@ class _Draw:
 
     def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.spec.dtype == "bfloat16"):
-            predicted: Tensor = self.model(z_t, t, labels, return_dict=False)[0]
-        return predicted.float()
+            return denoise(self.model, z_t, t, labels).float()
 
     def images(self, items: list[Item]) -> Tensor:
         """(B, S, S, C) uint8 on the device."""
