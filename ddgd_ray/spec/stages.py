@@ -32,6 +32,13 @@ class ImagesSpec(Spec):
     """Training images a class held out from everything but the search metric."""
     root: str = Field("", exclude=True)
     """Folder of the images, for `imagefolder` and `fashion-full`; may start with `~` or hold $VARIABLES."""
+    # the three below say which files of an image folder count: they enter its fingerprint, so no key of another source
+    test_per_class: int = Field(0, ge=0, exclude=True)
+    """Test images a class taken from an image folder that has no split of its own; ddgd_ray/imagefolder.py says which."""
+    on_corrupt: Literal["fail", "skip"] = Field("fail", exclude=True)
+    """What becomes of files that cannot be decoded: an error that lists them, or a list in the artifact."""
+    max_corrupt: int = Field(20, ge=0, exclude=True)
+    """Most files a stage may skip; more of them mean a damaged copy."""
 
     @field_validator("classes")
     @classmethod
@@ -48,6 +55,14 @@ class ImagesSpec(Spec):
             what = f"expected less than the {most} training images of a class, got {number}"
             raise ValueError(what, "leave some to distill")
         return number
+
+    @field_validator("test_per_class", "on_corrupt")
+    @classmethod
+    def _only_folders_hold_files(cls, value: int | str, info: ValidationInfo) -> int | str:
+        source = info.data.get("source", "imagefolder")
+        if source != "imagefolder" and value not in (0, "fail"):
+            raise ValueError(f"means something with source: imagefolder only, got source: {source}", "leave it out")
+        return value
 
 
 class StageSpec(Spec):

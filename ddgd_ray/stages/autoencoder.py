@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ddgd_ray.spec.stages import AutoencoderSpec
 from ddgd_ray.stages.backbone import Autoencoder, save_identity, to_unit_range
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.images import read_splits
+from ddgd_ray.stages.images import read_splits, record_skipped
 
 
 def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
@@ -19,7 +19,7 @@ def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context)
         save_identity(out)
         return {}
     torch.set_num_threads(ctx.num_threads)
-    train_split, validation = read_splits(spec.images, inputs["images"], "train", "validation")
+    train_split, validation = read_splits(spec.images, inputs["images"], "train", "validation", num_threads=ctx.num_threads)
     train = to_unit_range(torch.from_numpy(train_split.images))
     kl = _train(spec, train, ctx)
     with torch.inference_mode():
@@ -29,7 +29,8 @@ def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context)
         kl.register_to_config(latents_mean=raw.mean((0, 2, 3)).tolist(), latents_std=raw.std((0, 2, 3)).tolist())
     kl.save_pretrained(out, safe_serialization=True)
     held = validation if len(validation) else train_split
-    return {"psnr_db": _psnr(Autoencoder(kl, ctx.device), to_unit_range(torch.from_numpy(held.images[:1000])))}
+    psnr_db = _psnr(Autoencoder(kl, ctx.device), to_unit_range(torch.from_numpy(held.images[:1000])))
+    return {"psnr_db": psnr_db} | record_skipped(out, spec.images, [*train_split.skipped, *validation.skipped])
 
 
 def _train(spec: AutoencoderSpec, train: torch.Tensor, ctx: Context) -> AutoencoderKL:

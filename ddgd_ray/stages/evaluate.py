@@ -18,7 +18,7 @@ from ddgd_ray.spec.stages import EvaluateSpec, ProtocolSpec
 from ddgd_ray.stages.backbone import to_unit_range
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.distilled import read_set
-from ddgd_ray.stages.images import Split, read_splits
+from ddgd_ray.stages.images import Split, read_splits, record_skipped
 
 LARGE_IPC = 100
 
@@ -31,7 +31,7 @@ def run(spec: EvaluateSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     """
     torch.set_num_threads(ctx.num_threads)
     protocol = spec.protocol
-    test, validation = read_splits(spec.images, inputs["images"], "test", "validation")
+    test, validation = read_splits(spec.images, inputs["images"], "test", "validation", num_threads=ctx.num_threads)
     images, labels = _on_device(read_set(inputs["set"], spec.images, spec.ipc), ctx)
     torch.manual_seed(spec.seed)
     try:
@@ -77,7 +77,7 @@ def run(spec: EvaluateSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     per_class = (confusion.diagonal() / confusion.sum(dim=1)).tolist()
     result = {"per_class_top1": dict(zip(spec.images.classes, per_class, strict=True)), "confusion": confusion.tolist()}
     (out / "result.json").write_text(json.dumps(result))
-    return _summary(history)
+    return _summary(history) | record_skipped(out, spec.images, [*test.skipped, *validation.skipped])
 
 
 def _summary(history: list[dict[str, float]]) -> dict[str, float]:

@@ -5,12 +5,14 @@ Shapes: B global batch, c latent channels, s side of the latent.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ddgd_ray.errors import StageError
+from ddgd_ray.errors import ArtifactError, StageError
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,61 @@ class LatentBatch:
 
 
 class LatentCache:
-    """posterior: (N, 2, 2c, s, s) float16, memory-mapped. labels: (N,) int64."""
+    """Memory-mapped posteriors (N, 2, 2c, s, s) float16 in one file or several shards. labels: (N,) int64."""
 
     def __init__(self, folder: Path) -> None:
-        self.posterior = np.load(folder / "posterior.npy", mmap_mode="r")
-        self.labels = torch.from_numpy(np.load(folder / "labels.npy"))
+        """Raises ArtifactError that names the file which is missing, truncated or of another shape than the rest."""
+        self.labels = torch.from_numpy(_mapped(folder / "labels.npy", np.int64, 1))
+        paths = sorted(folder.glob("posterior-*.npy")) or [folder / "posterior.npy"]  # one file: from before there were shards
+        self._shards = [_mapped(path, np.float16, 5) for path in paths]
+        for path, shard in zip(paths, self._shards, strict=True):
+            if shard.shape[1] != 2 or shard.shape[1:] != self._shards[0].shape[1:]:
+                raise _damaged(path, f"has shape {shard.shape}, the first file has {self._shards[0].shape}")
+        self._starts = np.cumsum([0, *map(len, self._shards)])
+        if self._starts[-1] != len(self.labels):
+            what = f"{len(paths)} posterior files hold {self._starts[-1]} images, labels.npy has {len(self.labels)}"
+            raise _damaged(folder, what)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        _, _, doubled, side, _ = self.posterior.shape
+        _, _, doubled, side, _ = self._shards[0].shape
         return doubled // 2, side, side
 
     def draw(self, ids: Tensor, generator: torch.Generator) -> LatentBatch:
         """Random mirror and a fresh posterior sample of each image in `ids` (B,), from `generator` on the CPU."""
         mirrored = torch.randint(2, (len(ids),), generator=generator)
-        packed = torch.from_numpy(self.posterior[ids.numpy(), mirrored.numpy()]).float()
+        packed = torch.from_numpy(self._rows(ids.numpy(), mirrored.numpy())).float()
         mean, log_variance = packed.chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator)
         return LatentBatch(mean + (0.5 * log_variance).exp() * noise, self.labels[ids], ids)
+
+    def _rows(self, ids: NDArray[np.int64], mirrored: NDArray[np.int64]) -> NDArray[np.float16]:
+        """(B, 2c, s, s), wherever the rows lie."""
+        rows = np.empty((len(ids), *self._shards[0].shape[2:]), np.float16)
+        shard_of = np.searchsorted(self._starts, ids, side="right") - 1
+        for index in np.unique(shard_of):
+            here = shard_of == index
+            rows[here] = self._shards[index][ids[here] - self._starts[index], mirrored[here]]
+        return rows
+
+
+def _mapped(path: Path, dtype: type[np.generic], num_dims: int) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if num_dims > 1 else None)
+    except FileNotFoundError as err:
+        raise _damaged(path, "is missing") from err
+    except (OSError, ValueError, EOFError) as err:  # numpy: "mmap length is greater than file size"
+        raise _damaged(path, f"is truncated or no array: {err}") from err
+    if array.dtype != dtype or array.ndim != num_dims:
+        raise _damaged(path, f"holds {array.dtype} {array.shape}, expected {np.dtype(dtype)} of {num_dims} dimensions")
+    return array
+
+
+def _damaged(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(what, where=str(path), fix="delete the folder of this latent cache: it is made again")
 
 
 class EpochSampler:
