@@ -4,12 +4,14 @@ import functools
 import hashlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 from ddgd_ray.errors import SpecError, StageError
+from ddgd_ray.hashes import Content, contents
+from ddgd_ray.imagefolder import LAYOUTS, image_files
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
-from ddgd_ray.store import file_sha256
 
 FASHION_FILES = (
     "train-images-idx3-ubyte",
@@ -19,9 +21,8 @@ FASHION_FILES = (
 )
 # SHA-256 over the four decompressed files in the order above; the same from Debian and from torchvision's download
 FASHION_FINGERPRINT = "sha256:14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214"
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
-LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
+READER = 2  # bumped when files of an image folder are decoded otherwise than before: their artifacts are made again
 
 
 def embedded_fashion() -> Path:
@@ -35,7 +36,7 @@ def resolve(root: str, where: str) -> Path:
     if "$" in path:
         variable = root.partition("$")[2].partition("/")[0].strip("{}")
         raise StageError(
-            f"the variable in this path is not set: {root}{f'; {LAYOUT}' if where == 'images.root' else ''}",
+            f"the variable in this path is not set: {root}{f'; {LAYOUTS}' if where == 'images.root' else ''}",
             code="data-missing" if where == "images.root" else "weights-missing",
             where=where,
             fix=f"export {variable}=/path/to/folder, or --set {where}=/path/to/folder",
@@ -45,6 +46,8 @@ def resolve(root: str, where: str) -> Path:
 
 def images_source(spec: ImagesSpec) -> tuple[str, Path]:
     """Fingerprint and folder of the images. Raises StageError when they are not there: what, where, how to get them."""
+    if spec.labels == "imagenet":
+        index_classes(spec.classes)
     if spec.source == "fashion":
         return f"sha256:{known_sha256(embedded_fashion())}", embedded_fashion().parent
     if spec.source == "digits":
@@ -53,32 +56,26 @@ def images_source(spec: ImagesSpec) -> tuple[str, Path]:
         return FASHION_FINGERPRINT, _fashion_root(spec)
     if not spec.root:
         raise StageError(
-            f"the images' folder is not given; {LAYOUT}",
+            f"the images' folder is not given; {LAYOUTS}",
             code="data-missing",
             where="images.root",
             fix="add --set images.root=/path/to/folder",
         )
     root = resolve(spec.root, "images.root")
-    files = image_files(spec.classes, root)
-    for name, paths in files["train"].items():
-        if len(paths) <= spec.validation_per_class:
-            raise StageError(
-                f"class {name} has {len(paths)} training images, needs more than validation_per_class = "
-                f"{spec.validation_per_class}",
-                code="data-missing",
-                where=str(root / "train"),
-                fix="lower images.validation_per_class or add images",
-            )
-    return _folder_fingerprint(root, files), root
+    return _folder_source(spec, root), root
 
 
 def training_images_per_class(spec: ImagesSpec, root: Path) -> int:
-    """Images of the smallest class that may be distilled: without the validation slice."""
+    """Images of the smallest class that may be distilled: without the validation slice, and without what is no image."""
     if spec.source in TRAIN_PER_CLASS:
-        smallest = TRAIN_PER_CLASS[spec.source]
-    else:
-        smallest = min(len(paths) for paths in image_files(spec.classes, root)["train"].values())
-    return smallest - spec.validation_per_class
+        return TRAIN_PER_CLASS[spec.source] - spec.validation_per_class
+    classes = [paths[: len(paths) - spec.validation_per_class] for paths in image_files(spec, root).train.values()]
+    return min(sum(map(_is_image, _contents(paths))) for paths in classes)
+
+
+def known_sha256(path: Path) -> str:
+    """From the cache of hashes, unless the file changed."""
+    return next(contents([str(path)])).sha256
 
 
 def _fashion_root(spec: ImagesSpec) -> Path:
@@ -96,80 +93,67 @@ def _fashion_root(spec: ImagesSpec) -> Path:
     )
 
 
-def image_files(classes: tuple[str, ...], root: Path) -> dict[str, dict[str, list[Path]]]:
-    """Image files as {split: {class: sorted paths}} of an ImageFolder with train/ and val/ (or test/).
+def _folder_source(spec: ImagesSpec, root: Path) -> str:
+    """SHA-256 over the stable names and contents of the files and over the policy that says which of them count.
 
-    Raises StageError when a folder is missing, a class has no images, or images lie flat without class folders.
+    Raises StageError for files that do not begin as images do (empty ones, and web pages saved under an image's name) and
+    broken links, when they are more than may be skipped. A damaged image behind a sound beginning shows when it is decoded.
     """
-    if not root.is_dir():
-        kind = "is a file" if root.exists() else "does not exist"
-        what = f"the images' folder {kind}; {LAYOUT}"
-        raise StageError(what, code="data-missing", where=str(root), fix="--set images.root=/path/to/folder")
-    folders = {"train": root / "train", "val": root / "val" if (root / "val").is_dir() else root / "test"}
-    found: dict[str, dict[str, list[Path]]] = {}
-    for split, folder in folders.items():
-        if not folder.is_dir():
-            what = f"there is no {split} folder; {LAYOUT}"
-            raise StageError(what, code="data-missing", where=str(root), fix="--set images.root=/path/to/folder")
-        per_class = {name: _images_in(folder / name) for name in classes}
-        empty = [name for name, paths in per_class.items() if not paths]
-        if empty:
-            present = sorted(path.name for path in folder.iterdir() if path.is_dir())
-            flat = "images lie there without class folders; " if _images_in(folder) else ""
-            raise StageError(
-                f"{flat}{len(empty)} of {len(classes)} classes have no images: {', '.join(empty[:10])}; "
-                f"class folders found: {', '.join(present[:10]) or 'none'}; {LAYOUT}",
-                code="data-missing",
-                where=str(folder),
-                fix="name the folders as in images.classes, or set images.classes",
-            )
-        found[split] = per_class
-    return found
-
-
-def _images_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-
-
-def _folder_fingerprint(root: Path, files: dict[str, dict[str, list[Path]]]) -> str:
-    """SHA-256 over the names and contents of the files; contents by a cache keyed by size and time of change.
-
-    Raises StageError for files that do not begin as images do: empty ones, and web pages saved under an image's name.
-    A damaged image behind a sound beginning shows when it is decoded.
-    """
-    every = [path for per_class in files.values() for paths in per_class.values() for path in paths]
-    bad = [path for path in every if not _begins_as_image(path)]
-    if bad:
-        raise StageError(
-            f"{len(bad)} of {len(every)} files are no images:\n" + "\n".join(f"    {path}" for path in bad[:20]),
-            code="corrupt-image",
-            where=str(root),
-            fix="replace or remove these files",
-        )
-    digest = hashlib.sha256()
-    for split, per_class in files.items():
-        for name, paths in per_class.items():
-            for path in paths:
-                digest.update(f"{split}/{name}/{path.name}\0{known_sha256(path)}\n".encode())
+    files = image_files(spec, root)
+    named = files.named()
+    digest = hashlib.sha256(f"reader {READER}\n".encode())
+    if spec.on_corrupt == "skip":
+        digest.update(f"skip at most {spec.max_corrupt}\n".encode())
+    bad: set[str] = set()
+    for (name, path), content in zip(named, _contents([path for _, path in named]), strict=True):
+        if not _is_image(content):
+            bad.add(path)
+        digest.update(f"{name}\0{content.sha256 if content else 'broken link'}\n".encode())
+    _refuse_bad(spec, root, [path for _, path in named if path in bad], len(named))
+    for name, paths in files.train.items():
+        _refuse_small(spec, root, name, paths, bad)
     return f"sha256:{digest.hexdigest()}"
 
 
-def _begins_as_image(path: Path) -> bool:
-    """By content: ImageNet-1k itself holds a PNG and CMYK JPEGs under the name .JPEG."""
-    with path.open("rb") as file:
-        return file.read(12).startswith(IMAGE_BEGINNINGS)
+def _is_image(content: Content | None) -> bool:
+    """By its beginning: ImageNet-1k itself holds a PNG and CMYK JPEGs under the name .JPEG."""
+    return content is not None and content.beginning.startswith(IMAGE_BEGINNINGS)
 
 
-def known_sha256(path: Path) -> str:
-    stat = path.stat()
-    return _cached_sha256(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+def _contents(paths: list[str]) -> Iterator[Content | None]:
+    """What each file holds; None for a broken link."""
+    is_there = [not os.path.islink(path) or os.path.exists(path) for path in paths]
+    found = contents([path for path, here in zip(paths, is_there, strict=True) if here])
+    return (next(found) if here else None for here in is_there)
 
 
-@functools.cache
-def _cached_sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
-    return file_sha256(Path(path))
+def _refuse_bad(spec: ImagesSpec, root: Path, bad: list[str], num_files: int) -> None:
+    most = spec.max_corrupt if spec.on_corrupt == "skip" else 0
+    if len(bad) <= most:
+        return
+    allowed = f", images.max_corrupt allows {most}" if spec.on_corrupt == "skip" else ""
+    lines = [f"    {path}{'' if os.path.exists(path) else ': a broken link'}" for path in bad[:20]]
+    raise StageError(
+        f"{len(bad)} of {num_files} files are no images{allowed}:\n" + "\n".join(lines),
+        code="corrupt-image",
+        where=str(root),
+        fix="replace or remove these files, or " + ("raise images.max_corrupt" if allowed else "set images.on_corrupt: skip"),
+    )
+
+
+def _refuse_small(spec: ImagesSpec, root: Path, name: str, paths: list[str], bad: set[str]) -> None:
+    """A class must leave something to distill beside its validation images, corrupt files not counted."""
+    left = len(paths) - spec.validation_per_class
+    if left > 0 and not all(path in bad for path in paths[:left]):
+        return
+    num_bad = sum(path in bad for path in paths)
+    raise StageError(
+        f"class {name} has {len(paths)} training images{f', {num_bad} of them corrupt' if num_bad else ''}, needs more than "
+        f"validation_per_class = {spec.validation_per_class}",
+        code="data-missing",
+        where=str(root),
+        fix="lower images.validation_per_class or add images",
+    )
 
 
 def index_classes(classes: tuple[str, ...]) -> list[int]:

@@ -162,7 +162,7 @@ def test_an_unknown_preset_for_pretraining_is_refused(run: Run) -> None:
 def test_a_preset_without_its_images_says_what_is_missing_and_how_to_give_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGEWOOF", raising=False)
     answer = run("plan", BASE, "--preset", "imagewoof")
-    layout = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
+    layout = "expected one of\n    ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg"
     words = ["$IMAGEWOOF", layout, "export IMAGEWOOF=/path/to/folder, or --set images.root=/path/to/folder"]
     assert_refused(answer, 5, "data-missing]: images.root: ", *words)
 
@@ -192,7 +192,7 @@ def test_an_empty_class_folder_is_named(run: Run, image_folder: Path) -> None:
     for path in (image_folder / "val" / "b").iterdir():
         path.unlink()
     answer = run("plan", of_folder(image_folder))
-    assert_refused(answer, 5, f"data-missing]: {image_folder / 'val'}: ", "1 of 2 classes have no images: b;")
+    assert_refused(answer, 5, f"data-missing]: {image_folder / 'val'}: ", "1 of 2 classes have no images: b (empty folder);")
 
 
 def test_a_class_that_validation_would_use_up_is_named(run: Run, image_folder: Path) -> None:

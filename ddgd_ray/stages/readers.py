@@ -4,7 +4,8 @@ Shapes: N images, S side in pixels, C channels.
 """
 
 import gzip
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddgd_ray.errors import StageError
-from ddgd_ray.sources import FASHION_FILES, embedded_fashion, image_files
+from ddgd_ray.imagefolder import image_files
+from ddgd_ray.sources import FASHION_FILES, embedded_fashion
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages.pictures import Uint8, read_picture
 
@@ -101,15 +103,15 @@ def _grey_listing(split: str, images: Uint8, labels: NDArray[np.integer], spec: 
 
 
 def _imagefolder(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
-    files = image_files(spec.classes, root)
-    return _folder_listing(spec, root, files["train"]), _folder_listing(spec, root, files["val"])
+    files = image_files(spec, root)
+    return _folder_listing(spec, "train", files.train), _folder_listing(spec, "val", files.val)
 
 
-def _folder_listing(spec: ImagesSpec, root: Path, files: dict[str, list[Path]]) -> Listing:
-    labels = np.array([label for label, name in enumerate(spec.classes) for _ in files[name]], dtype=np.int64)
+def _folder_listing(spec: ImagesSpec, split: str, files: Mapping[str, list[str]]) -> Listing:
+    labels = np.repeat(np.arange(len(spec.classes)), [len(files[name]) for name in spec.classes])
     paths = [path for name in spec.classes for path in files[name]]
-    names = [str(path.relative_to(root)) for path in paths]
-    return Listing(labels, names, lambda row: read_picture(str(paths[row]), spec))
+    names = [f"{split}/{name}/{os.path.basename(path)}" for name in spec.classes for path in files[name]]
+    return Listing(labels, names, lambda row: read_picture(paths[row], spec))
 
 
 _READERS = {"fashion": _fashion, "fashion-full": _fashion_full, "digits": _digits, "imagefolder": _imagefolder}

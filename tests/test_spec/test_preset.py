@@ -12,7 +12,8 @@ from PIL import Image
 
 from ddgd_ray.engine.plan import plan_arm, shared_calls
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.sources import image_files, images_source, index_classes
+from ddgd_ray.imagefolder import image_files
+from ddgd_ray.sources import images_source, index_classes
 from ddgd_ray.spec.preset import DitWeightsSpec, Preset, build_preset, preset_names, read_preset, with_overrides
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
 from ddgd_ray.spec.sweep import read_sweep
@@ -208,7 +209,7 @@ def test_a_variable_in_the_root_is_filled_in(tmp_path: Path, monkeypatch: pytest
 def test_a_variable_that_is_not_set_is_named_with_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_FOLDER", raising=False)
     images = ImagesSpec(source="imagefolder", classes=("a", "b"), size=8, root="${NO_SUCH_FOLDER}/x")
-    with pytest.raises(StageError, match=r"images\.root: the variable .*\n  help: export NO_SUCH_FOLDER="):
+    with pytest.raises(StageError, match=r"images\.root: the variable (.|\n)*\n  help: export NO_SUCH_FOLDER="):
         images_source(images)
     with pytest.raises(StageError, match=r"backbone\.folder: the variable .*\n  help: export NO_SUCH_FOLDER="):
         weights_source(DitWeightsSpec(repo="a/b", folder="$NO_SUCH_FOLDER"))
@@ -217,7 +218,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_field(monkeypatch: pytest.
 def test_a_folder_with_an_images_name_is_no_image(tmp_path: Path) -> None:
     spec = write_images(tmp_path, ("a", "b"))
     (tmp_path / "train" / "a" / "thumbnails.png").mkdir()
-    assert len(image_files(spec.classes, tmp_path)["train"]["a"]) == 3
+    assert len(image_files(spec, tmp_path).train["a"]) == 3
     assert images_source(spec)[0].startswith("sha256:")
 
 
