@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.method.arrivals import staged
 from ddgd_ray.method.dit import denoise, dit_block
 from ddgd_ray.method.noise import add_noise, linear_schedule
 from ddgd_ray.spec.stages import FinetuneSpec
@@ -28,7 +29,7 @@ from ddgd_ray.stages.checkpoint import (
     without_prefix,
 )
 from ddgd_ray.stages.latents import EpochSampler, LatentCache
-from ddgd_ray.stages.memory_losses import Batch, MemoryLosses, to_device
+from ddgd_ray.stages.memory_losses import Batch, MemoryLosses
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,9 @@ class BatchDraw:
         dropped_labels = torch.where(dropped, self.num_classes, drawn.labels)
         share = size // ctx.num_ranks
         mine = slice(ctx.rank * share, (ctx.rank + 1) * share)
-        z0, eps, t_mine, kept = (to_device(tensor[mine], ctx.device) for tensor in (drawn.z0, eps, t, dropped_labels))
+        z0, eps, t_mine, kept = (
+            staged(tensor[mine], torch.device(ctx.device)) for tensor in (drawn.z0, eps, t, dropped_labels)
+        )
         z_t = add_noise(self.schedule, z0, eps, t_mine)
         return Batch(z0, z_t, eps, t_mine, kept, drawn.labels[mine], t[mine], drawn.labels, t, drawn.ids)
 

@@ -56,6 +56,11 @@ class LatentCache:
         noise = torch.randn(mean.shape, generator=generator)
         return LatentBatch(mean + (0.5 * log_variance).exp() * noise, self.labels[ids], ids)
 
+    def means(self, ids: Tensor) -> Tensor:
+        """(B, c, s, s) float32: posterior means of the images themselves, not of their mirrors."""
+        packed = torch.from_numpy(self._rows(ids.numpy(), np.zeros(len(ids), np.int64))).float()
+        return packed.chunk(2, dim=1)[0]
+
     def _rows(self, ids: NDArray[np.int64], mirrored: NDArray[np.int64]) -> NDArray[np.float16]:
         """(B, 2c, s, s), wherever the rows lie."""
         rows = np.empty((len(ids), *self._shards[0].shape[2:]), np.float16)

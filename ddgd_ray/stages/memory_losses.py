@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddgd_ray.method.arrivals import staged
 from ddgd_ray.method.losses import class_weights, gen_loss, per_class, per_sample_extreme, real_loss
 from ddgd_ray.method.memory import LatentMemory
 from ddgd_ray.method.noise import NoiseSchedule, linear_schedule, variational_bits, x0_prediction
@@ -17,6 +18,8 @@ from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.checkpoint import prefixed, without_prefix
 from ddgd_ray.stages.latents import LatentCache
+
+COVERED = 64  # real latents of a class that coverage looks at
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,11 @@ class Batch:
     global_ids: Tensor
 
 
-def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """A host tensor on the device, without waiting for what the device does."""
-    is_cuda = torch.device(device).type == "cuda"
-    return tensor.pin_memory().to(device, non_blocking=True) if is_cuda else tensor.to(device)
-
-
 class MemoryLosses:
     """All terms of Eq. 6 for a batch, and the two memories behind them. No step waits for the device."""
 
     def __init__(self, spec: FinetuneSpec, cache: LatentCache, ctx: Context) -> None:
-        self.spec = spec
+        self.spec, self.cache = spec, cache
         self.schedule: NoiseSchedule = linear_schedule()
         self.known_labels = cache.labels.unique()  # ascending; a class's place here is its row in the memories
         channels, side, _ = cache.latent_shape
@@ -94,7 +91,7 @@ class MemoryLosses:
                 may_use_B = self._in_range(batch.own_t)
                 if spec.warmup == "full":
                     may_use_B = may_use_B & (memory.size_K[mine] >= memory.capacity)
-                valid_BS = valid_BS & to_device(may_use_B, z_hat.device)[:, None]
+                valid_BS = valid_BS & staged(may_use_B, z_hat.device)[:, None]
             extreme_B, has_row_B = per_sample_extreme(cosine_BS, valid_BS, largest=largest)
             extremes.append(extreme_B)
             has_rows.append(has_row_B)
@@ -104,7 +101,7 @@ class MemoryLosses:
         else:
             z_hat_all = z_hat
         classes_P, group = labels_host.unique(return_inverse=True)
-        member_PB = to_device(group[None, :] == torch.arange(len(classes_P))[:, None], z_hat.device)
+        member_PB = staged(group[None, :] == torch.arange(len(classes_P))[:, None], z_hat.device)
         weights_P = class_weights(len(classes_P), spec.class_aggregation, z_hat)
         least_P, has_real_P = per_class(extremes[0], has_rows[0], member_PB, largest=False, reduction=spec.reduction)
         most_P, has_gen_P = per_class(extremes[1], has_rows[1], member_PB, largest=True, reduction=spec.reduction)
@@ -112,7 +109,7 @@ class MemoryLosses:
         if spec.gates_t:
             rows = self._in_range(t_host).nonzero().flatten()
             labels_host = labels_host[rows]
-            rows = to_device(rows, z0.device)
+            rows = staged(rows, z0.device)
             z0, z_hat_all = z0[rows], z_hat_all[rows]
         self.real.push(z0, labels_host)
         self.gen.push(z_hat_all, labels_host)
@@ -130,8 +127,23 @@ class MemoryLosses:
         self.gen.load_state_dict(without_prefix("gen", state))
 
     def diagnostics(self) -> dict[str, float]:
-        named = {"real": self.real.diagnostics(), "gen": self.gen.diagnostics()}
+        """LatentMemory.diagnostics of both memories, and their coverage of the real latents, as memory_real/NAME and so on."""
+        memories = {"real": self.real, "gen": self.gen}
+        named = {kind: memory.diagnostics() | self._coverage(memory) for kind, memory in memories.items()}
         return {f"memory_{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
+
+    def _coverage(self, memory: LatentMemory) -> dict[str, float]:
+        """Mean over real latents of the cosine to the nearest row of their class (facility location).
+
+        Over the same COVERED latents of each class every time, spread evenly through the cache.
+        """
+        nearest = []
+        for place in torch.nonzero(memory.size_K > 0).flatten().tolist():
+            ids = torch.nonzero(self.cache.labels == self.known_labels[place]).flatten()
+            some = ids[torch.linspace(0, len(ids) - 1, min(COVERED, len(ids))).long()]
+            real_RD = F.normalize(self.cache.means(some).flatten(1), dim=1).to(memory.unit_KSD.device)
+            nearest.append((real_RD @ F.normalize(memory.rows(place), dim=1).T).amax(dim=1).mean())
+        return {"coverage": float(torch.stack(nearest).mean())} if nearest else {}
 
 
 def _gather(

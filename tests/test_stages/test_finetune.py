@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -189,3 +190,18 @@ def test_the_average_with_warmup_forgets_its_start(latent_inputs: dict[str, Path
 def test_a_range_of_t_that_is_empty_is_refused() -> None:
     with pytest.raises(ValueError, match="expected more than t_min = 500, got 500"):
         FinetuneSpec(t_min=500, t_max=500)
+
+
+def test_coverage_is_the_mean_cosine_of_real_latents_to_their_nearest_row(latent_inputs: dict[str, Path]) -> None:
+    cache = LatentCache(latent_inputs["latents"])
+    spec = FinetuneSpec(batch_size=12, memory_real=MemorySpec(size=4), memory_gen=MemorySpec(size=4))
+    losses = MemoryLosses(spec, cache, Context())
+    assert "memory_real/coverage" not in losses.diagnostics()  # nothing is held yet
+    rows = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    losses.real.push(rows, torch.tensor([0, 0, 0, 2, 2, 2]))
+    nearest = []
+    for label, held in ((0, rows[:3]), (2, rows[3:])):
+        for row in torch.nonzero(cache.labels == label).flatten():
+            mean = torch.from_numpy(np.load(latent_inputs["latents"] / "posterior.npy")[row, 0, :2]).float().flatten()
+            nearest.append(max(float(torch.cosine_similarity(mean, one, dim=0)) for one in held))
+    assert losses.diagnostics()["memory_real/coverage"] == pytest.approx(sum(nearest) / len(nearest), abs=1e-5)
