@@ -78,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("run_folder", type=_folder, metavar="RUN", help="runs/NAME")
     sync.add_argument("--tracking-uri")
     sync.add_argument("--follow", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
+    export = command("export", export_command, "write a fine-tuned model as a plain diffusers DiTPipeline folder")
+    export.add_argument("key", metavar="KEY", help="of a finetune artifact, or its first digits; `ddgd-ray plan` shows them")
+    export.add_argument("to", type=_folder, metavar="FOLDER")
+    export.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged over the steps, or the last ones")
     pretrain = command("pretrain", pretrain_command, "train a preset's autoencoder and backbone")
     pretrain.add_argument("preset")
     pretrain.add_argument("--bundle", action="store_true", help="put them into the package (maintainers)")
@@ -287,6 +291,28 @@ def sync_command(args: argparse.Namespace) -> int:
     left = tracker.ship_all(folder, open_store(args.run_folder.parent), uri, follow_pid=args.follow)
     print(f"{left} trials are left in the outbox" if left else f"all trials are in {uri}")
     return 5 if left else 0
+
+
+def export_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.trace import tuned_model
+
+    store = open_store(_run_dir(args))
+    tuned = tuned_model(store, args.key)
+    from ddgd_ray.stages.export import export_pipeline
+
+    is_same = export_pipeline(
+        args.to,
+        backbone=tuned.backbone,
+        adapter=tuned.adapter,
+        autoencoder=tuned.autoencoder,
+        weights=args.weights,
+        labels=tuned.labels,
+    )
+    _echo(f"DiTPipeline.from_pretrained({str(args.to)!r})")
+    if not is_same:
+        _echo("its timesteps are those of DiT's own code: README.md in the folder says what to set after loading")
+    return 0
 
 
 def pretrain_command(args: argparse.Namespace) -> int:

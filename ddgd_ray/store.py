@@ -119,6 +119,11 @@ class Store:
     def has(self, stage: str, key: str) -> bool:
         return any((folder / MANIFEST).is_file() for folder in self._folders(stage, key))
 
+    def keys(self, stage: str) -> list[str]:
+        """Of everything published by a stage, in order."""
+        found = {path.parent.name for root in (self.root, *self.read_only) for path in (root / stage).glob(f"*/{MANIFEST}")}
+        return sorted(found)
+
     def get(self, stage: str, key: str) -> Artifact | None:
         """The artifact, or None. Raises ArtifactError when its manifest cannot be read or speaks of another key."""
         for folder in self._folders(stage, key):
