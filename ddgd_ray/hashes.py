@@ -1,7 +1,8 @@
 """SHA-256 of files, remembered between runs: a data set of a million files is read once, not at every plan.
 
-A row is keyed by absolute path and holds while size, time of change and inode stay the same. An edit that keeps all three, such
-as one that sets the time back, cannot be seen: delete $DDGD_CACHE/hashes.sqlite (~/.cache/ddgd-ray by default) after one.
+A row is keyed by absolute path, as bytes, and holds while size, time of change and inode stay the same. An edit that keeps all
+three, such as one that sets the time back, cannot be seen: delete $DDGD_CACHE/hashes.sqlite (~/.cache/ddgd-ray by default)
+after one.
 A cache that cannot be read or written costs time and nothing else.
 """
 
@@ -26,8 +27,9 @@ PART = 32  # files a task of the pool looks at
 NUM_VARIABLES = 900  # what SQLite takes in one query, whatever its version
 NUM_BEGINNING = 12
 SETTLED_NS = 2_000_000_000  # a file changed so recently may change again within one tick of its file system's clock
+COLUMNS = "path, size, mtime_ns, inode, sha256, beginning"
 TABLE = """CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT, beginning BLOB) WITHOUT ROWID"""
+    path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT, beginning BLOB) WITHOUT ROWID"""
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,20 @@ def _look_up(states: dict[str, State]) -> dict[str, Content]:
         with closing(_connect()) as database:
             for start in range(0, len(paths), NUM_VARIABLES):
                 some = paths[start : start + NUM_VARIABLES]
-                query = f"SELECT * FROM files WHERE path IN ({','.join('?' * len(some))})"
-                for path, size, mtime_ns, inode, sha256, beginning in database.execute(query, some):
-                    rows[path] = ((size, mtime_ns, inode), Content(sha256, beginning))
+                query = f"SELECT {COLUMNS} FROM files WHERE path IN ({','.join('?' * len(some))})"
+                found = database.execute(query, [os.fsencode(path) for path in some])
+                for path, size, mtime_ns, inode, sha256, beginning in found:
+                    rows[os.fsdecode(path)] = ((size, mtime_ns, inode), Content(sha256, beginning))
     except (sqlite3.Error, OSError) as err:
         log.info("the cache of file hashes cannot be read: %s", err)
     return {path: content for path, (state, content) in rows.items() if state == states[path]}
 
 
 def _remember(rows: dict[str, tuple[State, Content]]) -> None:
-    values = [(path, *state, content.sha256, content.beginning) for path, (state, content) in rows.items()]
+    values = [(os.fsencode(path), *state, content.sha256, content.beginning) for path, (state, content) in rows.items()]
     try:
         with closing(_connect()) as database, database:
-            database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", values)
+            database.executemany(f"INSERT OR REPLACE INTO files ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", values)
     except (sqlite3.Error, OSError) as err:
         if not _unsaved:
             log.warning("%s cannot be written (%s): files are hashed again by the next command", _file(), err)

@@ -106,7 +106,7 @@ def _sliced(spec: ImagesSpec, root: Path) -> ImageFiles:
         )
 
     def rank(path: str) -> str:
-        return hashlib.sha256("/".join(path.split(os.sep)[-2:]).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("/".join(path.split(os.sep)[-2:]))).hexdigest()
 
     tests = {name: set(sorted(paths, key=rank)[: spec.test_per_class]) for name, paths in every.items()}
     return ImageFiles(

@@ -108,7 +108,7 @@ def _folder_source(spec: ImagesSpec, root: Path) -> str:
     for (name, path), content in zip(named, _contents([path for _, path in named]), strict=True):
         if not _is_image(content):
             bad.add(path)
-        digest.update(f"{name}\0{content.sha256 if content else 'broken link'}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{content.sha256 if content else 'broken link'}\n"))
     _refuse_bad(spec, root, [path for _, path in named if path in bad], len(named))
     for name, paths in files.train.items():
         _refuse_small(spec, root, name, paths, bad)
