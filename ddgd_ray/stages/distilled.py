@@ -35,8 +35,7 @@ def write_set(folder: Path, spec: ImagesSpec, images: Uint8, labels: Sequence[in
     for label in labels:
         places.append((label, counts[label]))
         counts[label] += 1
-    with TemporaryDirectory(dir=folder) as beside:
-        pngs = PngFolder(Path(beside))
+    with TemporaryDirectory(dir=folder) as beside, PngFolder(Path(beside)) as pngs:
         pngs.put({image_name(spec, *place): image for place, image in zip(places, images, strict=True)})
         sha256 = pngs.finish(folder)
     describe(folder, spec, dict(zip(places, origins, strict=True)), sha256)

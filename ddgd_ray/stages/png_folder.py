@@ -59,7 +59,6 @@ class PngFolder:
     def finish(self, target: Path) -> dict[str, str]:
         """Wait for all files, link them into `target`, and return the SHA-256 of each."""
         self.put({})
-        self.close()
         for name in self.sha256:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -68,7 +67,11 @@ class PngFolder:
                 shutil.copyfile(self.folder / name, target / name)
         return dict(self.sha256)
 
-    def close(self) -> None:
+    def __enter__(self) -> "PngFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing writes here any more: a second attempt in this process may begin."""
         self._threads.shutdown()
         self._ledger.close()
 

@@ -4,6 +4,7 @@ Shapes: B images of a batch, c latent channels, s side of the latent, S side in 
 """
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -37,7 +38,18 @@ def run(spec: SampleSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> d
     torch.set_num_threads(ctx.num_threads)
     wanted = [(label, index) for label in range(len(spec.images.classes)) for index in range(spec.ipc)]
     kept = (ctx.keep or out) / "drawn"
-    pngs = PngFolder(kept) if ctx.rank == 0 else None
+    with PngFolder(kept) if ctx.rank == 0 else nullcontext() as pngs:
+        _draw_missing(spec, inputs, ctx, wanted, pngs)
+        if pngs:
+            origins = {item: f"seed {spec.seed}, class {spec.images.classes[item[0]]}, index {item[1]}" for item in wanted}
+            describe(out, spec.images, origins, pngs.finish(out))
+    if kept.is_relative_to(out) and ctx.rank == 0:
+        shutil.rmtree(kept)
+    return {"num_images": float(len(wanted))}
+
+
+def _draw_missing(spec: SampleSpec, inputs: dict[str, Path], ctx: Context, wanted: list[Item], pngs: PngFolder | None) -> None:
+    """Rank r draws every num_ranks-th image that rank 0 has not got yet, batch by batch; rank 0 puts them into `pngs`."""
     done = pngs.sha256 if pngs else {}
     missing = _agreed([item for item in wanted if image_name(spec.images, *item) not in done], wanted, ctx)
     draw = _Draw(spec, inputs, ctx) if missing else None
@@ -47,16 +59,10 @@ def run(spec: SampleSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> d
         parts = [share[start : start + ctx.chunk] for share in shares]
         images = _gathered(draw.images(parts[ctx.rank]), [len(part) for part in parts], ctx)
         if pngs:
-            items = [item for part in parts for item in part]
-            pngs.put({image_name(spec.images, *item): image for item, image in zip(items, images.numpy(), strict=True)})
+            names = [image_name(spec.images, *item) for part in parts for item in part]
+            pngs.put(dict(zip(names, images.numpy(), strict=True)))
         num_images = len(wanted) - len(missing) + sum(min(start + ctx.chunk, len(share)) for share in shares)
         ctx.report(num_images, {"num_images": num_images})
-    if pngs:
-        origins = {item: f"seed {spec.seed}, class {spec.images.classes[item[0]]}, index {item[1]}" for item in wanted}
-        describe(out, spec.images, origins, pngs.finish(out))
-        if kept.is_relative_to(out):
-            shutil.rmtree(kept)
-    return {"num_images": float(len(wanted))}
 
 
 class _Draw:
