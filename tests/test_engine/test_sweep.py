@@ -15,7 +15,9 @@ import pytest
 from ddgd_ray.engine.conductor import Event
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.sweep import Result, run_sweep
+from ddgd_ray.engine.trace import tuned_model
 from ddgd_ray.engine.work import run_in_process, run_job
+from ddgd_ray.errors import SpecError
 from ddgd_ray.report.write import write_report
 
 
@@ -207,3 +209,17 @@ def test_a_search_that_was_stopped_proposes_what_a_calm_one_does(tiny_file: Path
     assert stopped.exit_code == 75
     continued = run_sweep(sweep, tmp_path / "stopped", run_in_process)
     assert tables(continued) == tables(calm)
+
+
+def test_a_fine_tuning_is_traced_back_to_all_it_was_made_from(calm: Result) -> None:
+    store = open_store(calm.folder.run_dir)
+    key = store.keys("finetune")[0]
+    found = tuned_model(store, key[:10])
+    assert found.adapter.name == key
+    assert found.backbone.parent.name == "pretrain"
+    assert found.autoencoder.parent.name == "autoencoder"
+    assert found.labels == {label: str(label) for label in range(10)}
+    with pytest.raises(SpecError, match=f"fine-tunings begin with ''; there: {key[:12]}"):
+        tuned_model(store, "")
+    with pytest.raises(SpecError, match="no fine-tuning begins with 'x'"):
+        tuned_model(store, "x")

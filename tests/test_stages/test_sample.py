@@ -20,7 +20,8 @@ from ddgd_ray.method.noise import linear_schedule
 from ddgd_ray.method.sampling import Ddim, noise_stream, sample
 from ddgd_ray.spec.stages import ImagesSpec, SampleSpec
 from ddgd_ray.stages import sample as stage
-from ddgd_ray.stages.backbone import load_dit, save_adapter, save_dit
+from ddgd_ray.stages.adapters import Adapter, save_adapter
+from ddgd_ray.stages.backbone import load_dit, save_dit
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.solver import DpmSolver
 from ddgd_ray.store import file_sha256
@@ -50,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[SampleSpec, dict[str
     freeze_all_but(tuned, "difffit")
     ema = trainable_state(tuned)
     raw = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in ema.items()}
-    save_adapter(folders["adapter"], "difffit", raw, ema)
+    save_adapter(folders["adapter"], Adapter("difffit"), raw, ema)
     blocks = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
     kl = AutoencoderKL(3, 3, *blocks, block_out_channels=(8, 16), norm_num_groups=4, sample_size=16)
     kl.save_pretrained(folders["autoencoder"])
