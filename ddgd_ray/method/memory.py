@@ -104,14 +104,11 @@ class LatentMemory:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        """capacity: N rows a class. max_age: insertions after which a row leaves first, 0 for never. max_batch: rows a push.
-
-        The Gram matrix takes no room with strategies that look at no cosine.
-        """
+        """capacity: N rows a class. max_age: insertions after which a row leaves first, 0 for never. max_batch: rows a push."""
         self.capacity, self.max_age, self.pop = capacity, max_age, pop
         self._scores, self._uses = POP_SCORES[pop], _USES.get(pop, "")
         slots = capacity + max_batch
-        gram_slots = slots if self._uses in ("sums", "nearest") else 0
+        gram_slots = slots if self._uses in ("sums", "nearest") else 0  # others look at no cosine
         self._no_cosine = _NO_PAIR if self._uses == "nearest" else 0.0  # stands in gram where a slot was free
         self.unit_KSD = torch.zeros(num_classes, slots, latent_dim, device=device)
         self.norm_KS = torch.zeros(num_classes, slots, device=device)
@@ -222,8 +219,7 @@ class LatentMemory:
                 self.gram_KSS[classes_P, :, victim_P] = _NO_PAIR
 
     def _rows_of(self, labels: list[int], classes_P: Tensor, born_PS: Tensor, sums_PS: Tensor) -> Rows:
-        nothing = born_PS.new_empty(0, dtype=torch.float64)
-        nearest_PS = chance_PS = nothing
+        nearest_PS = chance_PS = born_PS.new_empty(0, dtype=torch.float64)
         if self._uses == "nearest":
             nearest_PS = torch.stack([self.gram_KSS[label].amax(dim=1) for label in labels])
         elif self._uses == "chance":

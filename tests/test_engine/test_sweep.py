@@ -126,7 +126,10 @@ def test_a_sweep_under_ray_equals_one_in_process_and_is_quiet_the_second_time(
     assert run_sweep(tiny(), tmp_path, run_with_tune).num_ran == 0
 
 
-def test_two_train_workers_share_a_fine_tuning(ray_cluster: None, calm: Result, tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # Train starts two processes for the fine-tuning and two for the sampling: minutes on busy cores
+def test_two_train_workers_share_a_fine_tuning_and_a_sampling(
+    ray_cluster: None, calm: Result, tiny: Any, tmp_path: Path
+) -> None:
     """memory_scope: global: the same losses as one worker, to rounding."""
     from ddgd_ray.engine.ray_tune import run_with_tune
 
