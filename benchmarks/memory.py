@@ -13,11 +13,11 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-import measure
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import measure
 from ddgd_ray.method.losses import per_sample_extreme
 from ddgd_ray.method.memory import POP_SCORES, LatentMemory
 

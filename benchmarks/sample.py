@@ -16,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import Tensor
 from torchvision.utils import save_image
 
+from benchmarks import measure
 from ddgd_ray.method.difffit import tie_embedders
 from ddgd_ray.method.noise import learned_log_variance, linear_schedule, posterior, respaced, x0_prediction
 from ddgd_ray.method.sampling import guided

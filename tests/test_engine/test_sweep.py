@@ -67,10 +67,10 @@ def test_a_damaged_latent_cache_stops_the_sweep_and_names_the_folder(tiny: Any, 
     sweep = tiny({"controls": (), "seeds.distill": (0,)})
     run_sweep(sweep, tmp_path, run_in_process)
     cache = next((tmp_path / "store" / "encode").iterdir())
-    (cache / "posterior.npy").write_bytes(b"short")
+    (cache / "posterior-00000.npy").write_bytes(b"short")
     result = run_sweep(tiny({"controls": (), "seeds.distill": (1,)}), tmp_path, run_in_process)
     messages = [message for record in result.failed for message in record.errors.values()]
-    assert any("posterior.npy has 5 bytes" in message and str(cache) in message for message in messages)
+    assert any("posterior-00000.npy has 5 bytes" in message and str(cache) in message for message in messages)
 
 
 @pytest.mark.parametrize("instant", [2.5, 4.0])
