@@ -131,11 +131,9 @@ class _Sides:
         model = load_dit(folder).to(args.device)
         freeze_all_but(model, "difffit")
         vae = _sd_autoencoder().to(args.device).eval().requires_grad_(False)
-        step = PublicStep(model, list(trainable_state(model).values()), vae, capacity=args.memory, pop=args.pop)
-        for memory in (step.real, step.gen):
-            for label in range(NUM_CLASSES):
-                memory.rows[label].extend(torch.randn(args.memory, 4 * self.side**2, device=args.device).split(1))
-        return step
+        rows_ND = torch.randn(args.memory, 4 * self.side**2, device=args.device)
+        trainable = list(trainable_state(model).values())
+        return PublicStep(model, trainable, vae, rows_ND=rows_ND, num_classes=NUM_CLASSES, pop=args.pop)
 
     def our_step(self) -> None:
         self.tuning.step(self.step_number)

@@ -1,6 +1,6 @@
 """Pushes a second into full memories: ours against lists of tensors with a similarity matrix rebuilt for each pop.
 
-    python benchmarks/memory.py [--quick] [--json] [--device cpu]
+    python -m benchmarks.memory [--quick] [--json] [--device cpu]
 
 The baseline keeps what the public fine-tuning scripts keep: a Python list of latents per class, joined by torch.cat whenever
 similarities are wanted, `pop(0)` for fifo. The self-adaptive rule (paper Eq. 7-8) is written down directly: while a list is too
@@ -18,57 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import measure
+from benchmarks.public_scripts import ListMemory
 from ddgd_ray.method.losses import per_sample_extreme
 from ddgd_ray.method.memory import POP_SCORES, LatentMemory
 
 BATCH = 8
 ROOM_BYTES = 8e9
-
-
-class Lists:
-    """The baseline: rows of each class as a list of (1, D) tensors, oldest first."""
-
-    def __init__(self, rows_ND: Tensor, num_classes: int, pop: str) -> None:
-        self.capacity, self.pop = len(rows_ND), pop
-        self.rows = [list(rows_ND.clone().split(1)) for _ in range(num_classes)]
-        self.fates = [[random.random() for _ in range(self.capacity)] for _ in range(num_classes)]
-
-    def push(self, z_BD: Tensor, labels_B: Tensor) -> None:
-        for label in set(labels_B.tolist()):
-            came = z_BD[labels_B.to(z_BD.device) == label].detach().split(1)
-            self.rows[label].extend(came)
-            self.fates[label].extend(random.random() for _ in came)
-            while len(self.rows[label]) > self.capacity:
-                victim = self.victim(self.rows[label], self.fates[label])
-                self.rows[label].pop(victim)
-                self.fates[label].pop(victim)
-
-    def victim(self, rows: list[Tensor], fates: list[float]) -> int:
-        if self.pop == "fifo":
-            return 0
-        if self.pop == "random":
-            return random.randrange(len(rows))
-        if self.pop == "reservoir":
-            return fates.index(max(fates))
-        cosine_MM = pairwise(torch.cat(rows))
-        if self.pop == "kcenter":
-            scores = cosine_MM.fill_diagonal_(-2).amax(dim=1).tolist()
-        else:
-            scores = (cosine_MM.sum(dim=1) * (1 if self.pop == "max_similarity" else -1)).tolist()
-        return scores.index(max(scores))
-
-    def extreme(self, z_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Sum over classes of the least cosine of a batch row to a row of the class."""
-        total = z_BD.new_zeros(())
-        for label in set(labels_B.tolist()):
-            own_BD, rows_MD = z_BD[labels_B.to(z_BD.device) == label], torch.cat(self.rows[label])
-            total = total + (F.normalize(own_BD, dim=1) @ F.normalize(rows_MD, dim=1).T).min()
-        return total
-
-
-def pairwise(rows_MD: Tensor) -> Tensor:
-    unit_MD = F.normalize(rows_MD, dim=1)
-    return unit_MD @ unit_MD.T
 
 
 def filled(rows_ND: Tensor, num_classes: int, pop: str) -> LatentMemory:
@@ -91,7 +46,7 @@ def batches(num_classes: int, dim: int, device: str, number: int) -> Callable[[]
 def compare(pop: str, size: int, num_classes: int, dim: int, device: str, rounds: int) -> dict[str, float]:
     """Seconds of one push and, for the headline's strategy, of the losses' look at one memory with its gradient."""
     rows_ND = torch.randn(size, dim, device=device)
-    ours, lists = filled(rows_ND, num_classes, pop), Lists(rows_ND, num_classes, pop)
+    ours, lists = filled(rows_ND, num_classes, pop), ListMemory(len(rows_ND), num_classes, pop, rows_ND)
     draw = batches(num_classes, dim, device, 32)
     times = max(1, 1024 // size) if size < 1024 else 1
 
@@ -105,7 +60,7 @@ def compare(pop: str, size: int, num_classes: int, dim: int, device: str, rounds
 
     def look_lists(z_BD: Tensor, labels_B: Tensor) -> None:
         leaf_BD = z_BD.clone().requires_grad_()
-        lists.extreme(leaf_BD, labels_B).backward()
+        lists.least(leaf_BD, labels_B).backward()
 
     works = {"ours": repeat(ours.push), "baseline": repeat(lists.push)}
     if pop == "max_similarity":

@@ -6,7 +6,8 @@ each step. The forward pass is ours: theirs computes the conditioning once a pas
 """
 
 import copy
-from collections import defaultdict
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,43 +19,68 @@ from ddgd_ray.method.noise import add_noise, linear_schedule, variational_bits, 
 
 
 def cosines(a_AD: Tensor, b_BD: Tensor) -> Tensor:
-    """(A, B)."""
-    return (a_AD @ b_BD.T) / (a_AD.norm(dim=1)[:, None] * b_BD.norm(dim=1)[None, :])
+    """(A, B), by one matrix product."""
+    return F.normalize(a_AD, dim=1) @ F.normalize(b_BD, dim=1).T
 
 
 class ListMemory:
-    """One list of (1, D) latents a class. pop: `fifo` as Minimax, or Eq. 7-8 as they read: all pairs again for each pop."""
+    """A Python list of (1, D) latents a class, oldest first. Eq. 7-8 as they read: all pairs again for each pop."""
 
-    def __init__(self, capacity: int, pop: str) -> None:
+    def __init__(self, capacity: int, num_classes: int, pop: str, rows_ND: Tensor) -> None:
+        """Every class begins with rows_ND."""
         self.capacity, self.pop = capacity, pop
-        self.rows: dict[int, list[Tensor]] = defaultdict(list)
+        self.rows = [list(rows_ND.clone().split(1)) for _ in range(num_classes)]
+        self.fates = [[random.random() for _ in range(len(rows_ND))] for _ in range(num_classes)]
 
-    def stacked(self, label: int) -> Tensor:
-        return torch.cat(self.rows[label])
+    def push(self, z_BD: Tensor, labels_B: Tensor) -> None:
+        for label in set(labels_B.tolist()):
+            came = z_BD[labels_B.to(z_BD.device) == label].detach().split(1)
+            self.rows[label].extend(came)
+            self.fates[label].extend(random.random() for _ in came)
+            while len(self.rows[label]) > self.capacity:
+                victim = self.victim(self.rows[label], self.fates[label])
+                self.rows[label].pop(victim)
+                self.fates[label].pop(victim)
 
-    def push(self, z_BD: Tensor, label: int) -> None:
-        rows = self.rows[label]
-        rows.extend(z_BD.detach().split(1))
-        while len(rows) > self.capacity:
-            rows.pop(self._victim(rows))
-
-    def _victim(self, rows: list[Tensor]) -> int:
+    def victim(self, rows: list[Tensor], fates: list[float]) -> int:
         if self.pop == "fifo":
             return 0
+        if self.pop == "random":
+            return random.randrange(len(rows))
+        if self.pop == "reservoir":
+            return fates.index(max(fates))
         latents = torch.cat(rows)
-        scores: list[float] = cosines(latents, latents).sum(dim=1).tolist()
-        return scores.index(max(scores) if self.pop == "max_similarity" else min(scores))
+        cosine_MM = cosines(latents, latents)
+        if self.pop == "kcenter":
+            scores = cosine_MM.fill_diagonal_(-2).amax(dim=1).tolist()
+        else:
+            scores = (cosine_MM.sum(dim=1) * (1 if self.pop == "max_similarity" else -1)).tolist()
+        return scores.index(max(scores))
+
+    def least(self, z_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Sum over the classes of the batch of the least cosine to a row of the class."""
+        return torch.stack([cosines(own, rows).min() for own, rows in self.pairs(z_BD, labels_B)]).sum()
+
+    def most(self, z_BD: Tensor, labels_B: Tensor) -> Tensor:
+        return torch.stack([cosines(own, rows).max() for own, rows in self.pairs(z_BD, labels_B)]).sum()
+
+    def pairs(self, z_BD: Tensor, labels_B: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """A class's rows of the batch and its memory, for each class of the batch."""
+        for label in set(labels_B.tolist()):
+            yield z_BD[labels_B.to(z_BD.device) == label], torch.cat(self.rows[label])
 
 
 class PublicStep:
     """One training step of the scripts, in the parts that the benchmark tells apart."""
 
-    def __init__(self, model: nn.Module, trainable: list[Tensor], vae: Any, *, capacity: int, pop: str) -> None:
+    def __init__(
+        self, model: nn.Module, trainable: list[Tensor], vae: Any, *, rows_ND: Tensor, num_classes: int, pop: str
+    ) -> None:
         self.model, self.vae, self.trainable = model, vae, trainable
         self.average_model = copy.deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-6, weight_decay=0.0)
         self.schedule = linear_schedule()
-        self.real, self.gen = ListMemory(capacity, pop), ListMemory(capacity, pop)
+        self.real, self.gen = (ListMemory(len(rows_ND), num_classes, pop, rows_ND) for _ in range(2))
         self.running = 0.0
 
     def step(self, images: Tensor, labels: Tensor) -> None:
@@ -83,17 +109,11 @@ class PublicStep:
         return denoise(self.model, z_t, t, labels)
 
     def memory(self, z0_BD: Tensor, z_hat_BD: Tensor, labels: Tensor) -> Tensor:
-        loss = z_hat_BD.new_zeros(())
-        present = set(labels.tolist())
-        for label in present:
-            mine = (labels == label).to(z_hat_BD.device)
-            if self.gen.rows[label]:
-                real = 1 - cosines(z_hat_BD[mine], self.real.stacked(label)).min()
-                gen = cosines(z_hat_BD[mine], self.gen.stacked(label)).max()
-                loss = loss + (0.002 * real + 0.008 * gen) / len(present)
-            self.real.push(z0_BD[mine], label)
-            self.gen.push(z_hat_BD[mine], label)
-        return loss
+        num_present = len(set(labels.tolist()))
+        loss = 0.002 * (num_present - self.real.least(z_hat_BD, labels)) + 0.008 * self.gen.most(z_hat_BD, labels)
+        self.real.push(z0_BD, labels)
+        self.gen.push(z_hat_BD, labels)
+        return loss / num_present
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -1,6 +1,6 @@
 """Images a second of our sampling against one image at a time.
 
-    python benchmarks/sample.py [--quick] [--json] [--device cpu] [--layers 6 --heads 6 --head-dim 64 --side 32]
+    python -m benchmarks.sample [--quick] [--json] [--device cpu] [--layers 6 --heads 6 --head-dim 64 --side 32]
 
 The baseline does what the public sampling scripts do: for each image a batch of two for guidance, 50 ancestral steps, noise
 for both halves, decode the one image, save one PNG, then the next. Both sides use the same untrained DiT and decoder, float32
