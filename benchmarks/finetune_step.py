@@ -147,7 +147,7 @@ class _Sides:
         self.public.step(self.images, self.labels)
 
     def public_step_without_vae(self) -> None:
-        with mock.patch.object(self.public, "encode", lambda images: self.latents):
+        with mock.patch.object(self.public, "encode", return_value=self.latents):
             self.public_step()
 
     def our_parts(self, rounds: int) -> dict[str, float]:
