@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,7 @@ from ddgd_ray.stages.checkpoint import (
     read_part,
     without_prefix,
 )
+from ddgd_ray.stages.finite import FiniteWatch
 from ddgd_ray.stages.latents import EpochSampler, LatentCache
 from ddgd_ray.stages.memory_losses import Batch, MemoryLosses
 
@@ -77,12 +79,31 @@ def _check_ranks(spec: FinetuneSpec, ctx: Context) -> None:
         )
 
 
+def _check_latents(cache: LatentCache, config: Any) -> None:
+    """Refuse latents and labels that the model has no place for, before torch says so from deep inside."""
+    expected = (config["in_channels"], config["sample_size"], config["sample_size"])
+    if cache.latent_shape != expected:
+        raise StageError(
+            f"the model takes latents of {expected} (channels, height, width), the autoencoder gives {cache.latent_shape}",
+            where="backbone",
+            fix="choose images.size, autoencoder and backbone that belong together",
+        )
+    greatest, num_labels = int(cache.labels.max()), config["num_embeds_ada_norm"]
+    if greatest >= num_labels:
+        raise StageError(
+            f"the model knows labels 0 to {num_labels - 1}, the images have {greatest}",
+            where="images.labels",
+            fix="use a backbone trained on these classes, or images.labels: position",
+        )
+
+
 class Tuning:
     """Everything that changes from step to step, and one step of it."""
 
     def __init__(self, spec: FinetuneSpec, cache: LatentCache, backbone: Path, ctx: Context) -> None:
         self.spec, self.ctx = spec, ctx
         self.model = load_dit(backbone).to(ctx.device)
+        _check_latents(cache, self.model.config)
         self.trainable = attach(self.model, Adapter.of(spec), seed=spec.seed)
         if spec.dtype == "bfloat16":
             _store_frozen_in_bfloat16(self.model)
@@ -212,50 +233,6 @@ class BatchDraw:
         )
         z_t = add_noise(self.schedule, z0, eps, t_mine)
         return Batch(z0, z_t, eps, t_mine, kept, drawn.labels[mine], t[mine], drawn.labels, t, drawn.ids)
-
-
-class FiniteWatch:
-    """Stops a run whose loss is not finite before its weights are touched.
-
-    Deferred, for a GPU: the optimizer is told on the device to leave the weights alone from the first bad step on, and the host
-    learns of it when it looks at the losses anyway; no step waits.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, *, is_deferred: bool) -> None:
-        self.optimizer, self.is_deferred = optimizer, is_deferred
-        self._seen: list[tuple[int, Tensor, Tensor]] = []  # step, ids of the rows, terms
-        self._names: list[str] = []
-        self._found = torch.zeros(())
-
-    def see(self, step: int, terms: dict[str, Tensor], ids: Tensor) -> None:
-        """Raises StageError at once, or on the device and later, when a term is not finite."""
-        values = torch.stack(list(terms.values()))
-        self._names = list(terms)
-        self._seen.append((step, ids, values))
-        if not self.is_deferred:
-            self.check()
-            return
-        is_bad = 1 - torch.isfinite(values).all().float()
-        self._found = torch.maximum(self._found.to(values.device), is_bad)
-        self.optimizer.found_inf = self._found  # type: ignore[attr-defined]  # what GradScaler sets: fused AdamW skips its step
-
-    def check(self) -> list[float]:
-        """The newest terms. Raises StageError for the first step with one that is not finite."""
-        rows = torch.stack([values for _, _, values in self._seen]).tolist()
-        for (step, ids, _), row in zip(self._seen, rows, strict=True):
-            bad = [name for name, value in zip(self._names, row, strict=True) if not abs(value) < float("inf")]
-            if bad:
-                raise StageError(
-                    f"{', '.join(bad)} is not finite at step {step}; rows of the batch: {ids.tolist()[:16]}",
-                    code="non-finite",
-                    where="finetune",
-                    fix="lower finetune.learning_rate or the lambdas",
-                )
-        del self._seen[:-1]
-        return rows[-1]
-
-    def newest_terms(self) -> dict[str, float]:
-        return dict(zip(self._names, self.check(), strict=True))
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:

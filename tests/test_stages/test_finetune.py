@@ -14,6 +14,7 @@ from ddgd_ray.stages import finetune
 from ddgd_ray.stages.adapters import ADAPTER_FILE, load_finetuned
 from ddgd_ray.stages.backbone import load_dit
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.finite import FiniteWatch
 from ddgd_ray.stages.latents import LatentCache
 from ddgd_ray.stages.memory_losses import MemoryLosses
 
@@ -152,7 +153,7 @@ def test_the_losses_and_memories_read_nothing_back_from_the_device(variance_inpu
 def test_on_a_gpu_the_optimizer_stands_still_from_the_first_bad_step_and_the_host_learns_later() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0, fused=True)
-    watch = finetune.FiniteWatch(optimizer, is_deferred=True)
+    watch = FiniteWatch(optimizer, is_deferred=True)
     values = [1.0, 2.0, float("nan"), 3.0, 4.0]
     seen = []
     for step, value in enumerate(values):
@@ -205,3 +206,16 @@ def test_coverage_is_the_mean_cosine_of_real_latents_to_their_nearest_row(latent
             mean = torch.from_numpy(np.load(latent_inputs["latents"] / "posterior.npy")[row, 0, :2]).float().flatten()
             nearest.append(max(float(torch.cosine_similarity(mean, one, dim=0)) for one in held))
     assert losses.diagnostics()["memory_real/coverage"] == pytest.approx(sum(nearest) / len(nearest), abs=1e-5)
+
+
+def test_latents_and_labels_that_do_not_fit_the_model_are_refused(latent_inputs: dict[str, Path], tmp_path: Path) -> None:
+    for name, side, label in (("side", 8, 0), ("label", 4, 3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        np.save(folder / "posterior.npy", np.zeros((12, 2, 4, side, side), np.float16))
+        np.save(folder / "labels.npy", np.full(12, label))
+    wrong = {name: latent_inputs | {"latents": tmp_path / name} for name in ("side", "label")}
+    with pytest.raises(StageError, match=r"takes latents of \(2, 4, 4\) .* gives \(2, 8, 8\)"):
+        tune(wrong["side"], tmp_path / "a")
+    with pytest.raises(StageError, match="knows labels 0 to 2, the images have 3"):
+        tune(wrong["label"], tmp_path / "b")
