@@ -62,12 +62,18 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. finetune.steps=500"
         )
 
+    def runs(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
+        added.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: one job at a time, without ray")
+        added.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
+        added.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
+
     sweep = command("sweep", run_sweep_command, "run a sweep, or continue it: finished stages are not repeated")
     takes_sweep(sweep)
-    sweep.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
-    sweep.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: one job at a time, without ray")
-    sweep.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
-    sweep.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
+    runs(sweep)
+    evaluate = command("evaluate", evaluate_command, "train classifiers on a ready-made set, whoever made it, and test them")
+    _takes_sets(evaluate)
+    runs(evaluate)
     takes_sweep(command("plan", plan_command, "show trials, stages, keys, hits and misses; runs nothing"))
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=_folder, metavar="RUN", help="runs/NAME")
@@ -88,6 +94,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _takes_sets(added: argparse.ArgumentParser) -> None:
+    added.add_argument("paths", nargs="+", metavar="PATH", help="a folder of class folders; several: seeds of one method")
+    added.add_argument("--preset", default="", help="whose classes and real images; default: those of --real")
+    added.add_argument("--real", default="", metavar="FOLDER", help="the real images: train/CLASS and val/CLASS")
+    added.add_argument("--protocol", default="", help="idc, rded, ... (default: the preset's)")
+    added.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="default: by the size of the images")
+    added.add_argument("--ipc", nargs="+", type=int, default=[], metavar="N", help="default: all images of a class")
+    added.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of the classifiers")
+    added.add_argument(
+        "--controls", nargs="+", default=[], metavar="NAME", help="random_real, herding, full_data, ..."
+    )
+    added.add_argument("--quality", nargs="+", default=[], metavar="SPACE", help="latents, network")
+    added.add_argument("--also", nargs="+", default=[], metavar="PROTOCOL", help="further protocols, e.g. noaug")
+    added.add_argument("--name", default="", help="of the run folder and the table's line (default: the folder's name)")
+    added.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+
+
 def _folder(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
@@ -99,8 +122,13 @@ def _run_dir(args: argparse.Namespace) -> Path:
 
 
 def _read(args: argparse.Namespace) -> "Sweep":
-    from ddgd_ray.spec.load import parse_value
     from ddgd_ray.spec.sweep import read_sweep
+
+    return read_sweep(args.file, _overrides(args), args.preset)
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    from ddgd_ray.spec.load import parse_value
 
     overrides: dict[str, Any] = {}
     for text in args.set:
@@ -110,7 +138,7 @@ def _read(args: argparse.Namespace) -> "Sweep":
         if path in overrides:
             raise SpecError(f"{path} is given twice", where="--set", fix="remove one of the two")
         overrides[path] = parse_value(value, f"--set {path}")
-    return read_sweep(args.file, overrides, args.preset)
+    return overrides
 
 
 def plan_command(args: argparse.Namespace) -> int:
@@ -139,6 +167,51 @@ def plan_command(args: argparse.Namespace) -> int:
 
 
 def run_sweep_command(args: argparse.Namespace) -> int:
+    return _run(_read(args), args)
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.errors import StageError
+    from ddgd_ray.setfolder import class_folders, set_files
+    from ddgd_ray.spec.judging import common_ipc, sweep_of_sets
+    from ddgd_ray.spec.preset import read_preset
+
+    overrides = _overrides(args)
+    paths = [str(_folder(path)) for path in args.paths]
+    if not args.preset:
+        if not args.real:
+            fix = "--preset imagewoof, or --real FOLDER for images of your own"
+            raise SpecError("what are the real images that the classifiers are tested on?", where="ddgd-ray evaluate", fix=fix)
+        overrides.setdefault("images.classes", tuple(class_folders(Path(paths[0]))))
+    if args.real:
+        overrides["images.root"] = str(_folder(args.real))
+    if args.protocol:
+        overrides["evaluate.protocol"] = args.protocol
+    preset = args.preset or "imagefolder"
+    ipc = args.ipc
+    if not ipc:
+        classes = overrides.get("images.classes") or read_preset(preset).data["images"]["classes"]
+        counts = {common_ipc(set_files(Path(path), classes)) for path in paths}
+        if len(counts) > 1 or 0 in counts:
+            what = "the classes have different numbers of images"
+            raise StageError(what, code="data-missing", where=", ".join(paths), fix="say how many to use: --ipc N")
+        ipc = list(counts)
+    sweep = sweep_of_sets(
+        args.name or Path(paths[0]).name,
+        paths,
+        preset=preset,
+        ipc=ipc,
+        seeds=args.seeds,
+        overrides=overrides,
+        networks=args.networks,
+        controls=args.controls,
+        quality=args.quality,
+        also=args.also,
+    )
+    return _run(sweep, args)
+
+
+def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ddgd_ray.engine import tracker
@@ -148,7 +221,6 @@ def run_sweep_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.work import run_in_process
     from ddgd_ray.view import LiveView, PlainView, machine_busy_s
 
-    sweep = _read(args)
     plan_controls(sweep)  # data and weights are looked for before anything is written
     run_dir = _run_dir(args)
     folder = RunFolder(run_dir, sweep.spec.name)

@@ -5,12 +5,14 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.hashes import Content, contents
 from ddgd_ray.imagefolder import LAYOUTS, image_files
+from ddgd_ray.setfolder import set_files
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
 
 FASHION_FILES = (
@@ -63,6 +65,41 @@ def images_source(spec: ImagesSpec) -> tuple[str, Path]:
         )
     root = resolve(spec.root, "images.root")
     return _folder_source(spec, root), root
+
+
+@dataclass(frozen=True)
+class SetSource:
+    """A ready-made set: its content, where it lies, and the images of its smallest class."""
+
+    fingerprint: str
+    path: str
+    smallest: int
+
+
+def set_source(root: Path, classes: tuple[str, ...]) -> SetSource:
+    """SHA-256 over the images of each class in order; what files and folders are called does not enter.
+
+    Raises StageError for a folder that does not hold these classes, and lists files that are no images.
+    """
+    files = set_files(root, classes)
+    paths = [path for per_class in files.values() for path in per_class]
+    digest, bad = hashlib.sha256(b"set 1\n"), []
+    found = dict(zip(paths, _contents(paths), strict=True))
+    for label, per_class in enumerate(files.values()):
+        for path in per_class:
+            content = found[path]
+            if content is None or not _is_image(content):
+                bad.append(path)
+            else:
+                digest.update(f"{label} {content.sha256}\n".encode())
+    if bad:
+        raise StageError(
+            f"{len(bad)} of {len(paths)} files of the set are no images:\n" + "\n".join(f"    {path}" for path in bad[:20]),
+            code="corrupt-image",
+            where=str(root),
+            fix="replace or remove these files",
+        )
+    return SetSource(f"sha256:{digest.hexdigest()}", str(root), min(map(len, files.values())))
 
 
 def training_images_per_class(spec: ImagesSpec, root: Path) -> int:

@@ -16,15 +16,16 @@ ALLOWED = {
     "store": {"errors", "spec"},
     "hashes": {"errors"},
     "imagefolder": {"errors", "spec"},
-    "sources": {"errors", "spec", "hashes", "imagefolder"},
+    "setfolder": {"errors", "imagefolder"},
+    "sources": {"errors", "spec", "hashes", "imagefolder", "setfolder"},
     "weights": {"errors", "spec", "sources"},
     "method": {"method"},
-    "stages": {"errors", "spec", "store", "imagefolder", "sources", "method"},
+    "stages": {"errors", "spec", "store", "imagefolder", "setfolder", "sources", "method"},
     "report": {"errors", "spec", "store"},
     "engine": {"errors", "spec", "store", "sources", "weights", "report", "stages"},
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
-    "cli": {"errors", "spec", "store", "engine", "report", "view", "stages"},
+    "cli": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages"},
 }
 # framework -> the files that may import it
 DOORS = {

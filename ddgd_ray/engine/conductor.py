@@ -11,18 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ddgd_ray.engine.plan import Ref, Trial, plan_arm, plan_controls
+from ddgd_ray.engine.plan import Evaluator, Ref, Trial, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord
 from ddgd_ray.engine.search import Proposal, Search
 from ddgd_ray.errors import EngineError
-from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep import ResourcesSpec, Sweep
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.store import Store
 
 log = logging.getLogger(__name__)
 
 # earlier kinds start first among the ready: evaluators before new sets, so that results come in as the sweep goes
-KINDS = ("prepare", "evaluate", "build")
+KINDS = ("prepare", "test", "evaluate", "measure", "build")
 MIN_FINISHED_TO_GIVE_UP = 4
 
 
@@ -95,6 +95,7 @@ class Conductor:
         self._arms: list[_Arm] = []
         self._failures: Counter[str] = Counter()
         self._num_failed = 0
+        self._is_final = False
         self._add_trials(plan_controls(self.sweep))
         self._ask()
 
@@ -183,7 +184,7 @@ class Conductor:
     def _add_trials(self, trials: Iterable[Trial]) -> list[TrialRecord]:
         records = [TrialRecord(trial) for trial in trials]
         for record in records:
-            for job in jobs_of(record.trial):
+            for job in jobs_of(record.trial, self.sweep.spec.resources):
                 if all(self._has(call.ref) for call in job.calls):
                     self._hits.add(job.id)
                 elif job.id not in self.running:
@@ -205,12 +206,35 @@ class Conductor:
                 told = True
         if told and not self.is_draining:
             self._ask()
+        if not (self._is_final or self._waiting or self.running or self.is_draining) and self.search.exhausted:
+            self._is_final = True
+            self._test_finalists()
+
+    def _test_finalists(self) -> None:
+        """Nothing is left that could change the choice: the chosen arms and the controls see the test images."""
+        if self.sweep.spec.test != "finalists":
+            return
+        values: dict[str, list[float]] = {}
+        for record in self.records:
+            if record.state == "done" and not record.trial.is_control:
+                values.setdefault(record.trial.arm, []).append(self.trial_value(record))
+        means = {arm: statistics.fmean(found) for arm, found in values.items()}
+        ranked = sorted(means, key=lambda arm: means[arm], reverse=self.sweep.spec.objective.direction == "maximize")
+        chosen = set(ranked[: self.sweep.spec.objective.finalists])
+        for record in self.records:
+            if record.state == "done" and (record.trial.is_control or record.trial.arm in chosen):
+                record.is_finalist, record.state = True, "planned"
+                self.folder.write(record)
+                for job in finalist_jobs(record.trial):
+                    if not self._has(job.calls[0].ref):
+                        self._waiting.setdefault(job.id, job)
+        self._settle()
 
     def _is_over(self, record: TrialRecord) -> bool:
-        return all(self._has(call.ref) or call.ref in self.failed for call in record.trial.calls())
+        return all(self._has(call.ref) or call.ref in self.failed for call in record.calls())
 
     def _close(self, record: TrialRecord) -> None:
-        refs = [call.ref for call in record.trial.calls()]
+        refs = [call.ref for call in record.calls()]
         record.errors = {ref[1]: self.failed[ref] for ref in refs if ref in self.failed}
         record.attempts = {ref[1]: 1 + self._failures[ref[1]] for ref in refs if self._failures[ref[1]]}
         record.state = "failed" if record.errors else "done"
@@ -226,10 +250,12 @@ class Conductor:
         return statistics.fmean(self.trial_value(record) for record in records)
 
     def trial_value(self, record: TrialRecord) -> float:
-        """The objective metric of one finished trial, mean over its evaluators."""
+        """The objective metric of one finished trial, mean over its evaluators of the main protocol."""
         metric = self.sweep.spec.objective.metric
         values = []
         for evaluator in record.trial.evaluators:
+            if not evaluator.is_main:
+                continue
             artifact = self.store.get(*evaluator.call.ref)
             assert artifact is not None
             if metric not in artifact.metrics:
@@ -242,12 +268,32 @@ class Conductor:
         return statistics.fmean(values)
 
 
-def jobs_of(trial: Trial) -> list[Job]:
-    """The trial as jobs, in an order in which they could run one after another."""
-    prepare = [Job("prepare", call.stage, (call,)) for call in trial.prepare]
-    build = Job("build", trial.name, trial.build)
-    evaluators = [
-        Job("evaluate", f"{trial.name} {item.network} ipc{item.ipc or 'all'} seed{item.seed}", (item.call,))
+def jobs_of(trial: Trial, resources: ResourcesSpec) -> list[Job]:
+    """The trial as jobs, in an order in which they could run one after another; none for what is there without a job.
+
+    Evaluators that differ in their seeds alone are one job where a worker may train them at once.
+    """
+    jobs = [Job("prepare", call.stage, (call,)) for call in trial.prepare]
+    if trial.build:
+        jobs.append(Job("build", trial.name, trial.build))
+    alike: dict[tuple[str, int, str], list[Evaluator]] = {}
+    for item in trial.evaluators:
+        alike.setdefault((item.network, item.ipc, item.protocol), []).append(item)
+    most = resources.pack or (len(trial.evaluators) if resources.gpus else 1)
+    for (network, ipc, protocol), items in alike.items():
+        for start in range(0, len(items), most):
+            some = items[start : start + most]
+            seeds = ",".join(str(item.seed) for item in some)
+            of_protocol = "" if some[0].is_main else f" {protocol}"
+            label = f"{trial.name} {network} ipc{ipc or 'all'} seed{seeds}{of_protocol}"
+            jobs.append(Job("evaluate", label, tuple(item.call for item in some)))
+    jobs += [Job("measure", f"{trial.name} {measure.label}", measure.calls) for measure in trial.measures]
+    return jobs
+
+
+def finalist_jobs(trial: Trial) -> list[Job]:
+    return [
+        Job("test", f"{trial.name} {item.network} ipc{item.ipc or 'all'} seed{item.seed} test", (item.test,))
         for item in trial.evaluators
+        if item.test is not None
     ]
-    return [*prepare, build, *evaluators]

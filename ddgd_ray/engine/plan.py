@@ -1,21 +1,31 @@
 """From a sweep to stage calls with keys. Pure: looks at nothing but specs and fingerprints."""
 
+import functools
 import hashlib
 import importlib.util
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.sources import images_source, training_images_per_class
+from ddgd_ray.sources import images_source, resolve, set_source, training_images_per_class
 from ddgd_ray.spec.base import Spec, canonical_json
+from ddgd_ray.spec.evaluation import (
+    DecodeSpec,
+    EvaluateSpec,
+    FeatureSpace,
+    FeaturesSpec,
+    QualitySpec,
+    SelectSpec,
+    TestSpec,
+)
 from ddgd_ray.spec.preset import Preset, WeightsSpec
+from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.recipe import RECIPE
-from ddgd_ray.spec.stages import SelectSpec
-from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep import NO_AUGMENTATION_OF_MAIN, Sweep
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.store import Store
 from ddgd_ray.weights import weights_source
@@ -25,17 +35,32 @@ Ref = tuple[str, str]
 
 @dataclass(frozen=True)
 class Evaluator:
-    """One classifier to train on a trial's set."""
+    """One classifier to train on a trial's set. test: what looks at the test images for a finalist, if `call` does not."""
 
     network: str
     ipc: int
     seed: int
     call: StageCall
+    protocol: str
+    is_main: bool = True
+    """Of the preset's protocol: the objective goes by these."""
+    test: StageCall | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The quality of a trial's set in one feature space: its features, then the comparison."""
+
+    label: str
+    calls: tuple[StageCall, ...]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One distilled (or control) set: an arm at one distillation seed, and the evaluators that depend on it."""
+    """One distilled, control or ready-made set: an arm at one distillation seed, and what depends on it.
+
+    prepare: what it shares with other trials, in an order in which it can be made.
+    """
 
     arm: str
     params: Mapping[str, Any]
@@ -44,19 +69,26 @@ class Trial:
     prepare: tuple[StageCall, ...]
     build: tuple[StageCall, ...]
     evaluators: tuple[Evaluator, ...]
+    measures: tuple[Measure, ...] = ()
+    folder: str = ""
+    """Of a ready-made set."""
 
     @property
     def name(self) -> str:
         return f"{self.arm}-s{self.seed}"
 
     def calls(self) -> Iterator[StageCall]:
+        """All but the finalists' tests."""
         yield from self.prepare
         yield from self.build
         yield from (evaluator.call for evaluator in self.evaluators)
+        yield from (call for measure in self.measures for call in measure.calls)
 
 
 def grid(sweep: Sweep) -> list[dict[str, Any]]:
-    """Every combination of the varied values, the last field fastest."""
+    """Every combination of the varied values, the last field fastest; none when nothing varies."""
+    if not sweep.spec.vary:
+        return []
     names = list(sweep.spec.vary)
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*sweep.spec.vary.values())]
 
@@ -73,70 +105,146 @@ def arm_name(params: Mapping[str, Any]) -> str:
 
 def plan_arm(sweep: Sweep, arm: str, params: Mapping[str, Any]) -> list[Trial]:
     """One configuration at every distillation seed."""
-    preset = sweep.preset_with(params)
-    shared = _Shared(preset)
-    return [_distill(sweep, shared, preset, arm, params, seed, is_control=False) for seed in sweep.spec.seeds.distill]
+    shared = Shared(sweep.preset_with(params))
+    return [_distill(sweep, shared, arm, params, seed, is_control=False) for seed in sweep.spec.seeds.distill]
 
 
 def plan_controls(sweep: Sweep) -> list[Trial]:
-    """The arms that are compared with: real images, and the recipes `plain` and `pretrained`."""
-    preset = sweep.preset_with({})
-    shared = _Shared(preset)
+    """The arms that are compared with: real images, and the recipes `plain` and `pretrained`; and the ready-made sets."""
+    shared = Shared(sweep.preset_with({}))
+    largest = max(sweep.spec.evaluate.ipc)
     trials = []
     for control in sweep.spec.controls:
+        method, _, space = control.partition("_")
+        seeds = sweep.spec.seeds.distill
         if control == "full_data":
-            trials.append(_real(sweep, shared, preset, control, "all", 0, seed=0))
-            continue
-        for seed in sweep.spec.seeds.distill:
-            if control == "random_real":
-                _check_ipc(sweep, shared, preset)
-                trials.append(_real(sweep, shared, preset, control, "random", max(sweep.spec.evaluate.ipc), seed))
-                continue
-            trials.append(_distill(sweep, shared, sweep.preset_with({RECIPE: control}), control, {}, seed, is_control=True))
+            trials.append(_real(sweep, shared, control, shared.all_images(), seed=0))
+        elif control in ("pretrained", "plain"):
+            of_recipe = Shared(sweep.preset_with({RECIPE: control}))
+            trials += [_distill(sweep, of_recipe, control, {}, seed, is_control=True) for seed in seeds]
+        else:
+            _check_ipc(sweep, shared, control)
+            # herding by latents draws nothing: one set, however many seeds
+            for seed in seeds[:1] if control == "herding_latents" else seeds:
+                spec = SelectSpec(method=method, ipc=largest, images=shared.preset.images, seed=seed)  # type: ignore[arg-type]
+                inputs: dict[str, Ref | Outside] = {"images": shared.images}
+                if method != "random":
+                    inputs["features"] = shared.real_features("latents" if space else "network", seed)
+                trials.append(_real(sweep, shared, control, StageCall(spec, inputs), seed))
+    for name, folders in sweep.spec.sets.items():
+        paths = folders if isinstance(folders, tuple) else (folders,)
+        trials += [_ready_made(sweep, shared, name, str(path), seed) for seed, path in enumerate(paths)]
     return trials
 
 
-class _Shared:
-    """Inputs that all trials of a preset have in common: images, autoencoder, latents, backbone."""
+class Shared:
+    """What the trials of a preset have in common, each call made when it is first asked for."""
 
     def __init__(self, preset: Preset) -> None:
+        self.preset = preset
         fingerprint, root = images_source(preset.images)
         self.images = Outside(fingerprint, str(root))
-        self.prepare: list[StageCall] = []
-        if isinstance(preset.autoencoder, WeightsSpec):
-            self.autoencoder = self._adopt(preset.autoencoder)
-        else:
-            self.autoencoder = self._add(StageCall(preset.autoencoder, {"images": self.images}))
-        self.latents = self._add(StageCall(preset.encode, {"images": self.images, "autoencoder": self.autoencoder}))
-        if isinstance(preset.backbone, WeightsSpec):
-            self.backbone = self._adopt(preset.backbone)
-        else:
-            self.backbone = self._add(StageCall(preset.backbone, {"latents": self.latents}))
+        self._calls: dict[Ref, StageCall] = {}
+
+    def _add(self, call: StageCall) -> Ref:
+        self._calls.setdefault(call.ref, call)
+        return call.ref
+
+    def before(self, calls: Iterable[StageCall]) -> tuple[StageCall, ...]:
+        """The shared calls that these need, in an order in which they can be made, without those among `calls`."""
+        calls = list(calls)
+        needed: set[Ref] = set()
+        open_ = list(calls)
+        while open_:
+            for value in open_.pop().inputs.values():
+                if not isinstance(value, Outside) and value not in needed and value in self._calls:
+                    needed.add(value)
+                    open_.append(self._calls[value])
+        own = {call.ref for call in calls}
+        return tuple(call for ref, call in self._calls.items() if ref in needed and ref not in own)
+
+    @functools.cached_property
+    def autoencoder(self) -> Ref:
+        spec = self.preset.autoencoder
+        return self._adopt(spec) if isinstance(spec, WeightsSpec) else self._add(StageCall(spec, {"images": self.images}))
+
+    @functools.cached_property
+    def latents(self) -> Ref:
+        return self._add(StageCall(self.preset.encode, {"images": self.images, "autoencoder": self.autoencoder}))
+
+    @functools.cached_property
+    def backbone(self) -> Ref:
+        spec = self.preset.backbone
+        return self._adopt(spec) if isinstance(spec, WeightsSpec) else self._add(StageCall(spec, {"latents": self.latents}))
 
     def _adopt(self, weights: WeightsSpec) -> Ref:
         source = weights_source(weights)
         return self._add(StageCall(weights.adopted(), {"weights": Outside(source.fingerprint, str(source.path))}))
 
-    def _add(self, call: StageCall) -> Ref:
-        self.prepare.append(call)
-        return call.ref
+    def decoded(self, protocol: ProtocolSpec) -> Ref:
+        size = protocol.size or self.preset.images.size
+        spec = DecodeSpec(images=self.preset.images, size=size, resize=protocol.test_resize or size)
+        return self._add(StageCall(spec, {"images": self.images}))
+
+    def all_images(self) -> StageCall:
+        return StageCall(SelectSpec(method="all", ipc=0, images=self.preset.images), {"images": self.images})
+
+    def reference(self, seed: int) -> Ref:
+        """The reference network; it never looks at the test images."""
+        chosen = self.preset.reference
+        spec = EvaluateSpec(
+            network=chosen.network,
+            ipc=0,
+            protocol=chosen.protocol,
+            dtype=self.preset.evaluate.dtype,
+            tests="none",
+            keep_weights=True,
+            images=self.preset.images,
+            seed=seed,
+        )
+        every = self._add(self.all_images())
+        return self._add(StageCall(spec, {"set": every, "real": self.decoded(chosen.protocol)}))
+
+    def _space(self, space: FeatureSpace, seed: int) -> tuple[int, Ref]:
+        """Pixels a side that its model sees, and the model."""
+        own = self.preset.images.size
+        return (own, self.autoencoder) if space == "latents" else (
+            self.preset.reference.protocol.size or own,
+            self.reference(seed),
+        )  # fmt: skip
+
+    def real_features(self, space: FeatureSpace, seed: int) -> Ref:
+        """Of all training images."""
+        size, model = self._space(space, seed)
+        spec = FeaturesSpec(space=space, images=self.preset.images, size=size)
+        return self._add(StageCall(spec, {"images": self.images, "model": model}))
+
+    def measure(self, space: FeatureSpace, made: Ref | Outside, ipc: int) -> Measure:
+        size, model = self._space(space, 0)
+        features = StageCall(
+            FeaturesSpec(space=space, images=self.preset.images, size=size, ipc=ipc), {"set": made, "model": model}
+        )
+        inputs = {"set": features.ref, "real": self.real_features(space, 0)}
+        return Measure(f"{space}, {ipc} images per class", (features, StageCall(QualitySpec(), inputs)))
 
 
-def _check_ipc(sweep: Sweep, shared: _Shared, preset: Preset) -> None:
-    available = training_images_per_class(preset.images, Path(shared.images.path))
+def _check_ipc(sweep: Sweep, shared: Shared, control: str) -> None:
+    available = training_images_per_class(shared.preset.images, Path(shared.images.path))
     wanted = max(sweep.spec.evaluate.ipc)
     if wanted > available:
         raise SpecError(
-            f"control random_real needs {wanted} images a class, the smallest class has {available} training images",
+            f"control {control} needs {wanted} images a class, the smallest class has {available} training images",
             code="out-of-range",
             where=sweep.source.where(("evaluate", "ipc")),
-            fix=f"use ipc {available} or less, or leave out random_real",
+            fix=f"use ipc {available} or less, or leave out {control}",
         )
 
 
 def shared_calls(preset: Preset) -> tuple[StageCall, ...]:
-    """What comes before any trial of a preset: autoencoder, latents, backbone."""
-    return tuple(_Shared(preset).prepare)
+    """What comes before any distilled set of a preset: autoencoder, latents, backbone."""
+    shared = Shared(preset)
+    tune = StageCall(preset.finetune, {"latents": shared.latents, "backbone": shared.backbone})
+    return shared.before([tune])
 
 
 def _with(spec: Any, **values: Any) -> Any:
@@ -145,9 +253,8 @@ def _with(spec: Any, **values: Any) -> Any:
     return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **values})
 
 
-def _distill(
-    sweep: Sweep, shared: _Shared, preset: Preset, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool
-) -> Trial:
+def _distill(sweep: Sweep, shared: Shared, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool) -> Trial:
+    preset = shared.preset
     _check_packages(preset)
     # without fine-tuning there is nothing random before sampling: all seeds share one adapter
     finetune = _with(preset.finetune, seed=seed if preset.finetune.steps else 0)
@@ -156,8 +263,7 @@ def _distill(
         _with(preset.sample, seed=seed, ipc=max(sweep.spec.evaluate.ipc)),
         {"backbone": shared.backbone, "adapter": tune.ref, "autoencoder": shared.autoencoder},
     )
-    evaluators = _evaluators(sweep, shared, preset, drawn, sweep.spec.evaluate.ipc)
-    return Trial(arm, dict(params), seed, is_control, tuple(shared.prepare), (tune, drawn), evaluators)
+    return _trial(sweep, shared, arm, params, seed, is_control, (tune, drawn), drawn.ref, sweep.spec.evaluate.ipc)
 
 
 def _check_packages(preset: Preset) -> None:
@@ -170,21 +276,65 @@ def _check_packages(preset: Preset) -> None:
         )
 
 
-def _real(sweep: Sweep, shared: _Shared, preset: Preset, arm: str, method: Any, ipc: int, seed: int) -> Trial:
-    select = StageCall(SelectSpec(method=method, ipc=ipc, images=preset.images, seed=seed), {"images": shared.images})
-    evaluators = _evaluators(sweep, shared, preset, select, sweep.spec.evaluate.ipc if ipc else (0,))
-    return Trial(arm, {}, seed, True, (), (select,), evaluators)
+def _real(sweep: Sweep, shared: Shared, arm: str, select: StageCall, seed: int) -> Trial:
+    all_ipc = sweep.spec.evaluate.ipc if arm != "full_data" else (0,)
+    return _trial(sweep, shared, arm, {}, seed, True, (select,), select.ref, all_ipc)
 
 
-def _evaluators(
-    sweep: Sweep, shared: _Shared, preset: Preset, made: StageCall, all_ipc: tuple[int, ...]
-) -> tuple[Evaluator, ...]:
-    result = []
-    for network, ipc, seed in itertools.product(sweep.spec.evaluate.networks, all_ipc, sweep.spec.seeds.evaluate):
-        spec = _with(preset.evaluate, network=network, ipc=ipc, seed=seed)
-        call = StageCall(spec, {"set": made.ref, "images": shared.images})
-        result.append(Evaluator(network, ipc, seed, call))
-    return tuple(result)
+def _ready_made(sweep: Sweep, shared: Shared, arm: str, folder: str, seed: int) -> Trial:
+    where = sweep.source.where(("sets", arm))
+    source = set_source(resolve(folder, where), shared.preset.images.classes)
+    wanted = max(sweep.spec.evaluate.ipc)
+    if wanted > source.smallest:
+        raise StageError(
+            f"ipc {wanted} is more than the {source.smallest} images of its smallest class",
+            code="data-missing",
+            where=source.path,
+            fix=f"use ipc {source.smallest} or less",
+        )
+    made = Outside(source.fingerprint, source.path)
+    return _trial(sweep, shared, arm, {}, seed, False, (), made, sweep.spec.evaluate.ipc, folder=source.path)
+
+
+def _trial(
+    sweep: Sweep,
+    shared: Shared,
+    arm: str,
+    params: Mapping[str, Any],
+    seed: int,
+    is_control: bool,
+    build: tuple[StageCall, ...],
+    made: Ref | Outside,
+    all_ipc: tuple[int, ...],
+    folder: str = "",
+) -> Trial:
+    """With its evaluators and measures, and what all of it needs."""
+    evaluators = tuple(_evaluators(sweep, shared, made, all_ipc))
+    measures = tuple(shared.measure(space, made, ipc) for space in sweep.spec.quality for ipc in all_ipc if ipc)
+    own = [*build, *(one.call for one in evaluators), *(call for measure in measures for call in measure.calls)]
+    prepare = shared.before(own)
+    return Trial(arm, dict(params), seed, is_control, prepare, build, evaluators, measures, folder)
+
+
+def _evaluators(sweep: Sweep, shared: Shared, made: Ref | Outside, all_ipc: tuple[int, ...]) -> Iterator[Evaluator]:
+    main = shared.preset.evaluate.protocol
+    for protocol in (main, *(_protocol(name, main) for name in sweep.spec.evaluate.also)):
+        inputs: dict[str, Ref | Outside] = {"set": made, "real": shared.decoded(protocol)}
+        if protocol.labels == "teacher":
+            inputs["teacher"] = shared.reference(0)
+        for network, ipc, seed in itertools.product(sweep.spec.evaluate.networks, all_ipc, sweep.spec.seeds.evaluate):
+            fields = {"network": network, "ipc": ipc, "seed": seed, "protocol": protocol}
+            test = None
+            if sweep.spec.test == "finalists":
+                call = StageCall(_with(shared.preset.evaluate, **fields, tests="none", keep_weights=True), inputs)
+                test = StageCall(TestSpec(), {"classifier": call.ref, "real": inputs["real"]})
+            else:
+                call = StageCall(_with(shared.preset.evaluate, **fields), inputs)
+            yield Evaluator(network, ipc, seed, call, protocol.label, protocol == main, test)
+
+
+def _protocol(name: str, main: ProtocolSpec) -> ProtocolSpec:
+    return main.without_augmentation() if name == NO_AUGMENTATION_OF_MAIN else ProtocolSpec.model_validate(name)
 
 
 @dataclass(frozen=True)

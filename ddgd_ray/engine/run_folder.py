@@ -15,6 +15,7 @@ from ddgd_ray import __version__
 from ddgd_ray.engine.plan import Evaluator, Trial
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.stages.base import StageCall
 from ddgd_ray.store import Store, make_writable, write_atomically
 
 SCHEMA = 1
@@ -37,13 +38,22 @@ class TrialRecord:
     attempts: dict[str, int] = field(default_factory=dict)
     """{stage key: number} where it took more than one."""
     finished: float = 0.0
+    is_finalist: bool = False
+    """Its classifiers see the test images (`test: finalists`)."""
+
+    def calls(self) -> Iterator[StageCall]:
+        yield from self.trial.calls()
+        if self.is_finalist:
+            yield from (item.test for item in self.trial.evaluators if item.test is not None)
 
     def as_json(self) -> dict[str, Any]:
         trial = self.trial
 
         def one(evaluator: Evaluator) -> dict[str, Any]:
             labels = {"network": evaluator.network, "ipc": evaluator.ipc, "seed": evaluator.seed}
-            return {**labels, "stage": evaluator.call.stage, "key": evaluator.call.key}
+            made = {"protocol": evaluator.protocol, "stage": evaluator.call.stage, "key": evaluator.call.key}
+            tested = {"test": list(evaluator.test.ref)} if evaluator.test is not None and self.is_finalist else {}
+            return {**labels, **made, **tested}
 
         return {
             "schema": SCHEMA,
@@ -56,6 +66,8 @@ class TrialRecord:
             "prepare": [list(call.ref) for call in trial.prepare],
             "build": [list(call.ref) for call in trial.build],
             "evaluators": [one(evaluator) for evaluator in trial.evaluators],
+            "quality": [[*measure.calls[-1].ref, measure.label] for measure in trial.measures],
+            "folder": trial.folder,
             "errors": self.errors,
             "attempts": self.attempts,
             "finished": self.finished,
@@ -106,7 +118,7 @@ class RunFolder:
             "settings": sweep.preset.data,
             "vary": sweep.spec.vary,
             "space": {name: value.canonical() for name, value in sweep.space.items()},
-            "objective": sweep.spec.objective.canonical(),
+            "objective": sweep.spec.objective.canonical() | {"finalists": None},  # more finalists continue a sweep
         }
         identity = json.loads(json.dumps(parts))  # as a file gives it back: lists, not tuples
         if path.is_file():
@@ -140,7 +152,8 @@ class RunFolder:
         line = record.as_json()
         path = self.trials / f"{record.trial.name}.json"
         before = _read_line(path)
-        same = ("build", "evaluators") if record.state == "planned" else ("build", "evaluators", "state", "errors")
+        what = ("build", "evaluators", "quality")
+        same = what if record.state == "planned" else (*what, "state", "errors")
         if before and all(before.get(name) == line[name] for name in same):
             return
         text = json.dumps(line, indent=1, sort_keys=True)

@@ -55,7 +55,7 @@ def new_search(sweep: Sweep) -> Search:
 
 def planned_trials(sweep: Sweep) -> list[Trial]:
     """All trials of a grid; of a search, those that do not depend on results."""
-    arms = [trial for params in grid(sweep) for trial in plan_arm(sweep, arm_name(params), params)] if sweep.spec.vary else []
+    arms = [trial for params in grid(sweep) for trial in plan_arm(sweep, arm_name(params), params)]
     return plan_controls(sweep) + arms
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ddgd_ray.engine.conductor import Conductor, Job, Outcome
 from ddgd_ray.errors import DdgdError
 from ddgd_ray.spec.sweep import ResourcesSpec
-from ddgd_ray.stages.base import Context, StageCall, publish_call
+from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
 from ddgd_ray.store import Artifact, Store
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ def context_of(resources: ResourcesSpec) -> Context:
         micro_batch=resources.micro_batch,
         compiled=resources.compile,
         recompute=resources.recompute,
+        pack=resources.pack,
     )
 
 
@@ -33,8 +34,11 @@ def run_job(job: Job, store: Store, resources: ResourcesSpec, publish: Publish =
     """Never raises: an error becomes the outcome's text. Errors that name their cause are final, others may be repeated."""
     started = time.monotonic()
     try:
-        for call in job.calls:
-            publish(call, store, context_of(resources))
+        if job.kind == "evaluate" and len(job.calls) > 1:
+            publish_packed(job.calls, store, context_of(resources))
+        else:
+            for call in job.calls:
+                publish(call, store, context_of(resources))
     except DdgdError as err:
         return Outcome(str(err), is_final=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except Exception as err:

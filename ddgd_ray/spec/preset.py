@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.check import check
+from ddgd_ray.spec.evaluation import EvaluateSpec, ReferenceSpec
 from ddgd_ray.spec.load import Document, Path_, nearest, read
 from ddgd_ray.spec.stages import (
     AdoptSpec,
     AutoencoderSpec,
     EncodeSpec,
-    EvaluateSpec,
     FinetuneSpec,
     ImagesSpec,
     PretrainSpec,
@@ -69,9 +69,10 @@ class Preset:
     finetune: FinetuneSpec
     sample: SampleSpec
     evaluate: EvaluateSpec
+    reference: ReferenceSpec
 
 
-SECTIONS = ("images", "autoencoder", "backbone", "finetune", "sample", "evaluate")
+SECTIONS = ("images", "autoencoder", "backbone", "finetune", "sample", "evaluate", "reference")
 _FOLDER = resources.files("ddgd_ray.spec") / "presets"
 
 
@@ -112,16 +113,18 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
             parts[name] = check(cls, document, (name,), errors, images)
     for name, cls in (("finetune", FinetuneSpec), ("sample", SampleSpec), ("evaluate", EvaluateSpec)):
         parts[name] = check(cls, document, (name,), errors, images)
+    parts["reference"] = check(ReferenceSpec, document, ("reference",), errors)
     return Preset(**parts) if len(errors) == before else None
 
 
 def with_overrides(document: Document, overrides: Mapping[str, tuple[Any, str]], errors: list[SpecError]) -> Document:
     """A copy with {dotted path: (value, where it was written)} put in; sections are made as needed."""
     values: dict[Path_, Any] = {}
-    for path, (value, where) in overrides.items():
+    for path, (value, where) in sorted(overrides.items(), key=lambda item: item[0].count(".")):  # the whole before its parts
         section, _, field = path.partition(".")
         if section in SECTIONS and field:
-            values[tuple(path.split("."))] = value
+            is_name = field == "protocol" and isinstance(value, str)
+            values[tuple(path.split("."))] = {"name": value} if is_name else value
         else:
             errors.append(
                 SpecError(

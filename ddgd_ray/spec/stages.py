@@ -1,4 +1,5 @@
-"""One spec per stage. Each field changes the result; how to run lives in `Resources`.
+"""One spec per stage that makes a set; spec/evaluation.py has those that judge it. Each field changes the result; how to run
+lives in `Resources`.
 
 Changed what a stage computes? Bump its `version` in the same commit.
 """
@@ -243,67 +244,3 @@ class SampleSpec(StageSpec):
         if info.data.get("sampler") == "dpmpp" and steps > 999:
             raise ValueError("expected at most 999 steps with sampler dpmpp", "set sample.steps to 999 or less")
         return steps
-
-
-class SelectSpec(StageSpec):
-    """A control set made of real training images."""
-
-    stage: ClassVar[str] = "select"
-    version: ClassVar[int] = 1
-
-    method: Literal["random", "all"] = "random"
-    ipc: int = Field(10, ge=0)
-    """Images per class; 0 with `all`."""
-    images: ImagesSpec
-    seed: int = Field(0, ge=0)
-
-
-class ProtocolSpec(Spec):
-    """How a classifier is trained and tested. A result never travels without its protocol's name."""
-
-    name: str = Field("quick-small", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    steps: int = Field(200, ge=1)
-    """Optimizer steps when the set has at most 100 images a class."""
-    steps_large: int = Field(1000, ge=1)
-    """Optimizer steps for larger sets."""
-    batch_size: int = Field(64, ge=1)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    schedule: Literal["one_cycle", "step"] = "one_cycle"
-    """one_cycle peaks at learning_rate; step multiplies by 0.2 at 2/3 and 5/6 of the steps."""
-    learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    flip: bool = True
-    shift: int = Field(2, ge=0)
-    """Random translation, pixels."""
-    cutmix: bool = False
-    num_tests: int = Field(4, ge=1)
-    """Tests over training, the last one after the last step: `best` is the best of them, an oracle."""
-
-
-class EvaluateSpec(StageSpec):
-    """Train one classifier from scratch on a set, test it on real images."""
-
-    stage: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 1
-
-    network: str = "convnet3_slim"
-    """A name of method/classifiers.py, or `timm/NAME`."""
-    ipc: int = Field(10, ge=0)
-    """Images per class used, the first ones of the set; 0: all."""
-    protocol: ProtocolSpec = ProtocolSpec()
-    images: ImagesSpec
-    seed: int = Field(0, ge=0)
-
-
-_SPECS = (
-    AdoptSpec,
-    AutoencoderSpec,
-    EncodeSpec,
-    PretrainSpec,
-    FinetuneSpec,
-    SampleSpec,
-    SelectSpec,
-    EvaluateSpec,
-)
-STAGE_SPECS: dict[str, type[StageSpec]] = {cls.stage: cls for cls in _SPECS}

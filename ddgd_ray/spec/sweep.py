@@ -1,22 +1,28 @@
 """A sweep: what varies, over which seeds, judged by what. One file, one table."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.spec.base import Spec, Value, Values
 from ddgd_ray.spec.check import check
+from ddgd_ray.spec.evaluation import FeatureSpace
 from ddgd_ray.spec.load import Document, nearest, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
+from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
 from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
 from ddgd_ray.spec.space import Choice, Space, read_space
 from ddgd_ray.spec.stages import NETWORKS
 
-ControlName = Literal["random_real", "full_data", "pretrained", "plain"]
+ControlName = Literal[
+    "random_real", "herding", "herding_latents", "kcenter", "kcenter_latents", "full_data", "pretrained", "plain"
+]
+NO_AUGMENTATION_OF_MAIN = "noaug"
 # fields of a stage that a sweep sets for each of its jobs: given anywhere else they would do nothing
 SET_BY_SWEEP = {
     "finetune.seed": "seeds.distill",
@@ -48,6 +54,21 @@ class EvaluatorsSpec(Spec):
     networks: tuple[str, ...] = Field(("convnet3_slim", "resnet_slim"), min_length=1)
     ipc: tuple[int, ...] = Field((20,), min_length=1)
     """Images per class; the largest is sampled, smaller ones are its prefixes."""
+    also: tuple[str, ...] = ()
+    """Further protocols to judge every set by: names of spec/protocols, or noaug for the main one without augmentation."""
+
+    @field_validator("also")
+    @classmethod
+    def _protocols_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            known = [*protocol_names(), NO_AUGMENTATION_OF_MAIN]
+            if name.removesuffix(NO_AUGMENTATION) not in known:
+                raise ValueError(
+                    f"unknown protocol {name!r}; known: {', '.join(known)}", f"did you mean {nearest(name, known)}?"
+                )
+        if len(set(names)) != len(names):
+            raise ValueError("a protocol is listed twice", "remove one of the two")
+        return names
 
     @field_validator("networks")
     @classmethod
@@ -72,6 +93,8 @@ class ObjectiveSpec(Spec):
     metric: Literal["val_top1", "top1_last", "top1_best", "top1_selected"] = "val_top1"
     """Mean over networks and seeds. val_top1 is measured on held-out training images; the others look at the test images."""
     direction: Literal["maximize", "minimize"] = "maximize"
+    finalists: int = Field(1, ge=1)
+    """Arms that see the test images with `test: finalists`."""
 
 
 class SearchSpec(Spec):
@@ -101,6 +124,8 @@ class ResourcesSpec(Spec):
     case; the price is one more forward pass."""
     compile: bool = False
     """torch.compile the network's blocks: a minute at the start, faster steps."""
+    pack: int = Field(0, ge=0)
+    """Seeds of one classifier trained at once; 0: as many as fit on a GPU, one on a CPU, where a pack gains nothing."""
     recompute: bool = False
     """Gradient checkpointing: activations inside a block are computed again in the backward pass."""
     max_failures: int = Field(2, ge=0)
@@ -122,6 +147,12 @@ class SweepSpec(Spec):
     seeds: SeedsSpec = SeedsSpec()
     evaluate: EvaluatorsSpec = EvaluatorsSpec()
     controls: tuple[ControlName, ...] = ()
+    sets: dict[str, Values] = Field(default_factory=dict)
+    """Ready-made sets, whoever made them, judged as arms beside the others: {name: folder}, or a list of folders, its seeds."""
+    quality: tuple[FeatureSpace, ...] = ()
+    """Feature spaces in which each set is compared with the real images: latents, or the reference network's features."""
+    test: Literal["all", "finalists"] = "all"
+    """Which arms' classifiers see the test images. finalists: the best by the objective and the controls, once, at the end."""
     objective: ObjectiveSpec = ObjectiveSpec()
     resources: ResourcesSpec = ResourcesSpec()
 
@@ -137,9 +168,28 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _one_way_to_vary(self) -> Self:
-        if bool(self.vary) == (self.search is not None):
-            what = "give either `vary` (a grid) or `search` (a search space), one of the two"
+        given = bool(self.vary) + (self.search is not None)
+        if given == 2 or not (given or self.sets):
+            what = "give either `vary` (a grid) or `search` (a search space), one of the two, or `sets` to judge alone"
             raise ValueError(what, "e.g. vary: {finetune.lambda_g: [0.0, 0.008]}")
+        return self
+
+    @field_validator("sets")
+    @classmethod
+    def _sets_are_named(cls, sets: dict[str, Values]) -> dict[str, Values]:
+        for name, folders in sets.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}", name) or name in get_args(ControlName):
+                raise ValueError(f"{name!r} cannot name a set", "use letters, digits, . + -, and no name of a control")
+            paths = folders if isinstance(folders, tuple) else (folders,)
+            if not paths or not all(isinstance(path, str) and path for path in paths):
+                raise ValueError(f"{name}: expected a folder, or a list of folders", "e.g. sets: {mine: /path/to/set}")
+        return sets
+
+    @model_validator(mode="after")
+    def _finalists_are_chosen_without_the_test(self) -> Self:
+        if self.test == "finalists" and self.objective.metric != "val_top1":
+            what = f"test: finalists goes by the validation images, objective.metric is {self.objective.metric}"
+            raise ValueError(what, "set objective.metric: val_top1")
         return self
 
 
@@ -175,7 +225,11 @@ class Sweep:
 
 def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
     """The sweep of a file. overrides: {dotted path: value}, the sweep's or its preset's. Raises SpecErrors: all at once."""
-    document = read(path)
+    return check_sweep(read(path), path.parent, overrides, preset_name)
+
+
+def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
+    """The same of a document that is read already. folder: where its search space may lie."""
     errors: list[SpecError] = []
     own, of_preset = _split_overrides(overrides)
     document = document.replaced(own, dict.fromkeys(own, "--set"))
@@ -193,7 +247,7 @@ def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None
     try:
         chosen = read_recipe(spec.recipe, document.where((RECIPE,))) if spec.recipe else {}
         preset = with_overrides(read_preset(spec.preset, document.where(("preset",))), chosen | placed, errors)
-        space, places = _read_space(spec, path, document)
+        space, places = _read_space(spec, folder, document)
     except SpecErrors as err:
         raise SpecErrors([*errors, *err.errors]) from err
     except SpecError as err:
@@ -259,11 +313,11 @@ def _set_by_sweep(name: str, where: str) -> SpecError:
     return SpecError(f"the sweep itself sets {name} for each of its jobs", code="unknown-key", where=f"{where} {name}", fix=fix)
 
 
-def _read_space(spec: SweepSpec, sweep_file: Path, document: Document) -> tuple[Space, dict[str, str]]:
+def _read_space(spec: SweepSpec, folder: Path, document: Document) -> tuple[Space, dict[str, str]]:
     """The space, empty for a grid, and where each field that varies is written. Raises SpecError."""
     if spec.search is None:
         return {}, {name: document.line(("vary", name)) for name in spec.vary}
-    beside = sweep_file.parent / spec.search.space
+    beside = folder / spec.search.space
     try:
         space, written = read_space(beside if beside.is_file() else Path(spec.search.space))
     except SpecError as err:
@@ -287,6 +341,10 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
             seen.update(map(str, found))
 
     collect({})
+    if sweep.spec.test == "finalists" and not errors and not sweep.preset_with({}).images.validation_per_class:
+        where = sweep.source.where(("test",))
+        fix = "hold out a validation slice: images.validation_per_class"
+        errors.append(SpecError("test: finalists needs validation images to choose by", where=where, fix=fix))
     size = 1
     for path, values in sweep.spec.vary.items():
         size *= len(values)

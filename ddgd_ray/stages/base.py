@@ -9,10 +9,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ddgd_ray.errors import ArtifactError, StageError
 from ddgd_ray.spec.stages import StageSpec
@@ -62,6 +63,7 @@ class Context:
     same for all ranks, that outlives a crash of the stage and is gone once it is published; None: nothing is kept.
     checkpoint_steps: optimizer steps between checkpoints, 0 for none. micro_batch: rows that a pass with gradient may hold, 0
     for a worker's whole share. compiled: torch.compile the network's blocks. recompute: keep no activations inside a block.
+    pack: classifiers to train at once; 0: as many as fit on a GPU, one on a CPU.
     """
 
     report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -75,6 +77,7 @@ class Context:
     micro_batch: int = 0
     compiled: bool = False
     recompute: bool = False
+    pack: int = 0
 
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
@@ -89,36 +92,87 @@ def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact,
         return make(call, store, ctx), False
 
 
+def publish_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> None:
+    """Calls of one stage that differ in their seeds alone, as many at once as module.num_at_once says; each is published."""
+    module: Any = importlib.import_module(f"ddgd_ray.stages.{calls[0].stage}")
+    missing = [call for call in calls if not store.has(*call.ref)]
+    while missing:
+        inputs = _input_paths(missing[0], store)
+        num = module.num_at_once([call.spec for call in missing], inputs, ctx)
+        with ExitStack() as leases:
+            for key in sorted(call.key for call in missing[:num]):  # in one order everywhere: two workers cannot wait in a ring
+                leases.enter_context(store.lease(key))
+            make_packed([call for call in missing[:num] if not store.has(*call.ref)], store, ctx)
+        missing = missing[num:]
+
+
 def make(call: StageCall, store: Store, ctx: Context) -> Artifact:
     """Run the stage in a scratch folder and publish it; the caller holds the lease on the key."""
-    with store.scratch(call.key) as scratch:
-        started = time.monotonic()
-        metrics = run_call(call, store, scratch, ctx)
-        seconds = time.monotonic() - started
-        artifact = store.publish(scratch, call.spec, call.input_keys(), metrics, seconds)
-        store.drop_kept(call.key)
-    log.info("%s %s published in %.1f s", call.key[:8], call.stage, seconds)
+    (artifact,) = make_packed([call], store, ctx)
     return artifact
 
 
+def make_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> list[Artifact]:
+    """Run the calls together, each in a scratch folder, and publish them; the seconds of each are an equal share."""
+    if not calls:
+        return []
+    with ExitStack() as scratches:
+        outs = [scratches.enter_context(store.scratch(call.key)) for call in calls]
+        started = time.monotonic()
+        metrics = run_calls(calls, store, outs, ctx)
+        seconds = (time.monotonic() - started) / len(calls)
+        artifacts = []
+        for call, out, found in zip(calls, outs, metrics, strict=True):
+            artifacts.append(store.publish(out, call.spec, call.input_keys(), found, seconds))
+            store.drop_kept(call.key)
+            log.info("%s %s published in %.1f s", call.key[:8], call.stage, seconds)
+    return artifacts
+
+
 def run_call(call: StageCall, store: Store, out: Path, ctx: Context) -> dict[str, float]:
-    """Run the stage into `out`, with a folder to keep checkpoints in; curves reported on the way land in curves.jsonl."""
-    module: Any = importlib.import_module(f"ddgd_ray.stages.{call.stage}")
-    inputs = {name: _input_path(name, value, call, store) for name, value in call.inputs.items()}
-    keep = store.keep(call.key)
-    with (keep / (CURVES if ctx.rank == 0 else f"{ctx.rank}.{CURVES}")).open("a", buffering=1) as curves:
-
-        def report(step: int, metrics: Mapping[str, float]) -> None:
-            point = {name: float(value) for name, value in metrics.items()}
-            curves.write(json.dumps({"step": step, "time": time.time()} | point) + "\n")
-            ctx.report(step, point)
-
-        metrics: dict[str, float] = module.run(call.spec, inputs, out, replace(ctx, report=report, keep=keep))
-    _write_curves(Path(curves.name), out / CURVES)
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        raise StageError(f"{', '.join(bad)} not finite", code="non-finite", where=f"{call.stage} {call.key[:8]}")
+    """run_calls of one."""
+    (metrics,) = run_calls([call], store, [out], ctx)
     return metrics
+
+
+def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ctx: Context) -> list[dict[str, float]]:
+    """Run a stage into `outs`, with folders to keep checkpoints in; curves reported on the way land in curves.jsonl.
+
+    Several calls go to the stage's run_packed: they have the same inputs.
+    """
+    module: Any = importlib.import_module(f"ddgd_ray.stages.{calls[0].stage}")
+    inputs = _input_paths(calls[0], store)
+    with ExitStack() as files:
+        ctxs, kept = [], []
+        for call in calls:
+            keep = store.keep(call.key)
+            kept.append(keep / (CURVES if ctx.rank == 0 else f"{ctx.rank}.{CURVES}"))
+            curves = files.enter_context(kept[-1].open("a", buffering=1))
+            ctxs.append(replace(ctx, report=_reporter(curves, ctx), keep=keep))
+        found: list[dict[str, float]]
+        if len(calls) == 1:
+            found = [module.run(calls[0].spec, inputs, outs[0], ctxs[0])]
+        else:
+            found = module.run_packed([call.spec for call in calls], inputs, outs, ctxs)
+    for call, curve, out, metrics in zip(calls, kept, outs, found, strict=True):
+        _write_curves(curve, out / CURVES)
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise StageError(f"{', '.join(bad)} not finite", code="non-finite", where=f"{call.stage} {call.key[:8]}")
+    return found
+
+
+def _reporter(curves: TextIO, ctx: Context) -> Callable[[int, Mapping[str, float]], None]:
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        point = {name: float(value) for name, value in metrics.items()}
+        curves.write(json.dumps({"step": step, "time": time.time()} | point) + "\n")
+        ctx.report(step, point)
+
+    return report
+
+
+def _input_paths(call: StageCall, store: Store) -> dict[str, Path]:
+    return {name: _input_path(name, value, call, store) for name, value in call.inputs.items()}
 
 
 def _write_curves(kept: Path, target: Path) -> None:

@@ -5,19 +5,21 @@ Shapes: N images, S side in pixels, C channels; images are (N, S, S, C) uint8.
 """
 
 import hashlib
-import io
 import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.setfolder import set_files
 from ddgd_ray.sources import synset_name
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages.images import Split, Uint8, generator_labels
+from ddgd_ray.stages.pictures import for_classifier, open_picture
 from ddgd_ray.stages.png_folder import PngFolder
 
 METADATA = "metadata.jsonl"
@@ -61,26 +63,58 @@ def describe(folder: Path, spec: ImagesSpec, origins: Mapping[tuple[int, int], s
     (folder / LABELS).write_text(json.dumps(labels, indent=1) + "\n")
 
 
-def read_set(folder: Path, spec: ImagesSpec, ipc: int) -> Split:
-    """The first `ipc` images of each class, all with ipc = 0.
+def read_set(folder: Path, spec: ImagesSpec, ipc: int, *, size: int = 0, num_threads: int = 1) -> Split:
+    """The first `ipc` images of each class, all with ipc = 0, as a classifier at `size` sees them (0: spec.size).
 
-    Raises StageError when a class has too few, or a file is missing, cannot be decoded or is not the one that was written.
+    Any folder of class folders will do, whoever made it (setfolder.py). Raises StageError when a class has too few, and one
+    that lists the files that are missing, cannot be decoded or are not the ones that were written.
     """
+    files = set_files(folder, spec.classes)
+    few = {name: len(paths) for name, paths in files.items() if len(paths) < ipc}
+    if few:
+        raise StageError(
+            f"ipc {ipc} is more than the images of {len(few)} of {len(files)} classes: "
+            + ", ".join(f"{name} has {count}" for name, count in list(few.items())[:10]),
+            where=str(folder),
+            fix=f"use ipc {min(few.values())} or less",
+        )
+    chosen = {name: paths[:ipc] if ipc else paths for name, paths in files.items()}
     sha256 = _written_sha256(folder)
-    images, labels, names = [], [], []
-    for label, name in enumerate(spec.classes):
-        paths = sorted((folder / "images" / name).glob("*.png"))
-        if len(paths) < max(ipc, 1):
-            raise StageError(
-                f"class {name} has {len(paths)} images, {max(ipc, 1)} are needed",
-                where=str(folder),
-                fix="lower evaluate.ipc",
-            )
-        for path in paths[:ipc] if ipc else paths:
-            images.append(_read_image(path, spec, sha256.get(str(path.relative_to(folder)))))
-            labels.append(label)
-            names.append(f"{name}/{path.name}")
-    return Split(np.stack(images), np.array(labels, dtype=np.int64), names)
+    paths = [path for per_class in chosen.values() for path in per_class]
+    side = size or spec.size
+
+    def read(path: str) -> Uint8 | StageError:
+        try:
+            expected = sha256.get(os.path.relpath(path, folder))
+            found = hashlib.sha256(Path(path).read_bytes()).hexdigest() if expected else ""
+            if expected and found != expected:
+                what = f"expected SHA-256 {expected[:12]}, as {METADATA} lists it, got {found[:12]}"
+                return StageError(what, where=path)
+            return for_classifier(open_picture(path, spec.channels), side, side, path)
+        except StageError as err:
+            return err
+
+    with ThreadPoolExecutor(num_threads, "decode") as pool:
+        found = list(pool.map(read, paths))
+    bad = [one for one in found if isinstance(one, StageError)]
+    if bad:
+        raise StageError(
+            f"{len(bad)} of {len(paths)} images of the set cannot be used:\n"
+            + "\n".join(f"    {one.where}: {one.what}" for one in bad[:20]),
+            code="corrupt-image",
+            where=str(folder),
+            fix="delete the set; it is made again" if sha256 else "replace or remove these files",
+        )
+    labels = np.repeat(np.arange(len(chosen)), [len(per_class) for per_class in chosen.values()])
+    names = [f"{name}/{os.path.basename(path)}" for name, per_class in chosen.items() for path in per_class]
+    return Split(np.stack([one for one in found if not isinstance(one, StageError)]), labels.astype(np.int64), names)
+
+
+def origins(folder: Path) -> dict[str, str]:
+    """{CLASS/FILE: where the image comes from}, as metadata.jsonl says."""
+    path = folder / METADATA
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return {line["file_name"].partition("/")[2]: line["origin"] for line in lines}
 
 
 def _written_sha256(folder: Path) -> dict[str, str]:
@@ -96,23 +130,3 @@ def _written_sha256(folder: Path) -> dict[str, str]:
                 fix="delete the set; it is made again",
             )
     return {line["file_name"]: line["sha256"] for line in lines if "sha256" in line}
-
-
-def _read_image(path: Path, spec: ImagesSpec, sha256: str | None) -> Uint8:
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise StageError(
-            f"expected SHA-256 {sha256[:12]}, as {METADATA} lists it, got {found[:12]}",
-            code="corrupt-image",
-            where=str(path),
-            fix="delete the set; it is made again",
-        )
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            pixels = np.asarray(opened.convert("L" if spec.channels == 1 else "RGB"), dtype=np.uint8)
-    except OSError as err:
-        raise StageError(f"cannot be decoded: {err}", code="corrupt-image", where=str(path)) from err
-    if pixels.shape[:2] != (spec.size, spec.size):
-        raise StageError(f"is {pixels.shape[1]} x {pixels.shape[0]}, expected {spec.size} x {spec.size}", where=str(path))
-    return pixels.reshape(spec.size, spec.size, spec.channels)

@@ -1,138 +1,327 @@
-"""Train one classifier from scratch on a set, and test it on real images.
+"""Train classifiers from scratch on a set, several seeds at once, and test them on real images.
 
-Shapes: N images, B batch, C channels, S side in pixels.
+Shapes: K classifiers (seeds), N images, B batch, C channels, S side in pixels, Y classes.
 """
 
 import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.method.augment import cutmix, random_flip, random_shift
+from ddgd_ray.method.augment import cutmix_boxes, normalize, to_unit
 from ddgd_ray.method.classifiers import NETWORKS, build_network
+from ddgd_ray.method.packing import Pack
+from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.load import nearest
-from ddgd_ray.spec.stages import EvaluateSpec, ProtocolSpec
-from ddgd_ray.stages.backbone import to_unit_range
+from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.batches import Course, augmented, steps_of
+from ddgd_ray.stages.decode import read_decoded
 from ddgd_ray.stages.distilled import read_set
-from ddgd_ray.stages.images import Split, read_splits, record_skipped
+from ddgd_ray.stages.images import Split
+from ddgd_ray.store import MANIFEST
 
-LARGE_IPC = 100
+RESIDENT_SHARE = 0.4  # of the device's free memory that a set may take; a larger one stays on the host
+PACKED_SHARE = 0.7  # of what is free after it that classifiers trained at once may take
 
 
 def run(spec: EvaluateSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes result.json: per-class accuracy and confusion matrix of the last test. Returns accuracies in [0, 1].
+    """run_packed of one."""
+    return run_packed([spec], inputs, [out], [ctx])[0]
 
+
+def run_packed(
+    specs: Sequence[EvaluateSpec], inputs: dict[str, Path], outs: Sequence[Path], ctxs: Sequence[Context]
+) -> list[dict[str, float]]:
+    """Trains one classifier for each spec; the specs differ in their seeds alone. Returns accuracies in [0, 1] for each.
+
+    Writes result.json: per-class accuracy and confusion matrix after the last step, and with `keep_weights` weights: last and
+    selected (where the validation accuracy was best, the earliest on a tie).
     top1_last: test accuracy after the last step. top1_best: the best of the protocol's tests, chosen on the test images, an
-    oracle. top1_selected: test accuracy where the validation accuracy was best. val_top1: validation accuracy, last step.
+    oracle. top1_selected: test accuracy of the selected weights. val_top1: validation accuracy after the last step.
+    num_test_looks: how often the test images were looked at.
     """
+    spec, ctx = specs[0], ctxs[0]
     torch.set_num_threads(ctx.num_threads)
-    protocol = spec.protocol
-    test, validation = read_splits(spec.images, inputs["images"], "test", "validation", num_threads=ctx.num_threads)
-    images, labels = _on_device(read_set(inputs["set"], spec.images, spec.ipc), ctx)
-    torch.manual_seed(spec.seed)
-    try:
-        network = build_network(
-            spec.network, num_classes=len(spec.images.classes), channels=spec.images.channels, size=spec.images.size
+    size = spec.protocol.size or spec.images.size
+    train = read_set(inputs["set"], spec.images, spec.ipc, size=size, num_threads=ctx.num_threads)
+    teacher = load_network(inputs["teacher"], "last", ctx.device) if spec.protocol.labels == "teacher" else None
+    training = Training(specs, train, size, teacher, ctxs)
+    real = {name: read_decoded(inputs["real"], split) for name, split in (("test", "test"), ("val", "validation"))}
+    if spec.tests == "none":
+        del real["test"]
+    judges = {name: Judge(split, spec, ctx) for name, split in real.items() if len(split)}
+    training.run(judges)
+    return [training.finish(index, out) for index, out in enumerate(outs)]
+
+
+def num_at_once(specs: Sequence[EvaluateSpec], inputs: dict[str, Path], ctx: Context) -> int:
+    """How many of the specs to train at once: ctx.pack, or on a GPU by what one of them takes of its memory; 1 on a CPU."""
+    if ctx.pack or not ctx.device.startswith("cuda"):
+        return ctx.pack or 1
+    spec = specs[0]
+    size = spec.protocol.size or spec.images.size
+    batch = spec.protocol.batch_of(spec.ipc or 10**9)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(ctx.device)
+    before = torch.cuda.memory_allocated(ctx.device)
+    torch.cuda.reset_peak_memory_stats(ctx.device)
+    network = new_network(spec).to(ctx.device)
+    images = torch.zeros(batch, spec.images.channels, size, size, device=ctx.device)
+    with arithmetic(spec.dtype, ctx.device):
+        network(images).float().sum().backward()
+    taken = torch.cuda.max_memory_allocated(ctx.device) - before
+    del network, images
+    torch.cuda.empty_cache()
+    return max(1, min(len(specs), int(PACKED_SHARE * free / max(taken, 1))))
+
+
+class Training:
+    """K classifiers on one set, from their first step to their last."""
+
+    def __init__(
+        self, specs: Sequence[EvaluateSpec], train: Split, size: int, teacher: nn.Module | None, ctxs: Sequence[Context]
+    ) -> None:
+        self.spec, self.ctx, self.ctxs, self._teacher = specs[0], ctxs[0], ctxs, teacher
+        self.protocol: ProtocolSpec = self.spec.protocol
+        self.seeds = [spec.seed for spec in specs]
+        self.course = Course.of(self.protocol, len(train), len(self.spec.images.classes))
+        self._images, self._labels, self._size = *_on_device(train, self.ctx), size
+        networks = [new_network(spec).to(self.ctx.device) for spec in specs]
+        if self.ctx.device.startswith("cuda"):
+            networks = [network.to(memory_format=torch.channels_last) for network in networks]
+        self.pack = Pack(networks)
+        self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
+        self._optimizer, self._schedule = _optimizer(self.pack.parameters(), self.protocol, self.course, self.ctx.device)
+        self.history: list[list[dict[str, float]]] = [[] for _ in specs]
+        self.confusion: Tensor | None = None
+        self._selected: dict[int, dict[str, Tensor]] = {}
+
+    def run(self, judges: dict[str, "Judge"]) -> None:
+        num_tests = min(self.protocol.num_tests, self.course.num_steps)
+        test_steps = {round(self.course.num_steps * (index + 1) / num_tests) for index in range(num_tests)}
+        draws = steps_of(self.protocol, self.course, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
+        self.pack.train()
+        for number, step in enumerate(draws, 1):
+            losses_K = self._losses(step)
+            self._optimizer.zero_grad(set_to_none=True)
+            losses_K.sum().backward()
+            self._optimizer.step()
+            self._schedule.step()
+            if number in test_steps:
+                self._judge(number, losses_K.detach().tolist(), judges)
+        self._judge_selected(judges)
+
+    def _losses(self, step: dict[str, Tensor]) -> Tensor:
+        """(K,): each seed's mean over its batch, of the cross-entropy or of the teacher's KL divergence."""
+        num, batch = step["rows"].shape
+        rows = step["rows"].flatten()
+        images = self._images[rows.to(self._images.device)].to(self.ctx.device, non_blocking=True)
+        x = augmented(images, step, self.protocol).unflatten(0, (num, batch))
+        labels_KB = self._labels[step["rows"]]
+        kept_K = torch.ones(num, device=x.device)
+        partner_KB = labels_KB
+        if self.protocol.cutmix:
+            x, kept_K = cutmix_boxes(x, step["partner"], step["boxes"])
+            partner_KB = labels_KB.gather(1, step["partner"])
+        with arithmetic(self.spec.dtype, self.ctx.device):
+            if self._teacher is not None:
+                with torch.no_grad():
+                    soft = self._teacher(x.flatten(0, 1)).float()
+            logits = self._forward(x).float()
+        if self._teacher is not None:
+            target = F.softmax(soft / self.protocol.temperature, dim=1)
+            guess = F.log_softmax(logits.flatten(0, 1) / self.protocol.temperature, dim=1)
+            divergence = F.kl_div(guess, target, reduction="none").sum(dim=1)
+            return divergence.unflatten(0, (num, batch)).mean(dim=1)
+        own, other = (self._cross_entropy(logits, labels) for labels in (labels_KB, partner_KB))
+        return kept_K * own + (1 - kept_K) * other
+
+    def _cross_entropy(self, logits_KBY: Tensor, labels_KB: Tensor) -> Tensor:
+        flat = F.cross_entropy(
+            logits_KBY.flatten(0, 1), labels_KB.flatten(), label_smoothing=self.protocol.label_smoothing, reduction="none"
         )
+        return flat.unflatten(0, labels_KB.shape).mean(dim=1)
+
+    def _judge(self, number: int, losses: list[float], judges: dict[str, "Judge"]) -> None:
+        is_last = number == self.course.num_steps
+        points = [{"loss": loss} for loss in losses]
+        for seed, loss in zip(self.seeds, losses, strict=True):
+            if not math.isfinite(loss):
+                what = f"the loss of the classifier with seed {seed} is {loss} at step {number}"
+                raise StageError(what, code="non-finite", where="evaluate", fix="lower the protocol's learning_rate")
+        for name, judge in judges.items():
+            if name == "test" and self.spec.tests != "all" and not is_last:
+                continue
+            confusion = judge(self.pack)
+            for point, share in zip(points, top1(confusion), strict=True):
+                point[f"{name}_top1"] = share
+            if is_last and name == ("test" if "test" in judges else "val"):
+                self.confusion = confusion
+        for index, (point, history, ctx) in enumerate(zip(points, self.history, self.ctxs, strict=True)):
+            is_best = "val_top1" in point and all(point["val_top1"] > before["val_top1"] for before in history)
+            if is_best and (self.spec.tests != "all" or self.spec.keep_weights):
+                self._selected[index] = self.pack.weights(index)
+            history.append(point)
+            ctx.report(number, point)
+
+    def _judge_selected(self, judges: dict[str, "Judge"]) -> None:
+        """The test accuracy of the selected weights, where the tests on the way have not told it."""
+        if self.spec.tests == "all" or "test" not in judges or not self._selected:
+            return
+        last = [self.pack.weights(index) for index in range(self.pack.num)]
+        for index, weights in self._selected.items():
+            self.pack.load(index, weights)
+        for index, share in enumerate(top1(judges["test"](self.pack))):
+            self.history[index][-1]["test_top1_selected"] = share
+        for index, weights in enumerate(last):
+            self.pack.load(index, weights)
+
+    def finish(self, index: int, out: Path) -> dict[str, float]:
+        if self.confusion is not None:
+            counts = self.confusion[index]
+            per_class = (counts.diagonal() / counts.sum(dim=1)).tolist()
+            result = {
+                "protocol": self.protocol.label,
+                "measured_on": "validation" if self.spec.tests == "none" else "test",
+                "per_class_top1": dict(zip(self.spec.images.classes, per_class, strict=True)),
+                "confusion": counts.tolist(),
+            }
+            (out / "result.json").write_text(json.dumps(result))
+        if self.spec.keep_weights:
+            weights = {"last": self.pack.weights(index)}
+            if index in self._selected:
+                weights["selected"] = self._selected[index]
+            tensors = {
+                f"{which}.{name}": tensor.contiguous() for which, named in weights.items() for name, tensor in named.items()
+            }
+            save_file(tensors, out / "weights.safetensors")
+        return _summary(self.history[index], self.spec)
+
+
+def _summary(history: list[dict[str, float]], spec: EvaluateSpec) -> dict[str, float]:
+    last = history[-1]
+    summary = {"train_loss": last["loss"], "num_test_looks": float(sum("test_top1" in point for point in history))}
+    if "test_top1" in last:
+        summary["top1_last"] = last["test_top1"]
+    if spec.tests == "all":
+        summary["top1_best"] = max(point["test_top1"] for point in history)
+    if "val_top1" in last:
+        chosen = max(history, key=lambda point: point["val_top1"])  # the earliest on a tie
+        summary |= {"val_top1": last["val_top1"], "val_top1_best": chosen["val_top1"]}
+        if spec.tests == "all":
+            summary["top1_selected"] = chosen["test_top1"]
+        if "test_top1_selected" in last:
+            summary |= {"top1_selected": last["test_top1_selected"], "num_test_looks": 2.0}
+    return summary
+
+
+class Judge:
+    """Counts of (true class, predicted class) on real images, for all classifiers of a pack at once."""
+
+    def __init__(self, split: Split, spec: EvaluateSpec, ctx: Context) -> None:
+        self._images, self._labels = _on_device(split, ctx)
+        self._spec, self._ctx, self._num_classes = spec, ctx, len(spec.images.classes)
+
+    @torch.inference_mode()
+    def __call__(self, pack: Pack) -> Tensor:
+        """(K, Y, Y) float64 on the host."""
+        pack.train(False)
+        chunk = max(1, 2 * self._ctx.chunk // pack.num)
+        with arithmetic(self._spec.dtype, self._ctx.device):
+            guesses = [pack(normalize(to_unit(part.to(self._ctx.device)))).argmax(dim=2) for part in self._images.split(chunk)]
+        pack.train()
+        cells_KN = self._labels * self._num_classes + torch.cat(guesses, dim=1)
+        counts = [torch.bincount(cells, minlength=self._num_classes**2) for cells in cells_KN.cpu()]
+        return torch.stack(counts).double().unflatten(1, (self._num_classes, self._num_classes))
+
+
+def top1(confusion_KYY: Tensor) -> list[float]:
+    """Share of each classifier's right answers."""
+    right: list[float] = (confusion_KYY.diagonal(dim1=1, dim2=2).sum(dim=1) / confusion_KYY.sum(dim=(1, 2))).tolist()
+    return right
+
+
+def new_network(spec: EvaluateSpec) -> nn.Module:
+    """With the weights that the seed alone decides. Raises SpecError for a name or size that no network has."""
+    torch.manual_seed(spec.seed)
+    size = spec.protocol.size or spec.images.size
+    try:
+        return build_network(spec.network, num_classes=len(spec.images.classes), channels=spec.images.channels, size=size)
     except KeyError as err:
         raise SpecError(
             f"unknown network {spec.network!r}; known: {', '.join(NETWORKS)}, and timm/NAME",
             where="evaluate.networks",
             fix=f"did you mean {nearest(spec.network, NETWORKS)}?",
         ) from err
-    network = network.to(ctx.device)
-    num_steps = protocol.steps if len(labels) <= LARGE_IPC * len(spec.images.classes) else protocol.steps_large
-    test_steps = {round(num_steps * (index + 1) / protocol.num_tests) for index in range(protocol.num_tests)}
-    optimizer, schedule = _optimizer(network, protocol, num_steps)
-    draw = torch.Generator().manual_seed(spec.seed + 1)
-    tested = {name: _on_device(split, ctx) for name, split in (("test", test), ("val", validation)) if len(split)}
-    history: list[dict[str, float]] = []
-    confusion = torch.zeros(0)
-    order = torch.empty(0, dtype=torch.int64)
-    batch_size = min(protocol.batch_size, len(labels))
-    network.train()
-    for step in range(1, num_steps + 1):
-        if len(order) < batch_size:
-            order = torch.randperm(len(labels), generator=draw)
-        rows, order = order[:batch_size].to(ctx.device), order[batch_size:]
-        loss = _loss(network, images[rows], labels[rows], protocol, draw)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step in test_steps:
-            point = {"loss": float(loss.detach())}
-            if point["loss"] != point["loss"]:
-                raise StageError(f"the classifier's loss is not a number at step {step}", code="non-finite", where="evaluate")
-            for name, (real, truth) in tested.items():
-                confusion_now = _confusion(network, real, truth, len(spec.images.classes), ctx)
-                point[f"{name}_top1"] = float(confusion_now.diagonal().sum() / confusion_now.sum())
-                confusion = confusion_now if name == "test" else confusion
-            history.append(point)
-            ctx.report(step, point)
-    per_class = (confusion.diagonal() / confusion.sum(dim=1)).tolist()
-    result = {"per_class_top1": dict(zip(spec.images.classes, per_class, strict=True)), "confusion": confusion.tolist()}
-    (out / "result.json").write_text(json.dumps(result))
-    return _summary(history) | record_skipped(out, spec.images, [*test.skipped, *validation.skipped])
+    except ValueError as err:
+        raise SpecError(str(err), where="evaluate.networks", fix="choose another network or protocol.size") from err
 
 
-def _summary(history: list[dict[str, float]]) -> dict[str, float]:
-    last = history[-1]
-    summary = {
-        "top1_last": last["test_top1"],
-        "top1_best": max(point["test_top1"] for point in history),
-        "train_loss": last["loss"],
-    }
-    if "val_top1" in last:
-        chosen = max(history, key=lambda point: point["val_top1"])  # the earliest on a tie
-        summary |= {"val_top1": last["val_top1"], "top1_selected": chosen["test_top1"]}
-    return summary
+def spec_of(folder: Path) -> EvaluateSpec:
+    """What the classifier in an evaluate artifact was trained by."""
+    return EvaluateSpec.model_validate_json(json.dumps(json.loads((folder / MANIFEST).read_text())["spec"]))
+
+
+def load_network(folder: Path, which: str, device: str) -> nn.Module:
+    """The classifier that an evaluate artifact kept, `last` or `selected`, ready to answer."""
+    spec = spec_of(folder)
+    network = new_network(spec)
+    tensors = load_file(folder / "weights.safetensors")
+    kept = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{which}.")}
+    network.load_state_dict(kept)
+    return network.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def arithmetic(dtype: str, device: str) -> Iterator[None]:
+    """Matrix products and convolutions in this type; the rest stays float32."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=dtype == "bfloat16"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def _on_device(split: Split, ctx: Context) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(split.images).to(ctx.device), torch.from_numpy(split.labels).to(ctx.device)
+    """(N, C, S, S) uint8 and (N,) int64. Images that would fill the device stay on the host."""
+    images = torch.tensor(split.images).permute(0, 3, 1, 2).contiguous()
+    if ctx.device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(ctx.device)
+        if images.nbytes > RESIDENT_SHARE * free:
+            return images.pin_memory(), torch.from_numpy(split.labels).to(ctx.device)
+    return images.to(ctx.device), torch.from_numpy(split.labels).to(ctx.device)
 
 
 def _optimizer(
-    network: nn.Module, protocol: ProtocolSpec, num_steps: int
+    parameters: list[Tensor], protocol: ProtocolSpec, course: Course, device: str
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer: torch.optim.Optimizer
+    rate, decay, fused = protocol.learning_rate, protocol.weight_decay, device.startswith("cuda")
     if protocol.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(network.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
     else:
-        optimizer = torch.optim.SGD(
-            network.parameters(), lr=protocol.learning_rate, momentum=0.9, weight_decay=protocol.weight_decay
-        )
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=protocol.momentum, weight_decay=decay, fused=fused)
     if protocol.schedule == "one_cycle":
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.learning_rate, total_steps=num_steps + 1)
-    milestones = [2 * num_steps // 3, 5 * num_steps // 6]
-    return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=course.num_steps + 1)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(protocol.schedule, course, step))
 
 
-def _loss(network: nn.Module, images: Tensor, labels: Tensor, protocol: ProtocolSpec, draw: torch.Generator) -> Tensor:
-    batch = to_unit_range(images)
-    if protocol.flip:
-        batch = random_flip(batch, draw)
-    if protocol.shift:
-        batch = random_shift(batch, protocol.shift, draw)
-    if not protocol.cutmix:
-        return F.cross_entropy(network(batch), labels, label_smoothing=protocol.label_smoothing)
-    batch, partner, kept = cutmix(batch, draw)
-    logits = network(batch)
-    own = F.cross_entropy(logits, labels, label_smoothing=protocol.label_smoothing)
-    others = F.cross_entropy(logits, labels[partner], label_smoothing=protocol.label_smoothing)
-    return kept * own + (1 - kept) * others
-
-
-@torch.inference_mode()
-def _confusion(network: nn.Module, images: Tensor, labels: Tensor, num_classes: int, ctx: Context) -> Tensor:
-    """counts[true class, predicted class], float64 on the host."""
-    network.eval()
-    predicted = torch.cat([network(to_unit_range(part)).argmax(dim=1) for part in images.split(2 * ctx.chunk)])
-    network.train()
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.float64)
-    return counts.index_put_((labels.cpu(), predicted.cpu()), torch.ones(len(labels), dtype=torch.float64), accumulate=True)
+def rate_factor(schedule: str, course: Course, step: int) -> float:
+    """Of the learning rate at step 0, 1, ...: it changes between epochs, or between steps when steps were given."""
+    done, whole = (step, course.num_steps) if course.counts_steps else (step // course.steps_per_epoch, course.num_epochs)
+    if schedule == "half_cosine":
+        return 0.5 * (1 + math.cos(math.pi * done / whole / 2))
+    return 0.2 ** ((done >= 2 * whole // 3) + (done >= 5 * whole // 6))

@@ -44,8 +44,8 @@ class CorruptImage(StageError):
     default_code = "corrupt-image"
 
 
-def read_picture(path: str, spec: ImagesSpec) -> Uint8:
-    """(S, S, C): shorter side resized to spec.size, centre-cropped (ADM's crop).
+def open_picture(path: str, channels: int) -> Image.Image:
+    """The whole picture, as RGB or 8-bit grey.
 
     Raises CorruptImage, and StageError when the storage fails: that says nothing of the file, so it is never skipped.
     """
@@ -54,12 +54,38 @@ def read_picture(path: str, spec: ImagesSpec) -> Uint8:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise CorruptImage(f"has {opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read", where=path)
-            image = _eight_bits(opened, path).convert("RGB" if spec.channels == 3 else "L")
+            return _eight_bits(opened, path).convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError as err:  # its message holds an address in memory
         raise CorruptImage(f"is no image: begins with {data[:12]!r}" if data else "is empty", where=path) from err
     except DECODER_ERRORS as err:
         raise CorruptImage(str(err) or type(err).__name__, where=path) from err
-    return _cropped(image, spec, path)
+
+
+def for_generator(image: Image.Image, spec: ImagesSpec, path: str) -> Uint8:
+    """(S, S, C): shorter side resized to spec.size, centre-cropped (ADM's crop). Raises CorruptImage."""
+    while min(image.size) >= 2 * spec.size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = spec.size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_PIXELS:
+        raise CorruptImage(f"has {image.width} x {image.height} pixels, too thin for {spec.size} a side", where=path)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - spec.size) // 2, (height - spec.size) // 2
+    cropped = image.crop((left, top, left + spec.size, top + spec.size))
+    return np.asarray(cropped, dtype=np.uint8).reshape(spec.size, spec.size, spec.channels)
+
+
+def for_classifier(image: Image.Image, resize: int, size: int, path: str) -> Uint8:
+    """(S, S, C): what torchvision's Resize(resize) and CenterCrop(size) make of it, bilinear with antialiasing."""
+    short, long = sorted(image.size)
+    if short != resize:
+        other = int(resize * long / short)
+        if resize * other > MAX_PIXELS:
+            raise CorruptImage(f"has {image.width} x {image.height} pixels, too thin for {resize} a side", where=path)
+        image = image.resize((resize, other) if image.width <= image.height else (other, resize), Image.Resampling.BILINEAR)
+    left, top = (round((length - size) / 2) for length in image.size)
+    cropped = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    return cropped.reshape(size, size, -1)
 
 
 def _contents(path: str) -> bytes:
@@ -83,16 +109,3 @@ def _eight_bits(image: Image.Image, path: str) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image
-
-
-def _cropped(image: Image.Image, spec: ImagesSpec, path: str) -> Uint8:
-    while min(image.size) >= 2 * spec.size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = spec.size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    if width * height > MAX_PIXELS:
-        raise CorruptImage(f"has {image.width} x {image.height} pixels, too thin for {spec.size} a side", where=path)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - spec.size) // 2, (height - spec.size) // 2
-    cropped = image.crop((left, top, left + spec.size, top + spec.size))
-    return np.asarray(cropped, dtype=np.uint8).reshape(spec.size, spec.size, spec.channels)

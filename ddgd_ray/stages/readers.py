@@ -6,37 +6,49 @@ Shapes: N images, S side in pixels, C channels.
 import gzip
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.imagefolder import image_files
 from ddgd_ray.sources import FASHION_FILES, embedded_fashion
 from ddgd_ray.spec.stages import ImagesSpec
-from ddgd_ray.stages.pictures import Uint8, read_picture
+from ddgd_ray.stages.pictures import Uint8, for_classifier, for_generator, open_picture
 
 Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """labels: (N,) int64, the place in `ImagesSpec.classes`. names: N stable names. picture(row): (S, S, C) uint8.
+    """labels: (N,) int64, the place in `ImagesSpec.classes`. names: N stable names. picture(row): (S, S, C) uint8 as the
+    generator sees it. original(row): before it was fitted to that size.
 
-    `picture` may be called from several threads. Raises CorruptImage.
+    `picture` and `original` may be called from several threads. Raise CorruptImage.
     """
 
     labels: Int64
     names: list[str]
     picture: Callable[[int], Uint8]
+    original: Callable[[int], Image.Image]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: Int64) -> "Listing":
-        return Listing(self.labels[rows], [self.names[row] for row in rows], lambda place: self.picture(int(rows[place])))
+        return Listing(
+            self.labels[rows],
+            [self.names[row] for row in rows],
+            lambda place: self.picture(int(rows[place])),
+            lambda place: self.original(int(rows[place])),
+        )
+
+    def for_classifier(self, resize: int, size: int) -> "Listing":
+        """The same images as a classifier sees them: shorter side resized, central crop of `size`."""
+        return replace(self, picture=lambda row: for_classifier(self.original(row), resize, size, self.names[row]))
 
 
 def list_source(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
@@ -99,7 +111,7 @@ def _grey_listing(split: str, images: Uint8, labels: NDArray[np.integer], spec: 
         padded = np.pad(images[row], (before, before + odd))[..., None]
         return np.repeat(padded, spec.channels, axis=2)
 
-    return Listing(labels.astype(np.int64), names, picture)
+    return Listing(labels.astype(np.int64), names, picture, lambda row: Image.fromarray(picture(row).squeeze()))
 
 
 def _imagefolder(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
@@ -111,7 +123,11 @@ def _folder_listing(spec: ImagesSpec, split: str, files: Mapping[str, list[str]]
     labels = np.repeat(np.arange(len(spec.classes)), [len(files[name]) for name in spec.classes])
     paths = [path for name in spec.classes for path in files[name]]
     names = [f"{split}/{name}/{os.path.basename(path)}" for name in spec.classes for path in files[name]]
-    return Listing(labels, names, lambda row: read_picture(paths[row], spec))
+
+    def original(row: int) -> Image.Image:
+        return open_picture(paths[row], spec.channels)
+
+    return Listing(labels, names, lambda row: for_generator(original(row), spec, paths[row]), original)
 
 
 _READERS = {"fashion": _fashion, "fashion-full": _fashion_full, "digits": _digits, "imagefolder": _imagefolder}

@@ -12,7 +12,7 @@ from ddgd_ray.engine.conductor import Conductor, Job, Outcome, jobs_of
 from ddgd_ray.engine.run_folder import RunFolder
 from ddgd_ray.engine.search import GridSearch, Proposal
 from ddgd_ray.engine.sweep import planned_trials
-from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep import ResourcesSpec, Sweep
 from ddgd_ray.store import Artifact
 
 
@@ -202,4 +202,60 @@ def test_equal_calls_of_two_trials_are_one_job(tiny: Any, tmp_path: Path) -> Non
     keys = {trial.build[0].key for trial in trials}
     assert len(trials) == 2
     assert len(keys) == 1, "without fine-tuning all seeds share one adapter"
-    assert len({job.id for trial in trials for job in jobs_of(trial) if job.kind == "prepare"}) == 3
+    assert len({job.id for trial in trials for job in jobs_of(trial, ResourcesSpec()) if job.kind == "prepare"}) == 4
+
+
+def test_the_test_images_are_seen_by_the_best_arm_and_the_controls_alone_and_last(tiny: Any, tmp_path: Path) -> None:
+    sweep = tiny({"test": "finalists", "images.validation_per_class": 20})
+    better = {item.call.key for trial in planned_trials(sweep) if trial.arm == "fifo" for item in trial.evaluators}
+    store = FakeStore(value=lambda key: 0.6 if key in better else 0.5)
+    jobs = drain(conduct(sweep, tmp_path, store), store)
+    kinds = [job.kind for job in jobs]
+    assert kinds[-4:] == ["test"] * 4
+    assert "test" not in kinds[:-4]
+    assert {job.label.partition("-s")[0] for job in jobs[-4:]} == {"fifo", "random_real"}
+    again = conduct(sweep, tmp_path, store)
+    assert again.is_finished
+    lines = {record.trial.name: record.as_json()["evaluators"][0] for record in again.records}
+    assert {name for name, line in lines.items() if "test" in line} == {"fifo-s0", "fifo-s1", "random_real-s0", "random_real-s1"}
+
+
+def test_more_finalists_continue_the_sweep(tiny: Any, tmp_path: Path) -> None:
+    store, changes = FakeStore(), {"test": "finalists", "images.validation_per_class": 20}
+    drain(conduct(tiny(changes), tmp_path, store), store)
+    more = drain(conduct(tiny(changes | {"objective.finalists": 2}), tmp_path, store), store)
+    assert [job.kind for job in more] == ["test", "test"]
+
+
+def test_seeds_of_one_classifier_are_one_job_where_they_are_packed(tiny: Any) -> None:
+    sweep = tiny({"seeds.evaluate": (0, 1, 2), "evaluate.networks": ("convnet3_slim", "resnet_slim")})
+    trial = planned_trials(sweep)[0]
+
+    def sizes(**resources: Any) -> list[int]:
+        return [len(job.calls) for job in jobs_of(trial, ResourcesSpec(**resources)) if job.kind == "evaluate"]
+
+    assert sizes() == [1] * 6
+    assert sizes(pack=2) == [2, 1, 2, 1]
+    assert sizes(gpus=1.0) == [3, 3]
+    assert sizes(gpus=1.0, pack=1) == [1] * 6
+
+
+def test_quality_is_measured_beside_the_classifiers(tiny: Any, tmp_path: Path) -> None:
+    store, sweep = FakeStore(), tiny({"quality": ("latents", "network"), "controls": ("herding", "full_data")})
+    jobs = drain(conduct(sweep, tmp_path, store), store)
+    measured = [job for job in jobs if job.kind == "measure"]
+    assert len(measured) == 2 * 6, "two spaces, two arms and herding at two seeds; full data is what sets are compared with"
+    assert {call.stage for job in measured for call in job.calls} == {"features", "quality"}
+    lines = {record.trial.name: record.as_json()["quality"] for record in conduct(sweep, tmp_path, store).records}
+    assert [label for _, _, label in lines["herding-s0"]] == ["latents, 2 images per class", "network, 2 images per class"]
+    assert lines["full_data-s0"] == []
+
+
+def test_another_protocol_does_not_enter_the_objective(tiny: Any, tmp_path: Path) -> None:
+    sweep = tiny({"evaluate.also": ("noaug",)})
+    main = {item.call.key for trial in planned_trials(sweep) for item in trial.evaluators if item.is_main}
+    store = FakeStore(value=lambda key: 0.5 if key in main else 0.9)
+    conductor = conduct(sweep, tmp_path, store)
+    drain(conductor, store)
+    assert {conductor.trial_value(record) for record in conductor.records} == {0.5}
+    assert {len(record.trial.evaluators) for record in conductor.records} == {2}

@@ -43,7 +43,8 @@ def test_the_recipes_are_those_of_the_literature_and_its_controls() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_recipe_fits_every_preset(name: str, preset: str, tmp_path: Path) -> None:
-    sweep(tmp_path, FIXED, {"recipe": name, "preset": preset})
+    classes = {"images.classes": ("a", "b")} if preset == "imagefolder" else {}
+    sweep(tmp_path, FIXED, {"recipe": name, "preset": preset} | classes)
 
 
 @pytest.mark.parametrize("name", sorted(set(recipe_names()) - {"pretrained"}))

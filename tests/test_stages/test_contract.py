@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ddgd_ray.engine.sweep import planned_trials
-from ddgd_ray.spec.stages import STAGE_SPECS, AdoptSpec
+from ddgd_ray.spec.evaluation import STAGE_SPECS
+from ddgd_ray.spec.stages import AdoptSpec
 from ddgd_ray.stages.base import CURVES, Context, Outside, StageCall, publish_call, run_call
 from ddgd_ray.store import Store, file_sha256
 

@@ -1,0 +1,121 @@
+"""Everything random about the training of one classifier, drawn from its seed alone: order, crops, colours, boxes.
+
+Shapes: K classifiers trained at once, B batch, T images over the steps of a block, C channels, S side in pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddgd_ray.method import augment
+from ddgd_ray.spec.protocol import ProtocolSpec
+
+BLOCK = 32  # steps drawn at once: few enough to fit, enough that drawing and sending cost nothing; part of what a seed means
+
+
+@dataclass(frozen=True)
+class Course:
+    """The steps of a protocol on a set: how many, how long an epoch, how many images each step takes."""
+
+    num_images: int
+    batch: int
+    steps_per_epoch: int
+    num_steps: int
+    counts_steps: bool
+    """The protocol gives steps, not epochs: the learning rate follows them."""
+
+    @classmethod
+    def of(cls, protocol: ProtocolSpec, num_images: int, num_classes: int) -> "Course":
+        ipc = -(-num_images // num_classes)
+        batch = min(protocol.batch_of(ipc), num_images)
+        per_epoch = num_images // batch if protocol.drop_last else -(-num_images // batch)
+        fixed = protocol.steps_large if ipc > 100 and protocol.steps_large else protocol.steps
+        return cls(num_images, batch, per_epoch, fixed or per_epoch * protocol.num_epochs(ipc), bool(fixed))
+
+    @property
+    def num_epochs(self) -> int:
+        """Whole and started ones."""
+        return -(-self.num_steps // self.steps_per_epoch)
+
+    def length(self, step: int) -> int:
+        """Images of step 0, 1, ...: the last batch of an epoch may be smaller."""
+        return min(self.batch, self.num_images - step % self.steps_per_epoch * self.batch)
+
+
+class Draws:
+    """The random numbers of one classifier, in blocks of steps: they depend on its seed, the set's size and the protocol."""
+
+    def __init__(self, protocol: ProtocolSpec, course: Course, size: int, seed: int) -> None:
+        self._protocol, self._course, self._size = protocol, course, size
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def block(self, lengths: Sequence[int]) -> dict[str, Tensor]:
+        """Of T = sum(lengths) images: rows (T,), and by the protocol crops (T, 4), mirrored (T,), shifts (T, 2), factors and
+        order (T, 3), alphas (T, 3), partner (T,) inside the step; boxes (len(lengths), 4)."""
+        protocol, generator, total = self._protocol, self._generator, sum(lengths)
+        drawn = {"rows": torch.cat([self._rows(length) for length in lengths])}
+        if protocol.crop_scale < 1:
+            drawn["crops"] = augment.draw_crops(total, self._size, scale=(protocol.crop_scale, 1.0), generator=generator)
+        if protocol.flip:
+            drawn["mirrored"] = torch.rand(total, generator=generator) < 0.5
+        if protocol.shift:
+            drawn["shifts"] = torch.randint(2 * protocol.shift + 1, (total, 2), generator=generator)
+        if protocol.jitter:
+            drawn["factors"] = 1 + protocol.jitter * (2 * torch.rand(total, 3, generator=generator) - 1)
+            drawn["order"] = torch.rand(total, 3, generator=generator).argsort(dim=1)
+        if protocol.lighting:
+            drawn["alphas"] = protocol.lighting * torch.randn(total, 3, generator=generator)
+        if protocol.cutmix:
+            drawn["partner"] = torch.cat([torch.randperm(length, generator=generator) for length in lengths])
+            drawn["boxes"] = augment.draw_boxes(len(lengths), self._size, generator)
+        return drawn
+
+    def _rows(self, length: int) -> Tensor:
+        """The next images of the epoch; what is left of an epoch and fills no batch is dropped by not being asked for."""
+        if len(self._order) < length:
+            self._order = torch.randperm(self._course.num_images, generator=self._generator)
+        rows, self._order = self._order[:length], self._order[length:]
+        return rows
+
+
+def steps_of(
+    protocol: ProtocolSpec, course: Course, size: int, seeds: Sequence[int], device: str
+) -> Iterator[dict[str, Tensor]]:
+    """The draws of each step for K seeds, (K, B, ...) on the device; boxes are (K, 4). One transfer a block."""
+    draws = [Draws(protocol, course, size, seed) for seed in seeds]
+    for start in range(0, course.num_steps, BLOCK):
+        lengths = [course.length(step) for step in range(start, min(start + BLOCK, course.num_steps))]
+        blocks = [one.block(lengths) for one in draws]
+        together = {name: _sent(torch.stack([block[name] for block in blocks]), device) for name in blocks[0]}
+        begin = 0
+        for index, length in enumerate(lengths):
+            step = {name: drawn[:, begin : begin + length] for name, drawn in together.items() if name != "boxes"}
+            if "boxes" in together:
+                step["boxes"] = together["boxes"][:, index]
+            begin += length
+            yield step
+
+
+def _sent(values: Tensor, device: str) -> Tensor:
+    return values.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else values
+
+
+def augmented(images_TCSS: Tensor, step: dict[str, Tensor], protocol: ProtocolSpec) -> Tensor:
+    """(K * B, C, S, S) uint8 -> float, in the protocol's order: crop, flip, shift, jitter, lighting, normalisation."""
+    flat = {name: values.flatten(0, 1) for name, values in step.items() if name not in ("boxes", "partner")}
+    if "crops" in flat:
+        x = augment.resize_crops(images_TCSS, flat["crops"], flat.get("mirrored"), images_TCSS.shape[-1])
+    else:
+        x = augment.to_unit(images_TCSS)
+        if "mirrored" in flat:
+            x = augment.mirror(x, flat["mirrored"])
+    if "shifts" in flat:
+        x = augment.shift(x, flat["shifts"], protocol.shift)
+    if "factors" in flat:
+        x = augment.color_jitter(x, flat["factors"], flat["order"])
+    if "alphas" in flat:
+        x = augment.lighting(x, flat["alphas"])
+    return augment.normalize(x)

@@ -1,0 +1,74 @@
+"""Images as vectors: their latents, or the last features of a network that was trained on the real images.
+
+Shapes: N images, B batch, F features, C channels, S side in pixels.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddgd_ray.method.augment import normalize, to_unit
+from ddgd_ray.method.classifiers import features
+from ddgd_ray.spec.evaluation import FeaturesSpec
+from ddgd_ray.stages.backbone import Autoencoder, to_unit_range
+from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.distilled import read_set
+from ddgd_ray.stages.evaluate import load_network
+from ddgd_ray.stages.images import Uint8, list_splits, stream, within_limit
+
+AHEAD = 2
+
+
+def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
+    """Writes features.npy (N, F) float32, labels.npy (N,) int64 and rows.npy (N,) int64, the place among the training images.
+
+    Inputs: `model`, an autoencoder or a classifier that was kept, and `set`, or `images` for the training images.
+    """
+    torch.set_num_threads(ctx.num_threads)
+    embed = _embed(spec, inputs["model"], ctx)
+    parts, labels, rows = [], [], []
+    for images, label, row in _batches(spec, inputs, ctx):
+        parts.append(embed(torch.from_numpy(images).to(ctx.device)).float().cpu().numpy())
+        labels.append(label)
+        rows.append(row)
+        ctx.report(sum(map(len, labels)), {"images": float(sum(map(len, labels)))})
+    np.save(out / "features.npy", np.concatenate(parts))
+    np.save(out / "labels.npy", np.concatenate(labels))
+    np.save(out / "rows.npy", np.concatenate(rows))
+    return {"num_images": float(sum(map(len, labels))), "num_features": float(parts[0].shape[1])}
+
+
+def _embed(spec: FeaturesSpec, folder: Path, ctx: Context) -> Callable[[Tensor], Tensor]:
+    """(B, S, S, C) uint8 -> (B, F)."""
+    if spec.space == "latents":
+        autoencoder = Autoencoder.load(folder, ctx.device)
+
+        def latents(images: Tensor) -> Tensor:
+            mean, _ = autoencoder.posterior(to_unit_range(images))
+            return mean.flatten(1)
+
+        return torch.inference_mode()(latents)
+    network = load_network(folder, "last", ctx.device)
+    return torch.inference_mode()(lambda images: features(network, normalize(to_unit(images.permute(0, 3, 1, 2)))))
+
+
+def _batches(
+    spec: FeaturesSpec, inputs: dict[str, Path], ctx: Context
+) -> Iterator[tuple[Uint8, np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]]:
+    if "set" in inputs:
+        split = read_set(inputs["set"], spec.images, spec.ipc, size=spec.size, num_threads=ctx.num_threads)
+        for start in range(0, len(split), ctx.chunk):
+            part = np.arange(start, min(start + ctx.chunk, len(split)))
+            yield split.images[part], split.labels[part], part
+        return
+    (listing,) = list_splits(spec.images, inputs["images"], "train")
+    if spec.space == "network":
+        listing = listing.for_classifier(spec.size, spec.size)
+    blocks = [np.arange(start, min(start + ctx.chunk, len(listing))) for start in range(0, len(listing), ctx.chunk)]
+    fitted = spec.images.model_copy(update={"size": spec.size})
+    found = stream(fitted, listing, blocks, num_threads=ctx.num_threads, ahead=AHEAD if ctx.device != "cpu" else 0)
+    for batch in within_limit(spec.images, inputs["images"], found, [], len(listing)):
+        yield batch.images, listing.labels[batch.rows], batch.rows

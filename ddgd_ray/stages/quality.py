@@ -1,0 +1,48 @@
+"""How good a set is without training on it: its features against those of all real training images.
+
+Shapes: N real images, M images of the set, F features.
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddgd_ray.errors import StageError
+from ddgd_ray.method import metrics
+from ddgd_ray.spec.evaluation import QualitySpec
+from ddgd_ray.stages.base import Context
+
+
+def run(spec: QualitySpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
+    """Writes copies.json: for every image of the set its nearest training image (row) and how far that is.
+
+    precision, recall, density, coverage, frechet, vendi, similarity (mean pairwise cosine, and within classes), copies (share
+    of images nearer to a training image than training images are to each other). Only sets of equal size compare.
+    """
+    torch.set_num_threads(ctx.num_threads)
+    real, made = (torch.from_numpy(np.load(inputs[name] / "features.npy")).to(ctx.device) for name in ("real", "set"))
+    labels = torch.from_numpy(np.load(inputs["set"] / "labels.npy")).to(ctx.device)
+    rows = np.load(inputs["real"] / "rows.npy")
+    if spec.neighbours >= len(made):
+        raise StageError(
+            f"{spec.neighbours} neighbours need more than {len(made)} images", where="quality", fix="evaluate a larger ipc"
+        )
+    chunk = 4 * ctx.chunk
+    around = metrics.prdc(real, made, k=spec.neighbours, chunk=chunk)
+    copied = metrics.copies(real, made, quantile=spec.copy_quantile, chunk=chunk)
+    nearest = [
+        {"image": index, "row": int(rows[row]), "distance": float(distance)}
+        for index, (row, distance) in enumerate(zip(copied.indices.tolist(), copied.distances.tolist(), strict=True))
+    ]
+    (out / "copies.json").write_text(json.dumps({"threshold": float(copied.threshold), "nearest": nearest}))
+    return {
+        **{name: float(value) for name, value in around._asdict().items()},
+        "frechet": metrics.frechet_distance(real, made),
+        "vendi": metrics.vendi(made),
+        "similarity": metrics.mean_pairwise_similarity(made),
+        "similarity_within": statistics.fmean(metrics.class_similarities(made, labels).values()),
+        "copies": float(copied.share),
+    }
