@@ -123,6 +123,10 @@ def test_length_of_a_row_is_nothing_to_herding() -> None:
     assert herding(features_NF * torch.linspace(0.1, 10, 30)[:, None], 12).equal(herding(features_NF, 12))
 
 
+def test_a_row_of_zeros_is_a_row_like_any_other() -> None:
+    assert herding(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), 3).tolist() == [2, 0, 1]  # the mean is 0
+
+
 @pytest.mark.parametrize("num", [0, 6])
 def test_more_rows_than_there_are_cannot_be_picked(num: int) -> None:
     with pytest.raises(ValueError, match=f"selection of {num} rows: expected 1 to 5"):

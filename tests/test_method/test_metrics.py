@@ -131,6 +131,11 @@ def test_prdc_does_not_depend_on_the_chunk(chunk: int) -> None:
     assert prdc(real_NF, set_MF, k=3, chunk=chunk) == prdc(real_NF, set_MF, k=3, chunk=61)
 
 
+def test_features_far_from_zero_lose_no_neighbours() -> None:
+    real_NF, set_MF = normal(60, 16, seed=0).double(), normal(40, 16, seed=1).double()
+    assert prdc(real_NF + 1e8, set_MF + 1e8) == prdc(real_NF, set_MF)  # squares of 1e16 know no differences near 1
+
+
 def test_repeated_rows_are_in_their_own_balls_of_radius_zero() -> None:
     rows_NF = normal(4, 64, seed=0, shift=50.0).repeat_interleave(5, dim=0)  # four neighbours of each are its equals
     found = prdc(rows_NF, rows_NF.flip(0), k=3, chunk=3)
