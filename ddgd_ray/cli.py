@@ -102,9 +102,7 @@ def _takes_sets(added: argparse.ArgumentParser) -> None:
     added.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="default: by the size of the images")
     added.add_argument("--ipc", nargs="+", type=int, default=[], metavar="N", help="default: all images of a class")
     added.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of the classifiers")
-    added.add_argument(
-        "--controls", nargs="+", default=[], metavar="NAME", help="random_real, herding, full_data, ..."
-    )
+    added.add_argument("--controls", nargs="+", default=[], metavar="NAME", help="random_real, herding, full_data, ...")
     added.add_argument("--quality", nargs="+", default=[], metavar="SPACE", help="latents, network")
     added.add_argument("--also", nargs="+", default=[], metavar="PROTOCOL", help="further protocols, e.g. noaug")
     added.add_argument("--name", default="", help="of the run folder and the table's line (default: the folder's name)")

@@ -117,9 +117,19 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
     return Preset(**parts) if len(errors) == before else None
 
 
+def _named_protocols(document: Document) -> dict[Path_, Any]:
+    """A protocol given by its name alone, spelled out: so that a field can be put beside the name."""
+    found = {}
+    for section in ("evaluate", "reference"):
+        inner = document.data.get(section)
+        if isinstance(inner, Mapping) and isinstance(inner.get("protocol"), str):
+            found[(section, "protocol")] = {"name": inner["protocol"]}
+    return found
+
+
 def with_overrides(document: Document, overrides: Mapping[str, tuple[Any, str]], errors: list[SpecError]) -> Document:
     """A copy with {dotted path: (value, where it was written)} put in; sections are made as needed."""
-    values: dict[Path_, Any] = {}
+    values: dict[Path_, Any] = _named_protocols(document)
     for path, (value, where) in sorted(overrides.items(), key=lambda item: item[0].count(".")):  # the whole before its parts
         section, _, field = path.partition(".")
         if section in SECTIONS and field:
@@ -134,4 +144,5 @@ def with_overrides(document: Document, overrides: Mapping[str, tuple[Any, str]],
                     fix=f"did you mean {nearest(section, SECTIONS)}.{field or 'FIELD'}?",
                 )
             )
-    return document.replaced(values, {tuple(path.split(".")): where for path, (_, where) in overrides.items()})
+    places = {path: document.line(path) for path in values}
+    return document.replaced(values, places | {tuple(path.split(".")): where for path, (_, where) in overrides.items()})

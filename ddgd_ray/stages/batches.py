@@ -60,17 +60,17 @@ class Draws:
         if protocol.crop_scale < 1:
             drawn["crops"] = augment.draw_crops(total, self._size, scale=(protocol.crop_scale, 1.0), generator=generator)
         if protocol.flip:
-            drawn["mirrored"] = torch.rand(total, generator=generator) < 0.5
+            drawn["mirrored"] = augment.draw_mirrored(total, generator)
         if protocol.shift:
-            drawn["shifts"] = torch.randint(2 * protocol.shift + 1, (total, 2), generator=generator)
+            drawn["shifts"] = augment.draw_shifts(total, protocol.shift, generator=generator)
         if protocol.jitter:
-            drawn["factors"] = 1 + protocol.jitter * (2 * torch.rand(total, 3, generator=generator) - 1)
-            drawn["order"] = torch.rand(total, 3, generator=generator).argsort(dim=1)
+            drawn["factors"] = augment.draw_factors(total, (protocol.jitter,) * 3, generator=generator)
+            drawn["order"] = augment.draw_orders(total, generator)
         if protocol.lighting:
-            drawn["alphas"] = protocol.lighting * torch.randn(total, 3, generator=generator)
+            drawn["alphas"] = augment.draw_alphas(total, std=protocol.lighting, generator=generator)
         if protocol.cutmix:
             drawn["partner"] = torch.cat([torch.randperm(length, generator=generator) for length in lengths])
-            drawn["boxes"] = augment.draw_boxes(len(lengths), self._size, generator)
+            drawn["boxes"] = augment.draw_boxes(len(lengths), self._size, generator=generator)
         return drawn
 
     def _rows(self, length: int) -> Tensor:
@@ -107,15 +107,12 @@ def augmented(images_TCSS: Tensor, step: dict[str, Tensor], protocol: ProtocolSp
     """(K * B, C, S, S) uint8 -> float, in the protocol's order: crop, flip, shift, jitter, lighting, normalisation."""
     flat = {name: values.flatten(0, 1) for name, values in step.items() if name not in ("boxes", "partner")}
     if "crops" in flat:
-        x = augment.resize_crops(images_TCSS, flat["crops"], flat.get("mirrored"), images_TCSS.shape[-1])
+        mirrored = flat.get("mirrored", torch.zeros_like(flat["rows"], dtype=torch.bool))
+        x = augment.resize_crops(images_TCSS, flat["crops"], mirrored=mirrored, size=images_TCSS.shape[-1])
     else:
-        x = augment.to_unit(images_TCSS)
-        if "mirrored" in flat:
-            x = augment.mirror(x, flat["mirrored"])
-    if "shifts" in flat:
-        x = augment.shift(x, flat["shifts"], protocol.shift)
-    if "factors" in flat:
-        x = augment.color_jitter(x, flat["factors"], flat["order"])
-    if "alphas" in flat:
-        x = augment.lighting(x, flat["alphas"])
+        x = images_TCSS.float() / 255
+        x = augment.mirror(x, flat["mirrored"]) if "mirrored" in flat else x
+    x = augment.shift(x, flat["shifts"]) if "shifts" in flat else x
+    x = augment.color_jitter(x, flat["factors"], flat["order"]) if "factors" in flat else x
+    x = augment.lighting(x, flat["alphas"]) if "alphas" in flat else x
     return augment.normalize(x)

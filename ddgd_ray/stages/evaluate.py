@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.method.augment import cutmix_boxes, normalize, to_unit
+from ddgd_ray.method.augment import cutmix_boxes, normalize
 from ddgd_ray.method.classifiers import NETWORKS, build_network
 from ddgd_ray.method.packing import Pack
 from ddgd_ray.spec.evaluation import EvaluateSpec
@@ -237,7 +237,9 @@ class Judge:
         pack.train(False)
         chunk = max(1, 2 * self._ctx.chunk // pack.num)
         with arithmetic(self._spec.dtype, self._ctx.device):
-            guesses = [pack(normalize(to_unit(part.to(self._ctx.device)))).argmax(dim=2) for part in self._images.split(chunk)]
+            guesses = [
+                pack(normalize(part.to(self._ctx.device).float() / 255)).argmax(dim=2) for part in self._images.split(chunk)
+            ]
         pack.train()
         cells_KN = self._labels * self._num_classes + torch.cat(guesses, dim=1)
         counts = [torch.bincount(cells, minlength=self._num_classes**2) for cells in cells_KN.cpu()]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddgd_ray.method.augment import normalize, to_unit
+from ddgd_ray.method.augment import normalize
 from ddgd_ray.method.classifiers import features
 from ddgd_ray.spec.evaluation import FeaturesSpec
 from ddgd_ray.stages.backbone import Autoencoder, to_unit_range
@@ -52,7 +52,7 @@ def _embed(spec: FeaturesSpec, folder: Path, ctx: Context) -> Callable[[Tensor],
 
         return torch.inference_mode()(latents)
     network = load_network(folder, "last", ctx.device)
-    return torch.inference_mode()(lambda images: features(network, normalize(to_unit(images.permute(0, 3, 1, 2)))))
+    return torch.inference_mode()(lambda images: features(network, normalize(images.permute(0, 3, 1, 2).float() / 255)))
 
 
 def _batches(

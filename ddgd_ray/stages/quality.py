@@ -35,14 +35,15 @@ def run(spec: QualitySpec, inputs: dict[str, Path], out: Path, ctx: Context) -> 
     copied = metrics.copies(real, made, quantile=spec.copy_quantile, chunk=chunk)
     nearest = [
         {"image": index, "row": int(rows[row]), "distance": float(distance)}
-        for index, (row, distance) in enumerate(zip(copied.indices.tolist(), copied.distances.tolist(), strict=True))
+        for index, (row, distance) in enumerate(zip(copied.nearest_M.tolist(), copied.distance_M.tolist(), strict=True))
     ]
-    (out / "copies.json").write_text(json.dumps({"threshold": float(copied.threshold), "nearest": nearest}))
-    return {
-        **{name: float(value) for name, value in around._asdict().items()},
+    (out / "copies.json").write_text(json.dumps({"threshold": copied.threshold, "nearest": nearest}))
+    within = metrics.class_similarities(made, labels)
+    found = {
+        **around._asdict(),
         "frechet": metrics.frechet_distance(real, made),
         "vendi": metrics.vendi(made),
         "similarity": metrics.mean_pairwise_similarity(made),
-        "similarity_within": statistics.fmean(metrics.class_similarities(made, labels).values()),
-        "copies": float(copied.share),
+        "copies": copied.share,
     }
+    return found | ({"similarity_within": statistics.fmean(within.values())} if within else {})
