@@ -12,7 +12,7 @@ from ddgd_ray.spec.base import Spec
 # training images of the smallest class, where the data set is fixed
 TRAIN_PER_CLASS = {"fashion": 1000, "fashion-full": 6000, "digits": 140}
 # method/classifiers.py builds them; a typo would come to light after the first fine-tuning only
-NETWORKS = ("convnet3_slim", "resnet_slim", "convnet3", "convnet6", "resnet_ap10")
+NETWORKS = ("convnet3_slim", "resnet_slim", "convnet", "convnet3", "convnet6", "resnet_ap10", "resnet18", "resnet18_bn")
 
 PopStrategy = Literal["max_similarity", "min_similarity", "fifo", "random", "reservoir", "kcenter"]
 
