@@ -119,7 +119,7 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
 
 def _named_protocols(document: Document) -> dict[Path_, Any]:
     """A protocol given by its name alone, spelled out: so that a field can be put beside the name."""
-    found = {}
+    found: dict[Path_, Any] = {}
     for section in ("evaluate", "reference"):
         inner = document.data.get(section)
         if isinstance(inner, Mapping) and isinstance(inner.get("protocol"), str):

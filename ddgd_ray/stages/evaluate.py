@@ -95,10 +95,7 @@ class Training:
         self.seeds = [spec.seed for spec in specs]
         self.course = Course.of(self.protocol, len(train), len(self.spec.images.classes))
         self._images, self._labels, self._size = *_on_device(train, self.ctx), size
-        networks = [new_network(spec).to(self.ctx.device) for spec in specs]
-        if self.ctx.device.startswith("cuda"):
-            networks = [network.to(memory_format=torch.channels_last) for network in networks]
-        self.pack = Pack(networks)
+        self.pack = Pack([new_network(spec).to(self.ctx.device) for spec in specs])
         self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
         self._optimizer, self._schedule = _optimizer(self.pack.parameters(), self.protocol, self.course, self.ctx.device)
         self.history: list[list[dict[str, float]]] = [[] for _ in specs]

@@ -217,7 +217,12 @@ def test_the_test_images_are_seen_by_the_best_arm_and_the_controls_alone_and_las
     again = conduct(sweep, tmp_path, store)
     assert again.is_finished
     lines = {record.trial.name: record.as_json()["evaluators"][0] for record in again.records}
-    assert {name for name, line in lines.items() if "test" in line} == {"fifo-s0", "fifo-s1", "random_real-s0", "random_real-s1"}
+    assert {name for name, line in lines.items() if "test" in line} == {
+        "fifo-s0",
+        "fifo-s1",
+        "random_real-s0",
+        "random_real-s1",
+    }
 
 
 def test_more_finalists_continue_the_sweep(tiny: Any, tmp_path: Path) -> None:
