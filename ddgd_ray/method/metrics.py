@@ -35,13 +35,33 @@ class Copies(NamedTuple):
     share: float
 
 
+class Neighbours(NamedTuple):
+    """Of real rows among themselves, computed once for all sets. square_NK: squared distances to the K nearest others, rising.
+    nearest_N: int64, the nearest of them."""
+
+    square_NK: Tensor
+    nearest_N: Tensor
+
+
 @torch.no_grad()
-def prdc(real_NF: Tensor, set_MF: Tensor, *, k: int = 5, chunk: int = 256) -> Prdc:
+def neighbours(real_NF: Tensor, k: int, *, chunk: int = 256) -> Neighbours:
+    """Raises ValueError unless 1 <= k < N."""
+    (real_NF,) = _checked(real_NF)
+    if not 1 <= k < len(real_NF):
+        raise ValueError(f"neighbours: expected 1 <= k < {len(real_NF)} rows, got k={k}")
+    centred_NF = real_NF - real_NF.mean(dim=0)
+    found = [square.topk(k, dim=1, largest=False) for _, square in _squared_distances_to_others(centred_NF, chunk)]
+    return Neighbours(torch.cat([one.values for one in found]), torch.cat([one.indices[:, 0] for one in found]))
+
+
+@torch.no_grad()
+def prdc(real_NF: Tensor, set_MF: Tensor, *, k: int = 5, chunk: int = 256, real_neighbours: Neighbours | None = None) -> Prdc:
     """Improved precision and recall (Kynkäänniemi et al. 2019, Eq. 1-2), density and coverage (Naeem et al. 2020).
 
     A row's ball reaches to its k-th nearest neighbour among the others of its own kind; its border belongs to it, as in Eq. 1
     of the former and unlike the latter's code: so a set equal to the real rows has coverage 1 even if rows repeat.
     Balls of M rows are large when M is small: recall, and less so the others, compare only at equal M, N and k.
+    real_neighbours: those of `neighbours` with at least k, so that they are not searched again for every set.
     Raises ValueError unless 1 <= k < min(N, M).
     """
     real_NF, set_MF = _checked(real_NF, set_MF)
@@ -49,7 +69,8 @@ def prdc(real_NF: Tensor, set_MF: Tensor, *, k: int = 5, chunk: int = 256) -> Pr
         sizes = f"{len(real_NF)} real rows and {len(set_MF)} of the set"
         raise ValueError(f"prdc: expected 1 <= k < number of rows, got k={k} for {sizes}; lower k or bring more rows")
     real_NF, set_MF = _centred(real_NF, set_MF)
-    real_ball_N, set_ball_M = _squared_radii(real_NF, k, chunk), _squared_radii(set_MF, k, chunk)
+    square_N = real_neighbours.square_NK[:, k - 1] if real_neighbours is not None else None
+    real_ball_N, set_ball_M = _squared_radii(real_NF, k, chunk, square_N), _squared_radii(set_MF, k, chunk)
     num_balls_M = set_ball_M.new_zeros(len(set_MF), dtype=torch.int64)  # of real rows, around each row of the set
     num_recalled = num_covered = num_balls_M.new_zeros(())
     for start, square_CM in _squared_distances(real_NF, set_MF, chunk):
@@ -121,7 +142,14 @@ def frechet_distance(real_NF: Tensor, set_MF: Tensor) -> float:
 
 
 @torch.no_grad()
-def copies(real_NF: Tensor, set_MF: Tensor, *, chunk: int = 256, quantile: float = 0.01) -> Copies:
+def copies(
+    real_NF: Tensor,
+    set_MF: Tensor,
+    *,
+    chunk: int = 256,
+    quantile: float = 0.01,
+    real_neighbours: Neighbours | None = None,
+) -> Copies:
     """Which rows of the set lie suspiciously near a real row: a set of real rows has share 1, fresh draws about `quantile`.
 
     The threshold is that quantile of the distances of the real rows to their nearest other real row; it is 0 where more than
@@ -134,7 +162,10 @@ def copies(real_NF: Tensor, set_MF: Tensor, *, chunk: int = 256, quantile: float
         raise ValueError(f"copies: expected a quantile in 0..1, got {quantile}")
     centred_NF, centred_MF = _centred(real_NF, set_MF)
     nearest_M = torch.cat([square.argmin(dim=1) for _, square in _squared_distances(centred_MF, centred_NF, chunk)])
-    other_N = torch.cat([square.argmin(dim=1) for _, square in _squared_distances_to_others(centred_NF, chunk)])
+    if real_neighbours is not None:
+        other_N = real_neighbours.nearest_N
+    else:
+        other_N = torch.cat([square.argmin(dim=1) for _, square in _squared_distances_to_others(centred_NF, chunk)])
     distance_M = _distances_to(real_NF, nearest_M, set_MF, chunk)
     distance_N = _distances_to(real_NF, other_N, real_NF, chunk).sort().values
     place = quantile * (len(distance_N) - 1)  # torch.quantile refuses more than 2^24 rows
@@ -185,10 +216,11 @@ def _squared_distances_to_others(rows_RF: Tensor, chunk: int) -> Iterator[tuple[
         yield start, square_CR
 
 
-def _squared_radii(rows_RF: Tensor, k: int, chunk: int) -> Tensor:
-    """(R,): squared distance to the k-th nearest other row, and the slack."""
-    chunks = _squared_distances_to_others(rows_RF, chunk)
-    radius_R = torch.cat([square_CR.topk(k, dim=1, largest=False).values[:, -1] for _, square_CR in chunks])
+def _squared_radii(rows_RF: Tensor, k: int, chunk: int, radius_R: Tensor | None = None) -> Tensor:
+    """(R,): squared distance to the k-th nearest other row (radius_R where it is known), and the slack."""
+    if radius_R is None:
+        chunks = _squared_distances_to_others(rows_RF, chunk)
+        radius_R = torch.cat([square_CR.topk(k, dim=1, largest=False).values[:, -1] for _, square_CR in chunks])
     return radius_R + _SLACK * (radius_R + rows_RF.square().sum(dim=1))
 
 

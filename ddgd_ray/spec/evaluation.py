@@ -76,7 +76,7 @@ class QualitySpec(StageSpec):
     stage: ClassVar[str] = "quality"
     version: ClassVar[int] = 1
 
-    neighbours: int = Field(5, ge=1)
+    neighbours: int = Field(5, ge=1, le=10)
     """k of precision, recall, density and coverage."""
     copy_quantile: float = Field(0.01, gt=0, lt=1)
     """An image nearer to a training image than this quantile of the training images' own nearest distances is a copy."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddgd_ray.method.augment import normalize
 from ddgd_ray.method.classifiers import features
+from ddgd_ray.method.metrics import neighbours
 from ddgd_ray.spec.evaluation import FeaturesSpec
 from ddgd_ray.stages.backbone import Autoencoder, to_unit_range
 from ddgd_ray.stages.base import Context
@@ -19,13 +20,15 @@ from ddgd_ray.stages.distilled import read_set
 from ddgd_ray.stages.evaluate import load_network
 from ddgd_ray.stages.images import Uint8, list_splits, stream, within_limit
 
-AHEAD = 2
+AHEAD = 2  # batches decoded before they are asked for, where it is another device that computes
+NUM_NEIGHBOURS = 10  # the most that a quality may ask for
 
 
 def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
     """Writes features.npy (N, F) float32, labels.npy (N,) int64 and rows.npy (N,) int64, the place among the training images.
 
-    Inputs: `model`, an autoencoder or a classifier that was kept, and `set`, or `images` for the training images.
+    Inputs: `model`, an autoencoder or a classifier that was kept, and `set`, or `images` for the training images. Of these it
+    also writes the neighbours of each image among them, neighbours.npy (N, K) and nearest.npy (N,), for every set to come.
     """
     torch.set_num_threads(ctx.num_threads)
     embed = _embed(spec, inputs["model"], ctx)
@@ -38,6 +41,11 @@ def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     np.save(out / "features.npy", np.concatenate(parts))
     np.save(out / "labels.npy", np.concatenate(labels))
     np.save(out / "rows.npy", np.concatenate(rows))
+    if "set" not in inputs:
+        table = torch.from_numpy(np.concatenate(parts)).to(ctx.device)
+        found = neighbours(table, min(NUM_NEIGHBOURS, len(table) - 1), chunk=4 * ctx.chunk)
+        np.save(out / "neighbours.npy", found.square_NK.cpu().numpy())
+        np.save(out / "nearest.npy", found.nearest_N.cpu().numpy())
     return {"num_images": float(sum(map(len, labels))), "num_features": float(parts[0].shape[1])}
 
 

@@ -12,6 +12,7 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from ddgd_ray.method import metrics
 from ddgd_ray.method.metrics import (
     Prdc,
     class_similarities,
@@ -362,3 +363,17 @@ def test_features_of_two_networks_are_refused(name: str) -> None:
 def test_a_chunk_holds_a_row(score: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match="chunk: expected 1 row or more, got 0"):
         score(normal(60, 12, seed=0), normal(30, 12, seed=1), chunk=0)
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_neighbours_known_beforehand_change_nothing(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    real, made = torch.randn(40, 6, generator=generator), torch.randn(12, 6, generator=generator)
+    known = metrics.neighbours(real, 7, chunk=chunk)
+    assert metrics.prdc(real, made, k=5, real_neighbours=known) == metrics.prdc(real, made, k=5)
+    assert metrics.copies(real, made, real_neighbours=known).threshold == metrics.copies(real, made).threshold
+    distances = torch.cdist(real.double(), real.double()).fill_diagonal_(torch.inf)
+    torch.testing.assert_close(known.square_NK.sqrt(), distances.sort(dim=1).values[:, :7])
+    assert torch.equal(known.nearest_N, distances.argmin(dim=1))
+    with pytest.raises(ValueError, match="expected 1 <= k < 40 rows, got k=40"):
+        metrics.neighbours(real, 40)
