@@ -75,7 +75,7 @@ def marks(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, str]:
     return {**tied, best: "best"}
 
 
-def claim(compared: Mapping[str, Paired], reference: str) -> str:
+def claim(compared: Mapping[str, Paired], reference: str, metric: str) -> str:
     """What so many seeds and comparisons allow to say: that nothing can be said, or which arms differ from `reference`."""
     if not compared:
         return ""
@@ -86,7 +86,7 @@ def claim(compared: Mapping[str, Paired], reference: str) -> str:
     if smallest_p(n, num_tested) >= ALPHA:
         return (
             f"With n = {n} distillation seeds and {num_tested} comparisons no claim of significance is possible: the least "
-            f"corrected p is {smallest_p(n, num_tested):.3f} ({seeds_needed(num_tested)} seeds are needed)."
+            f"corrected p is {smallest_p(n, num_tested):.3g} ({seeds_needed(num_tested)} seeds are needed)."
         )
     distinct = [arm for arm, paired in compared.items() if paired.is_distinguishable]
-    return f"Distinguishable from {reference} (n = {n}): {', '.join(distinct) or 'no arm'}."
+    return f"Distinguishable from {reference} by {metric} (n = {n}): {', '.join(distinct) or 'no arm'}."

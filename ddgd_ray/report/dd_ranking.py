@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.results import Row, Stat, paired_differences, stat_of
-from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric
+from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric, under
 
 RANDOM = "random_real"
 NO_AUGMENTATION = "-noaug"
@@ -66,7 +66,7 @@ def _to_ceiling(rows: Sequence[Row], arms: Mapping[str, Sequence[Row]], metric: 
     return paired_differences(rows, [replace(row, seed=seed) for row in arms.get(CEILING, ()) for seed in seeds], metric)
 
 
-def dd_ranking_table(rows: Sequence[Row], protocol: str, ipc: int, title: str) -> Table | None:
+def dd_ranking_table(rows: Sequence[Row], protocol: str, ipc: int) -> Table | None:
     """None unless the run has random real images and all data, or a protocol without augmentation, to hold against."""
     ours = at_ipc([row for row in rows if row.protocol == protocol], ipc)
     plain = at_ipc([row for row in rows if row.protocol == protocol + NO_AUGMENTATION], ipc)
@@ -79,9 +79,9 @@ def dd_ranking_table(rows: Sequence[Row], protocol: str, ipc: int, title: str) -
         stats = (found.hlr, found.ior, found.lrs, found.ars)
         lines.append((arm, [Cell("-" if stat is None else str(stat)) for stat in stats]))
     note = (
-        f"Protocol {protocol}, {METRIC_TITLES[metric]}. HLR: accuracy on all data less that on the set; IOR: that on the set "
+        f"{METRIC_TITLES[metric].capitalize()}. HLR: accuracy on all data less that on the set; IOR: that on the set "
         f"less that on random real images; LRS and ARS (w = gamma = 0.5) in [0, 1], 0.269 where the set gains nothing."
     )
     if not plain:
         note += f" ARS needs results under {protocol}{NO_AUGMENTATION}."
-    return Table(title, [Column(name) for name in ("arm", "HLR", "IOR", "LRS", "ARS")], lines, note)
+    return Table(f"DD-Ranking, {under(ours)}", [Column(name) for name in ("arm", "HLR", "IOR", "LRS", "ARS")], lines, note)

@@ -21,10 +21,10 @@ def selection_note(spec: Mapping[str, Any], rows: Sequence[Row]) -> str:
     test = over_seeds(arms[best], "top1_last")
     said = f"Best by {metric} at {largest} images per class: **{best}**, {values[best]}, measured on {on}."
     said += f" Its test accuracy after the last step: {test if test else 'not measured'}."
-    return f"{said} {claim(compare(arms, best, metric), best)}".strip()
+    return f"{said} {claim(compare(arms, best, metric), best, metric)}".strip()
 
 
-def test_note(rows: Sequence[Row]) -> str:
+def readings_note(rows: Sequence[Row]) -> str:
     """How many trained classifiers read the test images, and whether only the finalists' did."""
     readers = {row.tested_by: row for row in rows if row.tested_by}
     num_trained = len({row.key for row in rows})
@@ -35,7 +35,7 @@ def test_note(rows: Sequence[Row]) -> str:
         arms = ", ".join(by_arm([row for row in rows if row.tested_by]))
         return f"The test set was touched by the finalists alone: {num} of {num_trained} trained classifiers ({arms})."
     of = "" if num == num_trained else f" of {num_trained}"
-    return f"Test images were read by {num}{of} trained classifiers."
+    return f"Test images were read by {num}{of} trained classifier{'s' if num_trained > 1 else ''}."
 
 
 def missing_note(records: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:

@@ -9,9 +9,12 @@ from ddgd_ray.store import Store
 
 
 def quality_tables(records: Sequence[Mapping[str, Any]], store: Store) -> list[Table]:
-    """Mean ± std over seeds for each arm, a table for each label of the records' `quality`; columns as in the manifest."""
+    """Mean ± std over seeds for each arm, a table for each label of the records' `quality`.
+
+    Arms in order of the records, columns in that of the manifests.
+    """
     found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}  # label, arm, metric, seed
-    for record in sorted(records, key=lambda record: (record["is_control"], record["seed"])):
+    for record in records:
         for stage, key, label in record.get("quality", ()):
             artifact = store.get(stage, key)
             for name, value in (artifact.metrics if artifact else {}).items():

@@ -23,9 +23,6 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"[{self.low:.3f}, {self.high:.3f}]"
-
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """95 % bootstrap interval of the mean; see bca_interval."""

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError
-from ddgd_ray.report.compare import choose_control
+from ddgd_ray.report.compare import CEILING, by_arm, choose_control
 from ddgd_ray.report.dd_ranking import NO_AUGMENTATION, dd_ranking_table
 from ddgd_ray.report.grids import write_grids
-from ddgd_ray.report.notes import missing_note, selection_note, test_note
+from ddgd_ray.report.notes import missing_note, selection_note, readings_note
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.render import Table, latex, markdown
 from ddgd_ray.report.results import Row, protocols_of, rows_of
 from ddgd_ray.report.tables import (
-    METRIC_TITLES,
     arm_table,
     at_ipc,
     averaged_csv,
@@ -23,7 +22,6 @@ from ddgd_ray.report.tables import (
     csv_table,
     grid_table,
     in_order_of,
-    main_metric,
 )
 from ddgd_ray.store import Store, write_atomically
 
@@ -63,7 +61,9 @@ def write_report(path: Path, store: Store) -> Report:
     sweep, records = read_run(path)
     spec = sweep["spec"]
     rows = in_order_of(spec["vary"], rows_of(records, store))
-    tables = [*result_tables(spec, rows), *quality_tables(records, store)]
+    order = list(by_arm(rows))
+    of_arms = sorted(records, key=lambda record: order.index(record["arm"]) if record["arm"] in order else len(order))
+    tables = [*result_tables(spec, rows), *quality_tables(of_arms, store)]
     out = path / "report"
     out.mkdir(exist_ok=True)
     text = markdown_report(spec, rows, tables, records)
@@ -84,16 +84,13 @@ def result_tables(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
         control = choose_control(of_protocol)
         for ipc in spec["evaluate"]["ipc"]:
             found = at_ipc(of_protocol, ipc)
-            main = main_metric(found)
-            under = f"{ipc} images per class, protocol {protocol}"
-            grid = [row for row in found if not row.is_control]
-            what = METRIC_TITLES[main].split(" (")[0]
-            tables.append(grid_table(grid, spec["vary"], f"{what.capitalize()} accuracy, {under}", main))
-            tables.append(arm_table(found, networks, f"Arms, {under}"))
-            if len({row.arm for row in found}) > 1:
-                tables.append(comparison_table(found, control, f"Arms against {control}, {under}"))
+            if all(row.ipc == 0 for row in found):
+                continue
+            tables += [grid_table(found, spec["vary"]), arm_table(found, networks)]
+            if len({row.arm for row in found} - {CEILING}) > 1:
+                tables.append(comparison_table(found, control))
             if not protocol.endswith(NO_AUGMENTATION):
-                tables.append(dd_ranking_table(rows, protocol, ipc, f"DD-Ranking, {under}"))
+                tables.append(dd_ranking_table(rows, protocol, ipc))
     return [table for table in tables if table is not None]
 
 
@@ -102,7 +99,7 @@ def markdown_report(
 ) -> str:
     """Tables, then what was selected on what, how often the test images were read, and what failed."""
     protocols = protocols_of(rows)
-    chosen_under = [row for row in rows if row.protocol == protocols[0]]
+    chosen_under = [row for row in rows if row.protocol in protocols[:1]]
     parts = [
         f"# {spec['name']}: preset {spec['preset']}",
         f"Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation seeds (n); protocol "
@@ -111,7 +108,7 @@ def markdown_report(
         f"first.",
         missing_note(records, rows),
         *map(markdown, tables),
-        f"## Selection\n\n{selection_note(spec, chosen_under)}\n\n{test_note(rows)}",
+        f"## Selection\n\n{selection_note(spec, chosen_under)}\n\n{readings_note(rows)}",
     ]
     failed = [record for record in records if record["state"] == "failed"]
     if failed:
