@@ -287,13 +287,13 @@ def _tell_results(path: Path, records: list[dict[str, Any]], store: Any) -> None
     from ddgd_ray.report.results import stage_costs
     from ddgd_ray.report.write import write_report
 
-    markdown, files = write_report(path, store)
-    _echo("\n" + markdown)
+    report = write_report(path, store)
+    _echo("\n" + report.markdown)
     costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
     _echo(f"stages    {costs}")
-    _echo(f"tables    {files[0]}\nresults   {files[1]}")
-    if len(files) > 2:
-        _echo(f"pictures  {path / 'report'}/grid-*.png ({len(files) - 2})")
+    _echo(f"tables    {report.tables[0]} (.tex, .csv)\nresults   {report.results}")
+    if report.pictures:
+        _echo(f"pictures  {path / 'report'}/grid-*.png ({len(report.pictures)})")
 
 
 def _drain_on_signal(conductor: "Conductor") -> None:
@@ -340,9 +340,9 @@ def report_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.report.write import write_report
 
-    markdown, files = write_report(args.run_folder, open_store(args.run_folder.parent))
-    print(markdown)
-    for file in files:
+    report = write_report(args.run_folder, open_store(args.run_folder.parent))
+    print(report.markdown)
+    for file in (*report.tables, report.results, *report.pictures):
         print(file)
     return 0
 

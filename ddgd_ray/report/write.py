@@ -1,14 +1,39 @@
 """All files of a report in one go."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError
+from ddgd_ray.report.compare import CEILING, by_arm, choose_control
+from ddgd_ray.report.dd_ranking import NO_AUGMENTATION, dd_ranking_table
 from ddgd_ray.report.grids import write_grids
-from ddgd_ray.report.results import rows_of
-from ddgd_ray.report.tables import csv_table, markdown_report
+from ddgd_ray.report.notes import missing_note, selection_note, readings_note
+from ddgd_ray.report.quality import quality_tables
+from ddgd_ray.report.render import Table, latex, markdown
+from ddgd_ray.report.results import Row, protocols_of, rows_of
+from ddgd_ray.report.tables import (
+    arm_table,
+    at_ipc,
+    averaged_csv,
+    comparison_table,
+    csv_table,
+    grid_table,
+    in_order_of,
+)
 from ddgd_ray.store import Store, write_atomically
+
+
+@dataclass(frozen=True)
+class Report:
+    markdown: str
+    tables: tuple[Path, ...]
+    """table.md, table.tex and table.csv: averaged over seeds."""
+    results: Path
+    """results.csv: every evaluator."""
+    pictures: tuple[Path, ...]
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -31,13 +56,68 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return sweep, records
 
 
-def write_report(path: Path, store: Store) -> tuple[str, list[Path]]:
-    """table.md, results.csv and one grid an arm under `path`/report; returns the Markdown and the files."""
+def write_report(path: Path, store: Store) -> Report:
+    """Tables, results and one grid an arm under `path`/report."""
     sweep, records = read_run(path)
-    rows = rows_of(records, store)
+    spec = sweep["spec"]
+    rows = in_order_of(spec["vary"], rows_of(records, store))
+    order = list(by_arm(rows))
+    of_arms = sorted(records, key=lambda record: order.index(record["arm"]) if record["arm"] in order else len(order))
+    tables = [*result_tables(spec, rows), *quality_tables(of_arms, store)]
     out = path / "report"
     out.mkdir(exist_ok=True)
-    markdown = markdown_report(sweep, rows, [record for record in records if record["state"] == "failed"])
-    write_atomically(out / "table.md", markdown)
-    write_atomically(out / "results.csv", csv_table(rows))
-    return markdown, [out / "table.md", out / "results.csv", *write_grids(records, store, out)]
+    text = markdown_report(spec, rows, tables, records)
+    files = {"table.md": text, "table.tex": latex_report(spec, tables)}
+    files |= {"table.csv": averaged_csv(rows, spec["evaluate"]["networks"]), "results.csv": csv_table(rows)}
+    for name, content in files.items():
+        write_atomically(out / name, content)
+    written = (out / "table.md", out / "table.tex", out / "table.csv")
+    return Report(text, written, out / "results.csv", tuple(write_grids(records, store, out)))
+
+
+def result_tables(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
+    """For each protocol and number of images a class: grid, arms, arms against the control, DD-Ranking."""
+    tables: list[Table | None] = []
+    networks = spec["evaluate"]["networks"]
+    for protocol in protocols_of(rows):
+        of_protocol = [row for row in rows if row.protocol == protocol]
+        control = choose_control(of_protocol)
+        for ipc in spec["evaluate"]["ipc"]:
+            found = at_ipc(of_protocol, ipc)
+            if all(row.ipc == 0 for row in found):
+                continue
+            tables += [grid_table(found, spec["vary"]), arm_table(found, networks)]
+            if len({row.arm for row in found} - {CEILING}) > 1:
+                tables.append(comparison_table(found, control))
+            if not protocol.endswith(NO_AUGMENTATION):
+                tables.append(dd_ranking_table(rows, protocol, ipc))
+    return [table for table in tables if table is not None]
+
+
+def markdown_report(
+    spec: Mapping[str, Any], rows: Sequence[Row], tables: Sequence[Table], records: Sequence[Mapping[str, Any]]
+) -> str:
+    """Tables, then what was selected on what, how often the test images were read, and what failed."""
+    protocols = protocols_of(rows)
+    chosen_under = [row for row in rows if row.protocol in protocols[:1]]
+    parts = [
+        f"# {spec['name']}: preset {spec['preset']}",
+        f"Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation seeds (n); protocol "
+        f"{', '.join(protocols) or '-'}; networks {', '.join(spec['evaluate']['networks'])}; images per class "
+        f"{', '.join(map(str, spec['evaluate']['ipc']))}; classifier seeds {len(spec['seeds']['evaluate'])} a set, averaged "
+        f"first.",
+        missing_note(records, rows),
+        *map(markdown, tables),
+        f"## Selection\n\n{selection_note(spec, chosen_under)}\n\n{readings_note(rows)}",
+    ]
+    failed = [record for record in records if record["state"] == "failed"]
+    if failed:
+        lines = [f"- {record['name']}: {'; '.join(sorted(set(record['errors'].values())))}" for record in failed]
+        parts += ["## Failed trials", "\n".join(lines)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def latex_report(spec: Mapping[str, Any], tables: Sequence[Table]) -> str:
+    """The tables to \\input, or to copy from."""
+    head = f"% {spec['name']}: preset {spec['preset']}. In the preamble: \\usepackage{{booktabs}}"
+    return "\n\n".join([head, *map(latex, tables)]) + "\n"

@@ -1,0 +1,92 @@
+"""Arms against one of them on the seeds they share, and what may be said of the outcome."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ddgd_ray.report.results import Row, Stat, over_seeds, paired_differences, stat_of
+from ddgd_ray.report.statistics import ALPHA, MIN_SEEDS, Interval, holm, mean_interval, seeds_needed, sign_flip_p, smallest_p
+
+CEILING = "full_data"
+"""The one arm that is no competitor: trained on everything, once."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of one arm to a reference over their shared seeds; p values are None where n carries none."""
+
+    stat: Stat
+    interval: Interval | None
+    p: float | None
+    p_holm: float | None
+
+    @property
+    def is_distinguishable(self) -> bool:
+        return self.p_holm is not None and self.p_holm < ALPHA
+
+
+def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by arm: controls after the others, the ceiling last, otherwise in the order of the records."""
+    arms: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.is_control, row.arm == CEILING)):
+        arms.setdefault(row.arm, []).append(row)
+    return arms
+
+
+def choose_control(rows: Sequence[Row]) -> str:
+    """`plain` where it ran, else `random_real`, else the first arm."""
+    arms = [arm for arm in by_arm(rows) if arm != CEILING]
+    return next((name for name in ("plain", "random_real") if name in arms), arms[0] if arms else "")
+
+
+def compare(arms: Mapping[str, Sequence[Row]], reference: str, metric: str) -> dict[str, Paired]:
+    """Every arm but the ceiling against `reference`; p values corrected over the arms that have one."""
+    differences = {}
+    for arm, rows in arms.items():
+        if arm not in (reference, CEILING) and reference in arms:
+            found = list(paired_differences(rows, arms[reference], metric).values())
+            if found:
+                differences[arm] = found
+    tested = [arm for arm, found in differences.items() if len(found) >= MIN_SEEDS]
+    raw = {arm: sign_flip_p(differences[arm]) for arm in tested}
+    corrected = dict(zip(tested, holm(list(raw.values())), strict=True))
+    result = {}
+    for arm, found in differences.items():
+        stat = stat_of(found)
+        assert stat is not None
+        result[arm] = Paired(stat, mean_interval(found), raw.get(arm), corrected.get(arm))
+    return result
+
+
+def best_arm(arms: Mapping[str, Sequence[Row]], metric: str) -> str:
+    """The arm of the highest mean, the ceiling aside; "" without values. The first one on a tie."""
+    stats = {arm: over_seeds(rows, metric) for arm, rows in arms.items() if arm != CEILING}
+    means = {arm: stat.mean for arm, stat in stats.items() if stat is not None}
+    return max(means, key=means.__getitem__, default="")
+
+
+def marks(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, str]:
+    """{arm: `best`, or `tied` where it is not distinguishable from the best}; nothing when there is nothing to compare."""
+    best = best_arm(arms, metric)
+    has_value = [arm for arm, rows in arms.items() if arm != CEILING and any(metric in row.metrics for row in rows)]
+    if len(has_value) < 2:
+        return {}
+    compared = compare(arms, best, metric)
+    tied = {arm: "tied" for arm in has_value if arm not in compared or not compared[arm].is_distinguishable}
+    return {**tied, best: "best"}
+
+
+def claim(compared: Mapping[str, Paired], reference: str, metric: str) -> str:
+    """What so many seeds and comparisons allow to say: that nothing can be said, or which arms differ from `reference`."""
+    if not compared:
+        return ""
+    n = max(paired.stat.n for paired in compared.values())
+    num_tested = sum(paired.p is not None for paired in compared.values())
+    if not num_tested:
+        return f"With n = {n} distillation seeds no claim of significance is possible ({MIN_SEEDS} are the least)."
+    if smallest_p(n, num_tested) >= ALPHA:
+        return (
+            f"With n = {n} distillation seeds and {num_tested} comparisons no claim of significance is possible: the least "
+            f"corrected p is {smallest_p(n, num_tested):.3g} ({seeds_needed(num_tested)} seeds are needed)."
+        )
+    distinct = [arm for arm, paired in compared.items() if paired.is_distinguishable]
+    return f"Distinguishable from {reference} by {metric} (n = {n}): {', '.join(distinct) or 'no arm'}."

@@ -1,0 +1,41 @@
+"""How close sets are to the real images, and how varied: one table a feature space."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddgd_ray.report.render import Cell, Column, Table
+from ddgd_ray.report.results import stat_of
+from ddgd_ray.store import Store
+
+
+def quality_tables(records: Sequence[Mapping[str, Any]], store: Store) -> list[Table]:
+    """Mean ± std over seeds for each arm, a table for each label of the records' `quality`.
+
+    Arms in order of the records, columns in that of the manifests.
+    """
+    found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}  # label, arm, metric, seed
+    for record in records:
+        for stage, key, label in record.get("quality", ()):
+            artifact = store.get(stage, key)
+            for name, value in (artifact.metrics if artifact else {}).items():
+                found.setdefault(label, {}).setdefault(record["arm"], {}).setdefault(name, {})[record["seed"]] = value
+    return [_table(label, arms) for label, arms in found.items()]
+
+
+def _table(label: str, arms: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Table:
+    names = list(dict.fromkeys(name for metrics in arms.values() for name in metrics))
+    lines = []
+    for arm, metrics in arms.items():
+        n = max(map(len, metrics.values()))
+        lines.append((arm, [Cell(str(n)), *(_cell(metrics.get(name, {}), n) for name in names)]))
+    columns = [Column("arm"), Column("n"), *map(Column, names)]
+    return Table(f"Quality of the sets, features {label}", columns, lines, "Mean ± sample standard deviation over n seeds.")
+
+
+def _cell(values: Mapping[int, float], n: int) -> Cell:
+    stat = stat_of(values.values())
+    if stat is None:
+        return Cell("-")
+    digits = 3 if abs(stat.mean) < 100 else 1
+    spread = f" ± {stat.std:.{digits}f}" if stat.std is not None else ""
+    return Cell(f"{stat.mean:.{digits}f}{spread}" + (f" (n={stat.n})" if stat.n != n else ""))

@@ -1,0 +1,98 @@
+"""Intervals and tests over distillation seeds. scipy is imported when first used: it takes a second.
+
+n is small here. Of 1,000 samples from a normal distribution, the 95 % BCa interval of the mean held the true mean in
+74 % (n = 3), 87 % (n = 6) and 90 % (n = 10): it is an interval of what these seeds show, and too short below ten.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+ALPHA = 0.05
+MIN_SEEDS = 6
+"""Seeds below which no two-sided sign-flip p can be under 0.05: 2 / 2**5 = 0.0625."""
+NUM_RESAMPLES = 9999
+NUM_EXACT = 2**15
+"""Sign patterns enumerated at most: exact up to 15 seeds, as many random ones above."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """95 % bootstrap interval of the mean; see bca_interval."""
+    return _mean_interval(tuple(values))
+
+
+@lru_cache(maxsize=4096)
+def _mean_interval(values: tuple[float, ...]) -> Interval | None:
+    import numpy as np
+
+    return bca_interval(values, np.mean)
+
+
+def bca_interval(values: Sequence[float], statistic: Any, confidence: float = 0.95) -> Interval | None:
+    """Bias-corrected and accelerated bootstrap (Efron 1987), the same for the same values.
+
+    statistic: takes an array and `axis`. None below 3 values and for equal ones: there BCa is not defined.
+    """
+    if len(values) < 3 or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
+        return None
+    import numpy as np
+    from scipy import stats
+
+    result = stats.bootstrap(
+        (np.asarray(values),),
+        statistic,
+        confidence_level=confidence,
+        n_resamples=NUM_RESAMPLES,
+        method="BCa",
+        random_state=np.random.default_rng(0),
+    )
+    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return Interval(low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided p of paired differences under Fisher's sign-flip permutations, of the mean."""
+    return _sign_flip_p(tuple(differences))
+
+
+@lru_cache(maxsize=4096)
+def _sign_flip_p(differences: tuple[float, ...]) -> float:
+    import numpy as np
+    from scipy import stats
+
+    result = stats.permutation_test(
+        (np.asarray(differences),),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=NUM_EXACT,
+        random_state=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted by Holm's step-down procedure (1979), in the order given."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, (len(p_values) - rank) * p_values[place])
+        adjusted[place] = min(1.0, largest)
+    return adjusted
+
+
+def smallest_p(n: int, num_compared: int) -> float:
+    """The least Holm-corrected p that `num_compared` comparisons over n seeds can give."""
+    return min(1.0, num_compared * 2 / 2**n)
+
+
+def seeds_needed(num_compared: int) -> int:
+    """Seeds from which the strongest of so many comparisons can have a corrected p below 0.05."""
+    return math.ceil(math.log2(2 * num_compared / ALPHA))
