@@ -288,10 +288,10 @@ def _tell_results(path: Path, records: list[dict[str, Any]], store: Any) -> None
     from ddgd_ray.report.write import write_report
 
     report = write_report(path, store)
-    _echo("\n" + report.markdown)
+    _echo("\n" + report.brief)
     costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
     _echo(f"stages    {costs}")
-    _echo(f"tables    {report.tables[0]} (.tex, .csv)\nresults   {report.results}")
+    _echo(f"tables    {report.tables[0]} (.tex, .csv), with comparisons and quality\nresults   {report.results}")
     if report.pictures:
         _echo(f"pictures  {path / 'report'}/grid-*.png ({len(report.pictures)})")
 

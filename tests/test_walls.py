@@ -21,7 +21,7 @@ ALLOWED = {
     "weights": {"errors", "spec", "sources"},
     "method": {"method"},
     "stages": {"errors", "spec", "store", "imagefolder", "setfolder", "sources", "method"},
-    "report": {"errors", "spec", "store"},
+    "report": {"errors", "spec", "store", "setfolder"},
     "engine": {"errors", "spec", "store", "sources", "weights", "report", "stages"},
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},

@@ -70,9 +70,15 @@ class Shipper:
         tags = {f"ddgd.{stage}": stage_key for stage, stage_key in [*record["prepare"], *record["build"]]}
         tags |= {"ddgd.preset": self.sweep["spec"]["preset"], "ddgd.control": str(record["is_control"]).lower()}
         run = self._run(key, record["name"], "trial", self._sweep_run, tags)
-        rows = rows_of([record], self.store)
+        main = record["evaluators"][0]["protocol"] if record["evaluators"] else ""
+        rows = [row for row in rows_of([record], self.store) if row.protocol == main]
         means = {name: stat.mean for name in SUMMARY if (stat := over_seeds(rows, name)) is not None}
         self._log(run, {**record["params"], "arm": record["arm"], "seed": record["seed"]}, means, record["finished"])
+        for stage, stage_key, label in record["quality"]:
+            measured = self.store.get(stage, stage_key)
+            if measured is not None:
+                named = {f"{label.replace(',', '')}/{name}": value for name, value in measured.metrics.items()}
+                self._log(run, {}, named, measured.manifest["created"])
         for stage, stage_key in record["build"]:
             artifact = self.store.get(stage, stage_key)
             if artifact is not None and stage == "finetune":
@@ -93,13 +99,15 @@ class Shipper:
         artifact = self.store.get(evaluator["stage"], evaluator["key"])
         if artifact is None:
             return
+        protocol = evaluator["protocol"]
         title = f"{evaluator['network']}/ipc{evaluator['ipc'] or 'all'}/seed{evaluator['seed']}"
-        protocol = artifact.manifest["spec"]["protocol"]["name"]
+        title += "" if protocol == record["evaluators"][0]["protocol"] else f"/{protocol}"
         tags = {"ddgd.evaluate": evaluator["key"], "ddgd.parent_key": parent_key, "ddgd.protocol": protocol}
         run = self._run(f"{parent_key}/{title}", title, "evaluator", parent, tags)
         params = {name: evaluator[name] for name in ("network", "ipc", "seed")}
         params |= {**record["params"], "arm": record["arm"], "distill_seed": record["seed"]}
-        self._log(run, params, artifact.metrics, artifact.manifest["created"])
+        tested = self.store.get(*evaluator["test"]) if "test" in evaluator else None
+        self._log(run, params, artifact.metrics | (tested.metrics if tested else {}), artifact.manifest["created"])
         self._curves(run, artifact)
         self._end(run, artifact.manifest["created"], is_failed=False)
 

@@ -7,8 +7,6 @@ no loop over samples, nothing read back, so seeds packed in one batch (N = K * B
 Shapes: N samples, K seeds, B batch of a seed, C channels, S side in pixels.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,21 +17,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RGB_EIGENVALUES = (0.2175, 0.0188, 0.0045)
 RGB_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
-
-
-class Draws(NamedTuple):
-    """What is random about N samples, row by row, before batches mix."""
-
-    crops: Tensor
-    """(N, 4) float32, see `draw_crops`."""
-    mirrored: Tensor
-    """(N,) bool."""
-    factors: Tensor
-    """(N, 3) float32: brightness, contrast, saturation."""
-    order: Tensor
-    """(N, 3) int64: which of the three comes first, second, third."""
-    alphas: Tensor
-    """(N, 3) float32, see `lighting`."""
 
 
 def draw_crops(num: int, size: int, *, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -189,34 +172,3 @@ def cutmix_boxes(images: Tensor, partner: Tensor, boxes: Tensor) -> tuple[Tensor
 def _on(images: Tensor, values: tuple[float, ...]) -> Tensor:
     """Filled on the device: `torch.tensor` would copy from the host and wait."""
     return torch.stack([torch.full((), value, dtype=images.dtype, device=images.device) for value in values])
-
-
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left-right with probability 1/2."""
-    return mirror(images, draw_mirrored(len(images), generator).to(images.device))
-
-
-def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Move each image by up to `max_shift` pixels in both directions; the edge is filled with the image's least value."""
-    size = images.shape[-1]
-    fill = images.amin(dim=(1, 2, 3), keepdim=True)
-    padded = F.pad(images - fill, (max_shift,) * 4) + fill
-    offsets = torch.randint(2 * max_shift + 1, (2, len(images)), generator=generator).to(images.device)
-    span = torch.arange(size, device=images.device)
-    rows, columns = offsets[0][:, None] + span, offsets[1][:, None] + span
-    picked = padded[torch.arange(len(images), device=images.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
-
-
-def cutmix(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """CutMix with beta = 1: one box for the batch (Yun et al. 2019). Returns images, partner of each (B,), share kept."""
-    size = images.shape[-1]
-    kept = float(torch.rand(1, generator=generator))  # Beta(1, 1) is uniform
-    side = round(size * (1 - kept) ** 0.5)
-    center = torch.randint(size, (2,), generator=generator)
-    low, high = (center - side // 2).clamp(0, size), (center + (side + 1) // 2).clamp(0, size)
-    partner = torch.randperm(len(images), generator=generator).to(images.device)
-    mixed = images.clone()
-    (top, left), (bottom, right) = low.tolist(), high.tolist()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    return mixed, partner, 1 - (bottom - top) * (right - left) / size**2

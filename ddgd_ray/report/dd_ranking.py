@@ -66,10 +66,16 @@ def _to_ceiling(rows: Sequence[Row], arms: Mapping[str, Sequence[Row]], metric: 
     return paired_differences(rows, [replace(row, seed=seed) for row in arms.get(CEILING, ()) for seed in seeds], metric)
 
 
+def is_without_augmentation(label: str, of: str = "") -> bool:
+    """Whether a protocol's label, NAME-noaug or NAME-noaug+HASH, says so; with `of`, whether it is that protocol's."""
+    name = label.partition("+")[0]
+    return name.endswith(NO_AUGMENTATION) and (not of or name.removesuffix(NO_AUGMENTATION) == of.partition("+")[0])
+
+
 def dd_ranking_table(rows: Sequence[Row], protocol: str, ipc: int) -> Table | None:
     """None unless the run has random real images and all data, or a protocol without augmentation, to hold against."""
     ours = at_ipc([row for row in rows if row.protocol == protocol], ipc)
-    plain = at_ipc([row for row in rows if row.protocol == protocol + NO_AUGMENTATION], ipc)
+    plain = at_ipc([row for row in rows if is_without_augmentation(row.protocol, protocol)], ipc)
     arms = {row.arm for row in ours}
     if RANDOM not in arms or not (CEILING in arms or plain):
         return None
@@ -83,5 +89,5 @@ def dd_ranking_table(rows: Sequence[Row], protocol: str, ipc: int) -> Table | No
         f"less that on random real images; LRS and ARS (w = gamma = 0.5) in [0, 1], 0.269 where the set gains nothing."
     )
     if not plain:
-        note += f" ARS needs results under {protocol}{NO_AUGMENTATION}."
+        note += " ARS needs results without augmentation: evaluate.also: [noaug]."
     return Table(f"DD-Ranking, {under(ours)}", [Column(name) for name in ("arm", "HLR", "IOR", "LRS", "ARS")], lines, note)

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from ddgd_ray.setfolder import class_folders, set_files
 from ddgd_ray.store import Store
 
 PER_CLASS = 10
@@ -16,6 +17,9 @@ HEADER = 16
 
 
 def _images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
+    if not (folder / "metadata.jsonl").is_file():  # a set that was made elsewhere
+        names = class_folders(folder)
+        return {name: [Path(path) for path in paths[:limit]] for name, paths in set_files(folder, names).items()}
     found: dict[str, list[Path]] = {}
     for line in (folder / "metadata.jsonl").read_text().splitlines():
         entry = json.loads(line)
@@ -48,6 +52,8 @@ def draw_grid(columns: Mapping[str, Path], per_class: int = PER_CLASS, side: int
 
 def set_folder(record: Mapping[str, Any], store: Store) -> Path | None:
     """The folder of the record's set, None while it is not published."""
+    if not record["build"]:
+        return Path(record["folder"])
     artifact = store.get(*record["build"][-1])
     return artifact.path if artifact is not None else None
 

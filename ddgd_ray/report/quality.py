@@ -7,11 +7,17 @@ from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.results import stat_of
 from ddgd_ray.store import Store
 
+NOTE = (
+    "Mean ± sample standard deviation over n seeds. Against all real training images; similarity: mean cosine of two images of "
+    "the set, and of two of one class; copies: share of images nearer to a training image than 1 % of these are to each other."
+)
+ORDER = ("precision", "recall", "density", "coverage", "frechet", "vendi", "similarity", "similarity_within", "copies")
+
 
 def quality_tables(records: Sequence[Mapping[str, Any]], store: Store) -> list[Table]:
     """Mean ± std over seeds for each arm, a table for each label of the records' `quality`.
 
-    Arms in order of the records, columns in that of the manifests.
+    Arms in order of the records.
     """
     found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}  # label, arm, metric, seed
     for record in records:
@@ -23,13 +29,14 @@ def quality_tables(records: Sequence[Mapping[str, Any]], store: Store) -> list[T
 
 
 def _table(label: str, arms: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Table:
-    names = list(dict.fromkeys(name for metrics in arms.values() for name in metrics))
+    measured = dict.fromkeys(name for metrics in arms.values() for name in metrics)
+    names = sorted(measured, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     lines = []
     for arm, metrics in arms.items():
         n = max(map(len, metrics.values()))
         lines.append((arm, [Cell(str(n)), *(_cell(metrics.get(name, {}), n) for name in names)]))
     columns = [Column("arm"), Column("n"), *map(Column, names)]
-    return Table(f"Quality of the sets, features {label}", columns, lines, "Mean ± sample standard deviation over n seeds.")
+    return Table(f"Quality of the sets, features {label}", columns, lines, NOTE)
 
 
 def _cell(values: Mapping[int, float], n: int) -> Cell:

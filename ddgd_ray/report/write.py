@@ -8,9 +8,9 @@ from typing import Any
 
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.report.compare import CEILING, by_arm, choose_control
-from ddgd_ray.report.dd_ranking import NO_AUGMENTATION, dd_ranking_table
+from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
 from ddgd_ray.report.grids import write_grids
-from ddgd_ray.report.notes import missing_note, selection_note, readings_note
+from ddgd_ray.report.notes import missing_note, readings_note, selection_note
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.render import Table, latex, markdown
 from ddgd_ray.report.results import Row, protocols_of, rows_of
@@ -29,6 +29,8 @@ from ddgd_ray.store import Store, write_atomically
 @dataclass(frozen=True)
 class Report:
     markdown: str
+    brief: str
+    """Of the Markdown the arms under the first protocol, and what was selected."""
     tables: tuple[Path, ...]
     """table.md, table.tex and table.csv: averaged over seeds."""
     results: Path
@@ -71,8 +73,11 @@ def write_report(path: Path, store: Store) -> Report:
     files |= {"table.csv": averaged_csv(rows, spec["evaluate"]["networks"]), "results.csv": csv_table(rows)}
     for name, content in files.items():
         write_atomically(out / name, content)
+    protocol = next(iter(protocols_of(rows)), "-")
+    arms = [table for table in tables if table.title.startswith("Arms, ") and table.title.endswith(f"protocol {protocol}")]
+    brief = markdown_report(spec, rows, arms, records)
     written = (out / "table.md", out / "table.tex", out / "table.csv")
-    return Report(text, written, out / "results.csv", tuple(write_grids(records, store, out)))
+    return Report(text, brief, written, out / "results.csv", tuple(write_grids(records, store, out)))
 
 
 def result_tables(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
@@ -89,7 +94,7 @@ def result_tables(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
             tables += [grid_table(found, spec["vary"]), arm_table(found, networks)]
             if len({row.arm for row in found} - {CEILING}) > 1:
                 tables.append(comparison_table(found, control))
-            if not protocol.endswith(NO_AUGMENTATION):
+            if not is_without_augmentation(protocol):
                 tables.append(dd_ranking_table(rows, protocol, ipc))
     return [table for table in tables if table is not None]
 

@@ -69,7 +69,8 @@ class Draws:
         if protocol.lighting:
             drawn["alphas"] = augment.draw_alphas(total, std=protocol.lighting, generator=generator)
         if protocol.cutmix:
-            drawn["partner"] = torch.cat([torch.randperm(length, generator=generator) for length in lengths])
+            partners = [augment.draw_partners(1, length, generator=generator)[0] for length in lengths]
+            drawn["partner"] = torch.cat(partners)
             drawn["boxes"] = augment.draw_boxes(len(lengths), self._size, generator=generator)
         return drawn
 

@@ -12,7 +12,6 @@ from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from ddgd_ray.method import augment
-from ddgd_ray.method.augment import Draws, cutmix, random_flip, random_shift
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -21,6 +20,21 @@ def seeded(seed: int) -> torch.Generator:
 
 def integer_images(num: int, channels: int = 2, size: int = 8) -> Tensor:
     return torch.randint(-50, 50, (num, channels, size, size), generator=seeded(99)).float()
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    return augment.mirror(images, augment.draw_mirrored(len(images), generator))
+
+
+def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    return augment.shift(images, augment.draw_shifts(len(images), max_shift, generator=generator))
+
+
+def cutmix(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Of one seed: images, partner of each, share kept."""
+    partner = augment.draw_partners(1, len(images), generator=generator)
+    mixed, kept = augment.cutmix_boxes(images[None], partner, augment.draw_boxes(1, images.shape[-1], generator=generator))
+    return mixed[0], partner[0], float(kept)
 
 
 def test_flip_mirrors_left_right_or_leaves_alone() -> None:
@@ -335,11 +349,11 @@ def test_packed_cutmix_pastes_each_seeds_box_from_the_partner_in_its_own_batch()
 def test_applying_reads_nothing_back_from_the_device() -> None:
     # a tensor on `meta` has no numbers: whoever asks for one, or mixes in a tensor of the host, raises
     num, size = 6, 16
-    host = Draws(*(draw(num, seeded(0)) for draw in (DRAWS[0], DRAWS[1], DRAWS[3], DRAWS[4], DRAWS[5])))
-    draws = Draws(*(tensor.to("meta") for tensor in host))
-    images = augment.resize_crops(byte_images(num, 3, size).to("meta"), draws.crops, mirrored=draws.mirrored, size=size)
-    images = augment.shift(augment.mirror(images, draws.mirrored), torch.zeros(num, 2, dtype=torch.int64, device="meta"))
-    images = augment.normalize(augment.lighting(augment.color_jitter(images, draws.factors, draws.order), draws.alphas))
+    drawn = (draw(num, seeded(0)).to("meta") for draw in (DRAWS[0], DRAWS[1], DRAWS[3], DRAWS[4], DRAWS[5]))
+    crops, mirrored, factors, order, alphas = drawn
+    images = augment.resize_crops(byte_images(num, 3, size).to("meta"), crops, mirrored=mirrored, size=size)
+    images = augment.shift(augment.mirror(images, mirrored), torch.zeros(num, 2, dtype=torch.int64, device="meta"))
+    images = augment.normalize(augment.lighting(augment.color_jitter(images, factors, order), alphas))
     partner, boxes = torch.zeros(2, 3, dtype=torch.int64, device="meta"), torch.zeros(2, 4, dtype=torch.int64, device="meta")
     mixed, kept = augment.cutmix_boxes(images.unflatten(0, (2, 3)), partner, boxes)
     assert mixed.shape == (2, 3, 3, size, size)
