@@ -116,7 +116,7 @@ evaluate: {{networks: [convnet3_slim], ipc: [2]}}
         (BASE + "name: b\n", "yaml]: ", ("a.yaml:4", "'name' is given twice (lines 1 and 4)")),
         (BASE + "preset: !!python/object/apply:os.system [ls]\n", "yaml]: ", ("a.yaml:4", "tags are not allowed")),
         (BASE + "preset: imagewof\n", "unknown-preset]: ", ("a.yaml:4 preset", "did you mean imagewoof?")),
-        (BASE + "evaluate: {networks: [resnet]}\n", "spec]: ", ("a.yaml:4 evaluate.networks", "did you mean resnet_")),
+        (BASE + "evaluate: {networks: [resnet]}\n", "spec]: ", ("a.yaml:4 evaluate.networks", "did you mean resnet")),
         ("- a\n", "yaml]: ", ("a.yaml:1", "expected a mapping")),
     ],
     ids=["unknown key", "wrong type", "duplicate key", "tag", "unknown preset", "unknown network", "list"],

@@ -15,7 +15,8 @@ from ddgd_ray.engine.plan import Evaluator, Ref, Trial, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord
 from ddgd_ray.engine.search import Proposal, Search
 from ddgd_ray.errors import EngineError
-from ddgd_ray.spec.sweep import ResourcesSpec, Sweep
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.store import Store
 

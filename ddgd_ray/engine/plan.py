@@ -25,7 +25,8 @@ from ddgd_ray.spec.evaluation import (
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.recipe import RECIPE
-from ddgd_ray.spec.sweep import NO_AUGMENTATION_OF_MAIN, Sweep
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep_spec import NO_AUGMENTATION_OF_MAIN
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.store import Store
 from ddgd_ray.weights import weights_source

@@ -10,7 +10,8 @@ from ddgd_ray.engine.conductor import Conductor, Event
 from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
 from ddgd_ray.engine.search import GridSearch, Search
-from ddgd_ray.spec.sweep import ResourcesSpec, Sweep
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
 log = logging.getLogger(__name__)

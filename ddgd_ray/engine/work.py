@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ddgd_ray.engine.conductor import Conductor, Job, Outcome
 from ddgd_ray.errors import DdgdError
-from ddgd_ray.spec.sweep import ResourcesSpec
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
 from ddgd_ray.store import Artifact, Store
 

@@ -3,13 +3,15 @@
 Changed what a stage computes? Bump its `version` in the same commit.
 """
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ddgd_ray.spec.base import Spec
+from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.stages import (
+    NETWORKS,
     AdoptSpec,
     AutoencoderSpec,
     EncodeSpec,
@@ -112,10 +114,17 @@ class TestSpec(StageSpec):
     version: ClassVar[int] = 1
 
 
+def refuse_unknown_network(name: str) -> str:
+    if name not in NETWORKS and not name.startswith("timm/"):
+        known = f"known: {', '.join(NETWORKS)}, and timm/NAME"
+        raise ValueError(f"unknown network {name!r}; {known}", f"did you mean {nearest(name, NETWORKS)}?")
+    return name
+
+
 class ReferenceSpec(Spec):
     """The network trained on all real training images: feature space of herding, k-center and quality, RDED's teacher."""
 
-    network: str = "resnet_slim"
+    network: Annotated[str, AfterValidator(refuse_unknown_network)] = "resnet_slim"
     protocol: ProtocolSpec = Field(default_factory=ProtocolSpec)
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.load import nearest, read
@@ -89,6 +89,12 @@ class ProtocolSpec(Spec):
             return data
         name = data.get("name", cls.model_fields["name"].default)
         shipped = _shipped(name) if isinstance(name, str) else None
+        if shipped is None and not (data.get("epochs") or data.get("steps")):
+            known = f"known: {', '.join(protocol_names())}, each also with {NO_AUGMENTATION}"
+            raise ValueError(
+                f"protocol {name!r} is none of ours and has neither epochs nor steps; {known}",
+                f"did you mean {nearest(str(name), protocol_names())}? A protocol of your own must give one of the two",
+            )
         given = {key: _frozen(value) for key, value in data.items() if key not in ("name", "label")}
         fields = {**(shipped or {}), **given, "name": name}
         fields["label"] = _label(cls, str(name), given, shipped)
@@ -96,16 +102,15 @@ class ProtocolSpec(Spec):
             raise ValueError("a protocol's label follows from its fields", "leave it out")
         return fields
 
+    @field_validator("steps")
+    @classmethod
+    def _has_an_end(cls, steps: int, info: ValidationInfo) -> int:
+        if not (steps or info.data.get("epochs", 1)):
+            raise ValueError("the protocol is left with neither epochs nor steps", "give 1 or more of one of them")
+        return steps
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if not (self.epochs or self.steps):
-            if _shipped(self.name) is not None:
-                raise ValueError(f"protocol {self.name} is left with neither epochs nor steps", "give 1 or more of one of them")
-            known = f"known: {', '.join(protocol_names())}, each also with {NO_AUGMENTATION}"
-            raise ValueError(
-                f"protocol {self.name!r} is none of ours and has neither epochs nor steps; {known}",
-                f"did you mean {nearest(self.name, protocol_names())}? A protocol of your own must give one of the two",
-            )
         if self.schedule == "one_cycle" and not self.steps:
             raise ValueError("schedule one_cycle counts steps", "give steps, or another schedule")
         for pairs in (self.epochs_up_to, self.batch_size_up_to):

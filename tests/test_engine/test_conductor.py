@@ -12,7 +12,8 @@ from ddgd_ray.engine.conductor import Conductor, Job, Outcome, jobs_of
 from ddgd_ray.engine.run_folder import RunFolder
 from ddgd_ray.engine.search import GridSearch, Proposal
 from ddgd_ray.engine.sweep import planned_trials
-from ddgd_ray.spec.sweep import ResourcesSpec, Sweep
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Artifact
 
 

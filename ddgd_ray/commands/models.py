@@ -1,0 +1,59 @@
+"""Models in and out: `export`, `pretrain`."""
+
+import argparse
+import os
+import shutil
+from typing import Any
+
+from ddgd_ray.commands.output import echo, run_dir_of
+from ddgd_ray.errors import SpecError
+
+
+def export_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.trace import tuned_model
+
+    store = open_store(run_dir_of(args))
+    tuned = tuned_model(store, args.key)
+    from ddgd_ray.stages.export import export_pipeline
+
+    is_same = export_pipeline(
+        args.to,
+        backbone=tuned.backbone,
+        adapter=tuned.adapter,
+        autoencoder=tuned.autoencoder,
+        weights=args.weights,
+        labels=tuned.labels,
+    )
+    echo(f"DiTPipeline.from_pretrained({str(args.to)!r})")
+    if not is_same:
+        echo("its timesteps are those of DiT's own code: README.md in the folder says what to set after loading")
+    return 0
+
+
+def pretrain_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.plan import shared_calls
+    from ddgd_ray.engine.run_folder import BUNDLED, open_store
+    from ddgd_ray.errors import SpecErrors
+    from ddgd_ray.spec.preset import build_preset, read_preset
+    from ddgd_ray.stages.base import Context, publish_call
+
+    errors: list[SpecError] = []
+    preset = build_preset(read_preset(args.preset), errors)
+    if preset is None:
+        raise SpecErrors(errors)
+    store = open_store(run_dir_of(args))
+    store.prepare()
+
+    def report(step: int, metrics: Any) -> None:
+        if step % 200 == 0:
+            echo(f"  step {step} " + " ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    for call in shared_calls(preset):
+        echo(f"{call.stage} {call.key[:8]}")
+        artifact, was_there = publish_call(call, store, Context(report=report, num_threads=os.cpu_count() or 1))
+        echo(f"  {'was there' if was_there else f'{artifact.seconds:.0f} s'}: {artifact.path}")
+        if args.bundle and call.stage != "encode" and not artifact.path.is_relative_to(BUNDLED):
+            shutil.rmtree(BUNDLED / call.stage, ignore_errors=True)
+            shutil.copytree(artifact.path, BUNDLED / call.stage / call.key)
+    return 0

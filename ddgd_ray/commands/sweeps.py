@@ -1,0 +1,223 @@
+"""Plan and run: `sweep`, `evaluate`, `plan`."""
+
+import argparse
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ddgd_ray.commands.output import absolute, echo, run_dir_of
+from ddgd_ray.errors import SpecError
+
+if TYPE_CHECKING:
+    from ddgd_ray.engine.conductor import Conductor
+    from ddgd_ray.engine.sweep import Result
+    from ddgd_ray.spec.sweep import Sweep
+
+TRACKER_WAIT_S = 10.0
+
+
+def _read(args: argparse.Namespace) -> "Sweep":
+    from ddgd_ray.spec.sweep import read_sweep
+
+    return read_sweep(args.file, _overrides(args), args.preset)
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    from ddgd_ray.spec.load import parse_value
+
+    overrides: dict[str, Any] = {}
+    for text in args.set:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise SpecError(f"expected PATH=VALUE, got {text!r}", where="--set", fix="e.g. --set finetune.steps=500")
+        if path in overrides:
+            raise SpecError(f"{path} is given twice", where="--set", fix="remove one of the two")
+        overrides[path] = parse_value(value, f"--set {path}")
+    return overrides
+
+
+def plan_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.plan import count_stages
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.sweep import planned_trials
+
+    sweep = _read(args)
+    store = open_store(run_dir_of(args))
+    trials = planned_trials(sweep)
+    of_recipe = f", recipe {sweep.spec.recipe}" if sweep.spec.recipe else ""
+    print(f"{sweep.spec.name}: preset {sweep.spec.preset}{of_recipe}, {len(trials)} trials")
+    if sweep.spec.search:
+        search = sweep.spec.search
+        print(f"search: up to {search.trials} configurations by {search.algorithm} over {', '.join(sweep.space)},")
+        print(f"each at {len(sweep.spec.seeds.distill)} seeds; which ones, the results decide. Planned for certain:")
+    print(f"\n{'stage':12} {'hits':>6} {'to run':>6}")
+    for count in count_stages(trials, store):
+        print(f"{count.stage:12} {count.hits:6} {count.misses:6}")
+    print(f"\n{'trial':28} stage key (* published)")
+    for trial in trials:
+        keys = [f"{call.stage} {call.key[:8]}{'*' if store.has(*call.ref) else ''}" for call in trial.build]
+        done = sum(store.has(*item.call.ref) for item in trial.evaluators)
+        print(f"{trial.name:28} {'  '.join(keys)}  evaluators {done}/{len(trial.evaluators)}")
+    return 0
+
+
+def run_sweep_command(args: argparse.Namespace) -> int:
+    return _run(_read(args), args)
+
+
+def evaluate_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.errors import StageError
+    from ddgd_ray.setfolder import class_folders, set_files
+    from ddgd_ray.spec.judging import common_ipc, sweep_of_sets
+    from ddgd_ray.spec.preset import read_preset
+
+    overrides = _overrides(args)
+    paths = [str(absolute(path)) for path in args.paths]
+    if not args.preset:
+        if not args.real:
+            fix = "--preset imagewoof, or --real FOLDER for images of your own"
+            raise SpecError("what are the real images that the classifiers are tested on?", where="ddgd-ray evaluate", fix=fix)
+        overrides.setdefault("images.classes", tuple(class_folders(Path(paths[0]))))
+    if args.real:
+        overrides["images.root"] = str(absolute(args.real))
+    if args.protocol:
+        overrides["evaluate.protocol"] = args.protocol
+    preset = args.preset or "imagefolder"
+    ipc = args.ipc
+    if not ipc:
+        classes = overrides.get("images.classes") or read_preset(preset).data["images"]["classes"]
+        counts = {common_ipc(set_files(Path(path), classes)) for path in paths}
+        if len(counts) > 1 or 0 in counts:
+            what = "the classes have different numbers of images"
+            raise StageError(what, code="data-missing", where=", ".join(paths), fix="say how many to use: --ipc N")
+        ipc = list(counts)
+    sweep = sweep_of_sets(
+        args.name or Path(paths[0]).name,
+        paths,
+        preset=preset,
+        ipc=ipc,
+        seeds=args.seeds,
+        overrides=overrides,
+        networks=args.networks,
+        controls=args.controls,
+        quality=args.quality,
+        also=args.also,
+    )
+    return _run(sweep, args)
+
+
+def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ddgd_ray.engine import tracker
+    from ddgd_ray.engine.plan import plan_controls
+    from ddgd_ray.engine.run_folder import RunFolder, open_store
+    from ddgd_ray.engine.sweep import run_sweep
+    from ddgd_ray.engine.work import run_in_process
+    from ddgd_ray.view import LiveView, PlainView, machine_busy_s
+
+    plan_controls(sweep)  # data and weights are looked for before anything is written
+    run_dir = run_dir_of(args)
+    folder = RunFolder(run_dir, sweep.spec.name)
+    folder.prepare()
+    _log_to(folder.path / "sweep.log")
+    console = Console()
+    view: LiveView | PlainView = LiveView(console) if console.is_terminal else PlainView(echo)
+
+    def execute(conductor: "Conductor", store: Any, resources: Any) -> None:
+        if args.executor == "local":
+            run_in_process(conductor, store, resources)
+            return
+        from ddgd_ray.engine.ray_tune import run_with_tune
+
+        run_with_tune(conductor, store, resources, args.address)
+
+    shipper = None
+    uri = args.tracking_uri or tracker.default_uri(run_dir)
+
+    def on_start(conductor: "Conductor") -> None:
+        nonlocal shipper
+        _drain_on_signal(conductor)
+        if not args.no_tracking and (not conductor.is_finished or tracker.waiting(folder)):
+            shipper = tracker.start_shipper(folder, uri)
+        view.start(conductor)
+
+    started, busy_before = time.monotonic(), machine_busy_s()
+    try:
+        result = run_sweep(sweep, run_dir, execute, emit=view.event, on_start=on_start)
+    finally:
+        view.stop()
+    seconds = time.monotonic() - started
+    _finish(result, open_store(run_dir), seconds, busy_share=(machine_busy_s() - busy_before) / seconds / (os.cpu_count() or 1))
+    if shipper is not None:
+        left = tracker.close(folder, shipper, TRACKER_WAIT_S)
+        if left:
+            echo(f"warning: {left} trials are not in MLflow yet; send them with: ddgd-ray sync {folder.path}")
+        else:
+            echo(f"MLflow    {uri}")
+    return result.exit_code
+
+
+def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> None:
+    from ddgd_ray.report.results import rows_of
+    from ddgd_ray.report.write import read_run
+
+    _, records = read_run(result.folder.path)
+    for cause in result.causes:
+        echo(cause)
+    if rows_of(records, store):
+        _tell_results(result.folder.path, records, store)
+    else:
+        echo("no evaluation has finished: there is no table yet")
+    busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
+    echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s{busy}")
+    echo(f"store     {store.root}")
+    if result.failed:
+        echo(f"failed    {', '.join(record.trial.name for record in result.failed)}")
+    if result.is_interrupted:
+        echo("interrupted: everything finished is kept; run the same command again to continue")
+    if result.is_given_up:
+        echo("stopped: too many jobs failed (resources.max_failed_share)")
+
+
+def _tell_results(path: Path, records: list[dict[str, Any]], store: Any) -> None:
+    from ddgd_ray.report.results import stage_costs
+    from ddgd_ray.report.write import write_report
+
+    report = write_report(path, store)
+    echo("\n" + report.brief)
+    costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
+    echo(f"stages    {costs}")
+    echo(f"tables    {report.tables[0]} (.tex, .csv), with comparisons and quality\nresults   {report.results}")
+    if report.pictures:
+        echo(f"pictures  {path / 'report'}/grid-*.png ({len(report.pictures)})")
+
+
+def _drain_on_signal(conductor: "Conductor") -> None:
+    """The first SIGINT or SIGTERM lets running jobs end, a second leaves at once; the store is consistent either way."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if conductor.is_draining:
+            os._exit(128 + number)
+        conductor.is_draining = True
+        logging.getLogger(__name__).warning("signal %d: stopping; running jobs end first, once more leaves at once", number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
+def _log_to(path: Path) -> None:
+    """Everything that libraries log goes to the run's file; the terminal belongs to us."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    ray = logging.getLogger("ray")
+    ray.addHandler(handler)
+    ray.propagate = False
+    logging.captureWarnings(True)

@@ -1,0 +1,173 @@
+"""The sections of a sweep file: what varies, over which seeds, judged by what, run how."""
+
+import re
+from typing import Literal, Self, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from ddgd_ray.spec.base import Spec, Value, Values
+from ddgd_ray.spec.evaluation import FeatureSpace, refuse_unknown_network
+from ddgd_ray.spec.load import nearest
+from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
+
+ControlName = Literal[
+    "random_real", "herding", "herding_latents", "kcenter", "kcenter_latents", "full_data", "pretrained", "plain"
+]
+NO_AUGMENTATION_OF_MAIN = "noaug"
+
+
+class SeedsSpec(Spec):
+    distill: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Seeds of fine-tuning and sampling together: n of the table."""
+    evaluate: tuple[int, ...] = Field((0, 1), min_length=1)
+    """Seeds of the classifiers; averaged inside a distillation seed."""
+
+    @field_validator("distill", "evaluate")
+    @classmethod
+    def _seeds_are_sound(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("a seed is listed twice", "remove one of the two")
+        if any(not 0 <= seed < 2**31 for seed in seeds):
+            raise ValueError("a seed must lie in 0 .. 2^31 - 1", "e.g. [0, 1, 2]")
+        return seeds
+
+
+class EvaluatorsSpec(Spec):
+    networks: tuple[str, ...] = Field(("convnet3_slim", "resnet_slim"), min_length=1)
+    ipc: tuple[int, ...] = Field((20,), min_length=1)
+    """Images per class; the largest is sampled, smaller ones are its prefixes."""
+    also: tuple[str, ...] = ()
+    """Further protocols to judge every set by: names of spec/protocols, or noaug for the main one without augmentation."""
+
+    @field_validator("also")
+    @classmethod
+    def _protocols_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            known = [*protocol_names(), NO_AUGMENTATION_OF_MAIN]
+            if name.removesuffix(NO_AUGMENTATION) not in known:
+                raise ValueError(
+                    f"unknown protocol {name!r}; known: {', '.join(known)}", f"did you mean {nearest(name, known)}?"
+                )
+        if len(set(names)) != len(names):
+            raise ValueError("a protocol is listed twice", "remove one of the two")
+        return names
+
+    @field_validator("networks")
+    @classmethod
+    def _networks_are_known(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for name in networks:
+            refuse_unknown_network(name)
+        if len(set(networks)) != len(networks):
+            raise ValueError("a network is listed twice", "remove one of the two")
+        return networks
+
+    @field_validator("ipc")
+    @classmethod
+    def _positive(cls, ipc: tuple[int, ...]) -> tuple[int, ...]:
+        if min(ipc) < 1 or len(set(ipc)) != len(ipc):
+            raise ValueError("each ipc must be 1 or more, and listed once", "e.g. [10, 50]")
+        return ipc
+
+
+class ObjectiveSpec(Spec):
+    metric: Literal["val_top1", "top1_last", "top1_best", "top1_selected"] = "val_top1"
+    """Mean over networks and seeds. val_top1 is measured on held-out training images; the others look at the test images."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    finalists: int = Field(1, ge=1)
+    """Arms that see the test images with `test: finalists`."""
+
+
+class SearchSpec(Spec):
+    space: str
+    """A file of search_spaces/, relative to the sweep file or to the working directory."""
+    algorithm: Literal["tpe", "random"] = "tpe"
+    trials: int = Field(20, ge=1, le=100_000)
+    parallel: int = Field(2, ge=1)
+    """Configurations proposed at once; the next batch waits for them, so that proposals do not depend on timing."""
+    seed: int = Field(0, ge=0)
+
+
+class ResourcesSpec(Spec):
+    """How to run: nothing here changes a result or a key."""
+
+    cpus: float = Field(1, gt=0)
+    """Of one job."""
+    gpus: float = Field(0, ge=0)
+    workers: int = Field(1, ge=1)
+    """Ray Train workers of one fine-tuning or sampling."""
+    chunk: int = Field(256, ge=1)
+    """Images a forward pass without gradient may hold."""
+    checkpoint_steps: int = Field(500, ge=0)
+    """Steps of a fine-tuning between checkpoints, from which it goes on after a crash; 0: none."""
+    micro_batch: int = Field(0, ge=0)
+    """Images that a pass with gradient may hold, 0 for a worker's whole share. Losses and memories see the whole batch in any
+    case; the price is one more forward pass."""
+    compile: bool = False
+    """torch.compile the network's blocks: a minute at the start, faster steps."""
+    pack: int = Field(0, ge=0)
+    """Seeds of one classifier trained at once; 0: as many as fit on a GPU, one on a CPU, where a pack gains nothing."""
+    recompute: bool = False
+    """Gradient checkpointing: activations inside a block are computed again in the backward pass."""
+    max_failures: int = Field(2, ge=0)
+    """How often a job whose worker died is repeated."""
+    max_failed_share: float = Field(0.5, ge=0, le=1)
+    """Stop when more than this share of the finished jobs failed (at least 4)."""
+
+
+class SweepSpec(Spec):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    preset: str = "fashion"
+    recipe: str = ""
+    """A method of spec/recipes to start from; `set` and what varies override it. May itself be varied, as `recipe`."""
+    set: dict[str, Values] = Field(default_factory=dict)
+    """Overrides of the preset for every trial, by dotted path."""
+    vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+    """Grid: every combination of these values, by dotted path."""
+    search: SearchSpec | None = None
+    seeds: SeedsSpec = SeedsSpec()
+    evaluate: EvaluatorsSpec = EvaluatorsSpec()
+    controls: tuple[ControlName, ...] = ()
+    sets: dict[str, Values] = Field(default_factory=dict)
+    """Ready-made sets, whoever made them, judged as arms beside the others: {name: folder}, or a list of folders, its seeds."""
+    quality: tuple[FeatureSpace, ...] = ()
+    """Feature spaces in which each set is compared with the real images: latents, or the reference network's features."""
+    test: Literal["all", "finalists"] = "all"
+    """Which arms' classifiers see the test images. finalists: the best by the objective and the controls, once, at the end."""
+    objective: ObjectiveSpec = ObjectiveSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+
+    @field_validator("vary")
+    @classmethod
+    def _values_differ(cls, vary: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
+        for path, values in vary.items():
+            if not values:
+                raise ValueError(f"{path} lists no value", "list the values to compare")
+            if len(set(map(repr, values))) != len(values):
+                raise ValueError(f"{path} lists a value twice", "remove one of the two")
+        return vary
+
+    @model_validator(mode="after")
+    def _one_way_to_vary(self) -> Self:
+        given = bool(self.vary) + (self.search is not None)
+        if given == 2 or not (given or self.sets):
+            what = "give either `vary` (a grid) or `search` (a search space), one of the two, or `sets` to judge alone"
+            raise ValueError(what, "e.g. vary: {finetune.lambda_g: [0.0, 0.008]}")
+        return self
+
+    @field_validator("sets")
+    @classmethod
+    def _sets_are_named(cls, sets: dict[str, Values]) -> dict[str, Values]:
+        for name, folders in sets.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,59}", name) or name in get_args(ControlName):
+                raise ValueError(f"{name!r} cannot name a set", "use letters, digits, . + -, and no name of a control")
+            paths = folders if isinstance(folders, tuple) else (folders,)
+            if not paths or not all(isinstance(path, str) and path for path in paths):
+                raise ValueError(f"{name}: expected a folder, or a list of folders", "e.g. sets: {mine: /path/to/set}")
+        return sets
+
+    @model_validator(mode="after")
+    def _finalists_are_chosen_without_the_test(self) -> Self:
+        if self.test == "finalists" and self.objective.metric != "val_top1":
+            what = f"test: finalists goes by the validation images, objective.metric is {self.objective.metric}"
+            raise ValueError(what, "set objective.metric: val_top1")
+        return self
