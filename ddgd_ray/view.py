@@ -115,8 +115,11 @@ def _trial_line(event: Event, conductor: Conductor | None) -> str:
     assert event.record is not None
     if event.record.state == "failed" or conductor is None:
         return f"trial  {event.record.trial.name}  {event.record.state}"
-    metric = conductor.sweep.spec.objective.metric
-    return f"trial  {event.record.trial.name}  {metric} {conductor.trial_value(event.record):.3f}"
+    for metric in (conductor.sweep.spec.objective.metric, "top1_last"):
+        value = conductor.trial_value(event.record, metric)
+        if value is not None:
+            return f"trial  {event.record.trial.name}  {metric} {value:.3f}"
+    return f"trial  {event.record.trial.name}  done"
 
 
 def progress_of(store: Path, keys: list[str]) -> str:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from ddgd_ray.engine.plan import Evaluator, Ref, Trial, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord
 from ddgd_ray.engine.search import Proposal, Search
-from ddgd_ray.errors import EngineError
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Outside, StageCall
@@ -217,8 +216,9 @@ class Conductor:
             return
         values: dict[str, list[float]] = {}
         for record in self.records:
-            if record.state == "done" and not record.trial.is_control:
-                values.setdefault(record.trial.arm, []).append(self.trial_value(record))
+            value = self.trial_value(record) if record.state == "done" and not record.trial.is_control else None
+            if value is not None:
+                values.setdefault(record.trial.arm, []).append(value)
         means = {arm: statistics.fmean(found) for arm, found in values.items()}
         ranked = sorted(means, key=lambda arm: means[arm], reverse=self.sweep.spec.objective.direction == "maximize")
         chosen = set(ranked[: self.sweep.spec.objective.finalists])
@@ -245,28 +245,21 @@ class Conductor:
         self.emit(Event("trial", record=record))
 
     def _objective(self, records: list[TrialRecord]) -> float | None:
-        """Mean over distillation seeds of the mean over evaluators; None when anything failed."""
+        """Mean over distillation seeds of the mean over evaluators; None when anything failed, or nothing measured it."""
         if any(record.state == "failed" for record in records):
             return None
-        return statistics.fmean(self.trial_value(record) for record in records)
+        values = [self.trial_value(record) for record in records]
+        return None if None in values else statistics.fmean(value for value in values if value is not None)
 
-    def trial_value(self, record: TrialRecord) -> float:
-        """The objective metric of one finished trial, mean over its evaluators of the main protocol."""
-        metric = self.sweep.spec.objective.metric
-        values = []
-        for evaluator in record.trial.evaluators:
-            if not evaluator.is_main:
-                continue
-            artifact = self.store.get(*evaluator.call.ref)
-            assert artifact is not None
-            if metric not in artifact.metrics:
-                raise EngineError(
-                    f"the evaluators did not report {metric}; reported: {', '.join(sorted(artifact.metrics))}",
-                    where="objective.metric",
-                    fix="hold out a validation slice: images.validation_per_class",
-                )
-            values.append(artifact.metrics[metric])
-        return statistics.fmean(values)
+    def trial_value(self, record: TrialRecord, metric: str = "") -> float | None:
+        """The objective's metric, or another, of one finished trial: mean over its evaluators of the main protocol.
+
+        None where none of them has it: validation accuracy needs a validation slice.
+        """
+        metric = metric or self.sweep.spec.objective.metric
+        made = [self.store.get(*evaluator.call.ref) for evaluator in record.trial.evaluators if evaluator.is_main]
+        values = [artifact.metrics[metric] for artifact in made if artifact is not None and metric in artifact.metrics]
+        return statistics.fmean(values) if values else None
 
 
 def jobs_of(trial: Trial, resources: ResourcesSpec) -> list[Job]:

@@ -113,7 +113,8 @@ def markdown_report(
         f"first.",
         missing_note(records, rows),
         *map(markdown, tables),
-        f"## Selection\n\n{selection_note(spec, chosen_under)}\n\n{readings_note(rows)}",
+        f"## Selection\n\n{selection_note(spec, chosen_under)}" if spec["vary"] or spec["search"] else "",
+        readings_note(rows),
     ]
     failed = [record for record in records if record["state"] == "failed"]
     if failed:

@@ -170,10 +170,13 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
             seen.update(map(str, found))
 
     collect({})
-    if sweep.spec.test == "finalists" and not errors and not sweep.preset_with({}).images.validation_per_class:
-        where = sweep.source.where(("test",))
-        fix = "hold out a validation slice: images.validation_per_class"
-        errors.append(SpecError("test: finalists needs validation images to choose by", where=where, fix=fix))
+    if not errors and (sweep.spec.test == "finalists" or sweep.spec.search):
+        needs = sweep.spec.objective.metric in ("val_top1", "top1_selected")
+        if needs and not sweep.preset_with({}).images.validation_per_class:
+            who = "test: finalists" if sweep.spec.test == "finalists" else "search"
+            what = f"{who} goes by validation images, and there are none"
+            where = sweep.source.where(("objective", "metric"))
+            errors.append(SpecError(what, where=where, fix="hold some out: --set images.validation_per_class=50"))
     size = 1
     for path, values in sweep.spec.vary.items():
         size *= len(values)
