@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
-from ddgd_ray.stages import finetune
+from ddgd_ray.spec.evaluation import EvaluateSpec
+from ddgd_ray.spec.stages import FinetuneSpec, ImagesSpec, MemorySpec
+from ddgd_ray.stages import evaluate, finetune
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.batches import steps_of
+from ddgd_ray.stages.images import Split
 from ddgd_ray.stages.latents import LatentCache
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -52,3 +56,58 @@ def test_compiled_blocks_give_the_losses_of_plain_ones(variance_inputs: dict[str
         plain.step(step)
         compiled.step(step)
         assert compiled.watch.newest_terms() == pytest.approx(plain.watch.newest_terms(), rel=1e-3, abs=1e-4)
+
+
+def training_on(device: str, num_seeds: int, **changes: Any) -> evaluate.Training:
+    """A protocol with all augmentation on 30 random images of 64 px."""
+    images = ImagesSpec(source="imagefolder", classes=("a", "b", "c"), size=64)
+    fields = {"network": "resnet_ap10", "protocol": {"name": "idc", "size": 64, "steps": 20, "batch_size": 12}, "ipc": 10}
+    specs = [EvaluateSpec.model_validate({**fields, "images": images, "seed": seed, **changes}) for seed in range(num_seeds)]
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8)
+    train = Split(pixels, np.repeat(np.arange(3), 10), [])
+    return evaluate.Training(specs, train, 64, None, [Context(device=device)] * num_seeds)
+
+
+def losses_of(training: evaluate.Training, num_steps: int) -> torch.Tensor:
+    """(num_steps, K), training on the way."""
+    seeds = [seed + 1 for seed in training.seeds]
+    draws = steps_of(training.protocol, training.course, 64, seeds, training.ctx.device)
+    found = []
+    for _, step in zip(range(num_steps), draws, strict=False):
+        losses_K = training._losses(step)
+        training._optimizer.zero_grad(set_to_none=True)
+        losses_K.sum().backward()
+        training._optimizer.step()
+        found.append(losses_K.detach())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_no_step_of_a_classifier_waits_for_the_gpu(num_seeds: int, dtype: str) -> None:
+    training = training_on("cuda", num_seeds, dtype=dtype)
+    losses_of(training, 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = losses_of(training, 4)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses.isfinite().all()
+
+
+def test_a_classifier_learns_on_the_gpu_what_it_learns_on_the_cpu() -> None:
+    torch.testing.assert_close(
+        losses_of(training_on("cuda", 1), 4).cpu(), losses_of(training_on("cpu", 1), 4), rtol=1e-2, atol=1e-3
+    )
+
+
+def test_a_pack_on_the_gpu_learns_what_its_members_learn_alone() -> None:
+    packed = losses_of(training_on("cuda", 3), 4)
+    torch.testing.assert_close(packed[:, :1], losses_of(training_on("cuda", 1), 4), rtol=1e-2, atol=1e-3)
+
+
+def test_as_many_seeds_as_fit_are_trained_at_once(tmp_path: Path) -> None:
+    specs = [training_on("cpu", 1, seed=seed).spec for seed in range(4)]
+    assert evaluate.num_at_once(specs, {}, Context(device="cuda")) == 4
+    assert evaluate.num_at_once(specs, {}, Context(device="cuda", pack=2)) == 2
+    assert evaluate.num_at_once(specs, {}, Context()) == 1
