@@ -21,6 +21,7 @@ from ddgd_ray.stages.evaluate import load_network
 from ddgd_ray.stages.images import Uint8, list_splits, stream, within_limit
 
 AHEAD = 2  # batches decoded before they are asked for, where it is another device that computes
+BATCH = 64  # a pass's images; not ctx.chunk: the last digits of a feature depend on it
 NUM_NEIGHBOURS = 10  # the most that a quality may ask for
 
 
@@ -43,7 +44,7 @@ def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     np.save(out / "rows.npy", np.concatenate(rows))
     if "set" not in inputs:
         table = torch.from_numpy(np.concatenate(parts)).to(ctx.device)
-        found = neighbours(table, min(NUM_NEIGHBOURS, len(table) - 1), chunk=4 * ctx.chunk)
+        found = neighbours(table, min(NUM_NEIGHBOURS, len(table) - 1))
         np.save(out / "neighbours.npy", found.square_NK.cpu().numpy())
         np.save(out / "nearest.npy", found.nearest_N.cpu().numpy())
     return {"num_images": float(sum(map(len, labels))), "num_features": float(parts[0].shape[1])}
@@ -68,14 +69,14 @@ def _batches(
 ) -> Iterator[tuple[Uint8, np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]]:
     if "set" in inputs:
         split = read_set(inputs["set"], spec.images, spec.ipc, size=spec.size, num_threads=ctx.num_threads)
-        for start in range(0, len(split), ctx.chunk):
-            part = np.arange(start, min(start + ctx.chunk, len(split)))
+        for start in range(0, len(split), BATCH):
+            part = np.arange(start, min(start + BATCH, len(split)))
             yield split.images[part], split.labels[part], part
         return
     (listing,) = list_splits(spec.images, inputs["images"], "train")
     if spec.space == "network":
         listing = listing.for_classifier(spec.size, spec.size)
-    blocks = [np.arange(start, min(start + ctx.chunk, len(listing))) for start in range(0, len(listing), ctx.chunk)]
+    blocks = [np.arange(start, min(start + BATCH, len(listing))) for start in range(0, len(listing), BATCH)]
     fitted = spec.images.model_copy(update={"size": spec.size})
     found = stream(fitted, listing, blocks, num_threads=ctx.num_threads, ahead=AHEAD if ctx.device != "cpu" else 0)
     for batch in within_limit(spec.images, inputs["images"], found, [], len(listing)):

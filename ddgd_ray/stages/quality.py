@@ -30,11 +30,10 @@ def run(spec: QualitySpec, inputs: dict[str, Path], out: Path, ctx: Context) -> 
         raise StageError(
             f"{spec.neighbours} neighbours need more than {len(made)} images", where="quality", fix="evaluate a larger ipc"
         )
-    chunk = 4 * ctx.chunk
     square, nearest_real = (torch.from_numpy(np.load(inputs["real"] / f"{name}.npy")) for name in ("neighbours", "nearest"))
     known = metrics.Neighbours(square.to(ctx.device), nearest_real.to(ctx.device))
-    around = metrics.prdc(real, made, k=spec.neighbours, chunk=chunk, real_neighbours=known)
-    copied = metrics.copies(real, made, quantile=spec.copy_quantile, chunk=chunk, real_neighbours=known)
+    around = metrics.prdc(real, made, k=spec.neighbours, real_neighbours=known)
+    copied = metrics.copies(real, made, quantile=spec.copy_quantile, real_neighbours=known)
     nearest = [
         {"image": index, "row": int(rows[row]), "distance": float(distance)}
         for index, (row, distance) in enumerate(zip(copied.nearest_M.tolist(), copied.distance_M.tolist(), strict=True))

@@ -21,8 +21,10 @@ def made(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, di
     store = Store(tmp_path_factory.mktemp("contract"))
     store.prepare()
     calls: dict[str, StageCall] = {}
-    for trial in planned_trials(tiny({"seeds.distill": (0,)})):
-        for call in trial.calls():
+    changes = {"seeds.distill": (0,), "test": "finalists", "quality": ("network",), "images.validation_per_class": 20}
+    for trial in planned_trials(tiny(changes | {"controls": ("random_real", "herding")})):
+        tests = [item.test for item in trial.evaluators if item.test is not None]
+        for call in (*trial.calls(), *tests):
             publish_call(call, store, Context())
             calls.setdefault(call.stage, call)
     trained = store.get(*calls["pretrain"].ref)
@@ -54,7 +56,7 @@ def test_the_same_call_gives_the_same_bytes(made: tuple[Store, dict[str, StageCa
     assert published is not None
     metrics = run_call(call, store, tmp_path, Context(chunk=7))  # another chunk: how, not what
     found, expected = contents(tmp_path), contents(published.path)
-    if stage == "sample":  # its progress is reported batch by batch
+    if stage in ("sample", "features"):  # their progress is reported batch by batch
         found[CURVES] = expected[CURVES]
     assert found == expected
     assert metrics == published.metrics
