@@ -7,6 +7,7 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.spec.check import check
+from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.load import Document, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
@@ -99,7 +100,8 @@ def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int
         if parts[0] in ("set", "vary"):  # below these a key is itself a dotted path
             parts = tuple(name.split(".", 1))
         of_stage = name in SET_BY_SWEEP and name != SET_BY_SWEEP[name]
-        in_sweep = parts[0] in SweepSpec.model_fields and not (name.startswith("evaluate.protocol") or of_stage)
+        of_classifiers = parts[0] == "evaluate" and parts[1:2] and parts[1] in EvaluateSpec.model_fields.keys() - {"ipc"}
+        in_sweep = parts[0] in SweepSpec.model_fields and not (of_classifiers or of_stage)
         if in_sweep:
             own[parts] = value
         else:

@@ -212,3 +212,9 @@ def test_arms_have_names_that_are_short_and_fit_for_files() -> None:
 
 def test_the_known_networks_are_those_that_can_be_built() -> None:
     assert set(NETWORKS) == set(classifiers.NETWORKS)
+
+
+def test_a_field_of_the_classifiers_is_the_presets_and_one_of_the_evaluators_the_sweeps(tmp_path: Path) -> None:
+    checked = sweep(tmp_path, BASE, {"evaluate.dtype": "bfloat16", "evaluate.ipc": (3,), "evaluate.also": ("noaug",)})
+    assert checked.preset_with({}).evaluate.dtype == "bfloat16"
+    assert (checked.spec.evaluate.ipc, checked.spec.evaluate.also) == ((3,), ("noaug",))
