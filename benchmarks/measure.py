@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -37,6 +38,11 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print the JSON object alone")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return made
+
+
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def device_name(device: str) -> str:
