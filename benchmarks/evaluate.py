@@ -7,9 +7,11 @@ image of every epoch with Pillow and augment it with torchvision, one at a time;
 accuracy are read back at every step; test images are decoded again for every test. Ours is the stage itself, `--seeds`
 classifiers, as many at once as it chooses (or `--pack`), reading and decoding the set included; in bfloat16 on CUDA, float32 on
 a CPU. Both train the same network by protocol `idc` (crops, flip, jitter, lighting, CutMix, SGD, batch 64) for as many epochs,
-with one test of 50 images a class every 20 epochs, as idc has. Default on CUDA: resnet_ap10 at 224 px, ipc 10, 3 seeds. On a CPU
-the embedded evaluator, convnet3_slim at 32 px: there the network is small enough that the data path counts; with resnet_ap10 the
-convolutions take all the time on both sides. Goals: 5 x on an H100, 2 x on two cores.
+with one test of 50 images a class every 20 epochs, as idc has.
+
+Default on CUDA: resnet_ap10 at 224 px, ipc 10, 3 seeds. On a CPU the embedded evaluator, convnet3_slim at 32 px: there the
+network is small enough that the data path counts; with resnet_ap10 the convolutions take all the time on both sides. Goals: 5 x
+on an H100, 2 x on two cores.
 """
 
 import argparse

@@ -87,3 +87,15 @@ def _is_part(config: Path, part: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError):  # not a model's: the caller says what was expected there
         return False
     return found == names[part] or (part == "backbone" and found == "Transformer2DModel")
+
+
+def script_file(name: str) -> Path:
+    """The TorchScript file of `reference.inception`. Raises StageError when it is not given or not there."""
+    fix = "--set reference.inception=FILE, e.g. of inception-2015-12-05.pt as StyleGAN's metrics use it"
+    if not name:
+        what = "quality in the space inception needs a TorchScript file, and none is given"
+        raise StageError(what, code="weights-missing", where="reference.inception", fix=fix)
+    path = resolve(name, "reference.inception")
+    if not path.is_file():
+        raise StageError("there is no such file", code="weights-missing", where=f"reference.inception {path}", fix=fix)
+    return path

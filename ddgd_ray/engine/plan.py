@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.sources import images_source, resolve, set_source, training_images_per_class
+from ddgd_ray.sources import images_source, known_sha256, resolve, set_source, training_images_per_class
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.evaluation import (
     DecodeSpec,
@@ -29,7 +29,7 @@ from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import NO_AUGMENTATION_OF_MAIN
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.store import Store
-from ddgd_ray.weights import weights_source
+from ddgd_ray.weights import script_file, weights_source
 
 Ref = tuple[str, str]
 
@@ -206,13 +206,15 @@ class Shared:
         every = self._add(self.all_images())
         return self._add(StageCall(spec, {"set": every, "real": self.decoded(chosen.protocol)}))
 
-    def _space(self, space: FeatureSpace, seed: int) -> tuple[int, Ref]:
+    def _space(self, space: FeatureSpace, seed: int) -> tuple[int, Ref | Outside]:
         """Pixels a side that its model sees, and the model."""
-        own = self.preset.images.size
-        return (own, self.autoencoder) if space == "latents" else (
-            self.preset.reference.protocol.size or own,
-            self.reference(seed),
-        )  # fmt: skip
+        own, chosen = self.preset.images.size, self.preset.reference
+        if space == "latents":
+            return own, self.autoencoder
+        if space == "network":
+            return chosen.protocol.size or own, self.reference(seed)
+        path = script_file(chosen.inception)
+        return own, Outside(f"sha256:{known_sha256(path)}", str(path))
 
     def real_features(self, space: FeatureSpace, seed: int) -> Ref:
         """Of all training images."""

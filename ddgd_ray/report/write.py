@@ -11,6 +11,7 @@ from ddgd_ray.report.compare import CEILING, by_arm, choose_control
 from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
 from ddgd_ray.report.grids import write_grids
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
+from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.render import Table, latex, markdown
 from ddgd_ray.report.results import Row, protocols_of, rows_of
@@ -71,6 +72,7 @@ def write_report(path: Path, store: Store) -> Report:
     text = markdown_report(spec, rows, tables, records)
     files = {"table.md": text, "table.tex": latex_report(spec, tables)}
     files |= {"table.csv": averaged_csv(rows, spec["evaluate"]["networks"]), "results.csv": csv_table(rows)}
+    files["per_class.csv"] = per_class_csv(rows, store)
     for name, content in files.items():
         write_atomically(out / name, content)
     protocol = next(iter(protocols_of(rows)), "-")

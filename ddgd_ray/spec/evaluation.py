@@ -22,7 +22,7 @@ from ddgd_ray.spec.stages import (
     StageSpec,
 )
 
-FeatureSpace = Literal["latents", "network"]
+FeatureSpace = Literal["latents", "network", "inception"]
 
 
 class DecodeSpec(StageSpec):
@@ -59,7 +59,7 @@ class SelectSpec(StageSpec):
 
 
 class FeaturesSpec(StageSpec):
-    """Every image of a set, or every training image, as a vector: its latent, or a network's last features."""
+    """Every image of a set, or every training image, as a vector: its latent, a network's last features, Inception's."""
 
     stage: ClassVar[str] = "features"
     version: ClassVar[int] = 1
@@ -123,6 +123,10 @@ def refuse_unknown_network(name: str) -> str:
 
 class ReferenceSpec(Spec):
     """The network trained on all real training images: feature space of herding, k-center and quality, RDED's teacher."""
+
+    inception: str = Field("", exclude=True)
+    """TorchScript file of a network for `quality: [inception]`, such as inception-2015-12-05.pt: takes (B, 3, S, S) uint8. Its
+    content enters the keys. May start with `~` or hold $VARIABLES."""
 
     network: Annotated[str, AfterValidator(refuse_unknown_network)] = "resnet_slim"
     protocol: ProtocolSpec = Field(default_factory=ProtocolSpec)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddgd_ray.errors import StageError
 from ddgd_ray.method.augment import normalize
 from ddgd_ray.method.classifiers import features
 from ddgd_ray.method.metrics import neighbours
@@ -28,8 +29,8 @@ NUM_NEIGHBOURS = 10  # the most that a quality may ask for
 def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
     """Writes features.npy (N, F) float32, labels.npy (N,) int64 and rows.npy (N,) int64, the place among the training images.
 
-    Inputs: `model`, an autoencoder or a classifier that was kept, and `set`, or `images` for the training images. Of these it
-    also writes the neighbours of each image among them, neighbours.npy (N, K) and nearest.npy (N,), for every set to come.
+    Inputs: `model`, an autoencoder, a classifier that was kept or a TorchScript file, and `set`, or `images` for the training
+    images. Of these it also writes the neighbours of each among them, neighbours.npy (N, K) and nearest.npy (N,), for every set.
     """
     torch.set_num_threads(ctx.num_threads)
     embed = _embed(spec, inputs["model"], ctx)
@@ -60,8 +61,27 @@ def _embed(spec: FeaturesSpec, folder: Path, ctx: Context) -> Callable[[Tensor],
             return mean.flatten(1)
 
         return torch.inference_mode()(latents)
+    if spec.space == "inception":
+        return torch.inference_mode()(_scripted(folder, ctx.device))
     network = load_network(folder, "last", ctx.device)
     return torch.inference_mode()(lambda images: features(network, normalize(images.permute(0, 3, 1, 2).float() / 255)))
+
+
+def _scripted(path: Path, device: str) -> Callable[[Tensor], Tensor]:
+    """A TorchScript network that takes (B, 3, S, S) uint8; StyleGAN's Inception gives its features when asked to."""
+    try:
+        network = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError) as err:
+        what = f"expected a TorchScript file: {str(err).splitlines()[0]}"
+        raise StageError(what, code="weights-damaged", where=str(path), fix="give another reference.inception") from err
+    options = {"return_features": True} if "return_features" in str(network.forward.schema) else {}
+
+    def features_of(images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2)
+        found: Tensor = network(pixels.expand(-1, 3, -1, -1).contiguous(), **options)
+        return found.flatten(1)
+
+    return features_of
 
 
 def _batches(

@@ -187,3 +187,10 @@ def test_packs_that_overlap_wait_for_each_other_and_not_for_ever(calls: tuple[St
         thread.join(60)
     assert not errors
     assert all(store.has(*call.ref) for call in evaluators)
+
+
+def test_quality_by_inception_asks_for_its_file(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="needs a TorchScript file, and none is given"):
+        plan_controls(tiny({"quality": ("inception",)}))
+    with pytest.raises(StageError, match="there is no such file"):
+        plan_controls(tiny({"quality": ("inception",), "reference.inception": str(tmp_path / "gone.pt")}))

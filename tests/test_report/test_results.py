@@ -1,8 +1,12 @@
 """Rows: what the records and the store say, each result under its protocol."""
 
+import csv
+import io
+import json
 from typing import Any
 
 from ddgd_ray.report.notes import missing_note, readings_note
+from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.render import markdown
 from ddgd_ray.report.results import over_seeds, protocols_of, rows_of, stage_costs
@@ -92,3 +96,18 @@ def test_costs_count_tests_and_quality_too(store: Any, publish: Any) -> None:
 
 def test_rows_without_a_metric_have_no_mean_of_it(row: Any) -> None:
     assert over_seeds([row(val_top1=0.5)], "top1_last") is None
+
+
+def test_each_class_of_each_classifier_is_a_line(row: Any, publish: Any, store: Any) -> None:
+    for key, stage, measured_on in (("one", "evaluate", "validation"), ("two", "test", "test")):
+        publish(stage, key, {})
+        result = {"measured_on": measured_on, "per_class_top1": {"cat": 0.5, "dog": 0.25}}
+        (store.root / stage / key / "result.json").write_text(json.dumps(result))
+    seen = row("a", key="other", tested_by=("test", "two"), top1_last=0.375)
+    lines = list(csv.DictReader(io.StringIO(per_class_csv([row("b", key="one"), seen], store))))
+    assert [(line["arm"], line["measured_on"], line["class"], line["top1"]) for line in lines] == [
+        ("b", "validation", "cat", "0.5"),
+        ("b", "validation", "dog", "0.25"),
+        ("a", "test", "cat", "0.5"),
+        ("a", "test", "dog", "0.25"),
+    ]

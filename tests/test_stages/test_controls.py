@@ -117,3 +117,29 @@ def test_a_sets_features_are_those_of_its_first_images(tmp_path: Path, real: Pat
     expected = read_set(chosen, DIGITS, 2)
     assert table(out, "labels").tolist() == [label for label in range(10) for _ in range(2)]
     np.testing.assert_allclose(table(out, "features"), expected.images.reshape(20, -1) / 127.5 - 1, atol=1e-6)
+
+
+class Means(torch.nn.Module):
+    """As StyleGAN's Inception: uint8 in, logits out unless features are asked for."""
+
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        if return_features:
+            return images.float().mean(dim=3).flatten(1)
+        return images.float().sum(dim=3)
+
+
+def test_a_scripted_network_is_a_feature_space(tmp_path: Path) -> None:
+    torch.jit.script(Means()).save(str(tmp_path / "means.pt"))
+    spec = FeaturesSpec(space="inception", images=DIGITS, size=8)
+    features.run(spec, {"images": Path(), "model": tmp_path / "means.pt"}, tmp_path, Context())
+    (train,) = read_splits(DIGITS, Path(), "train")
+    expected = np.repeat(train.images.mean(axis=2).transpose(0, 2, 1), 3, axis=1).reshape(len(train), -1)
+    np.testing.assert_allclose(table(tmp_path, "features"), expected, rtol=1e-5)
+
+
+def test_a_file_that_is_no_script_is_named(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"nothing of the kind")
+    with pytest.raises(StageError, match="expected a TorchScript file") as caught:
+        spec = FeaturesSpec(space="inception", images=DIGITS, size=8)
+        features.run(spec, {"images": Path(), "model": tmp_path / "weights.pt"}, tmp_path, Context())
+    assert "weights.pt" in str(caught.value.where)

@@ -20,6 +20,7 @@ from ddgd_ray.stages import decode, evaluate
 from ddgd_ray.stages import test as test_stage
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.batches import BLOCK, Course, steps_of
+from ddgd_ray.stages.distilled import read_set
 from ddgd_ray.store import MANIFEST
 
 CLASSES = ("a", "b", "c")
@@ -194,3 +195,16 @@ def test_an_unknown_network_names_the_nearest(run: Run) -> None:
 def test_more_images_than_there_are_name_the_class_and_the_number(run: Run) -> None:
     with pytest.raises(StageError, match="ipc 17 is more than the images of 3 of 3 classes: a has 16, b has 16, c has 16"):
         run(spec_of(ipc=17))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_a_compiled_pack_learns_what_a_plain_one_learns(inputs: dict[str, Path], num_seeds: int) -> None:
+    specs = [spec_of(network="convnet3_slim", seed=seed) for seed in range(num_seeds)]
+    train = read_set(inputs["set"], specs[0].images, 10)
+    losses = []
+    for is_compiled in (False, True):
+        training = evaluate.Training(specs, train, 32, None, [Context(compiled=is_compiled)] * num_seeds)
+        training.run({})
+        losses.append([history[-1]["loss"] for history in training.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
