@@ -1,4 +1,4 @@
-"""Accuracy of each class, a line for every classifier: nothing averaged. Confusion matrices are in the artifacts' result.json."""
+"""Accuracy of each class, a line for every classifier: nothing averaged. Confusion matrices are in each result.json."""
 
 import csv
 import io

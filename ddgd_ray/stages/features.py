@@ -30,7 +30,7 @@ def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     """Writes features.npy (N, F) float32, labels.npy (N,) int64 and rows.npy (N,) int64, the place among the training images.
 
     Inputs: `model`, an autoencoder, a classifier that was kept or a TorchScript file, and `set`, or `images` for the training
-    images. Of these it also writes the neighbours of each among them, neighbours.npy (N, K) and nearest.npy (N,), for every set.
+    images. Of these it also writes the neighbours of each among them, neighbours.npy (N, K), nearest.npy (N,), for every set.
     """
     torch.set_num_threads(ctx.num_threads)
     embed = _embed(spec, inputs["model"], ctx)
