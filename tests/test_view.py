@@ -57,7 +57,7 @@ def test_lines_come_one_an_event_and_say_how_much_is_left(tiny: Any, tmp_path: P
     job = conductor.next()
     assert job is not None
     conductor.ended(job.id, Outcome("the worker process died"))
-    assert "15 to run" in lines[0]
+    assert "16 to run" in lines[0]
     assert "retry" in lines[1]
     assert job.label in lines[1]
     view.event(Event("start", job))

@@ -61,14 +61,16 @@ def set_folder(record: Mapping[str, Any], store: Store) -> Path | None:
 def write_grids(records: Sequence[Mapping[str, Any]], store: Store, out: Path) -> list[Path]:
     """grid-ARM.png for the first seed of every arm: real images (the random_real control) on the left when the run has them."""
     first: dict[str, Path] = {}
+    titles: dict[str, str] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
         folder = set_folder(record, store)
         if folder is not None and record["arm"] != "full_data":
             first.setdefault(record["arm"], folder)
+            titles[record["arm"]] = record["arm"] if record["is_control"] else f"distilled: {record['arm']}"
     real = {"real": first.pop("random_real")} if "random_real" in first else {}
     written = []
     for arm, folder in first.items():
         path = out / f"grid-{arm}.png"
-        draw_grid({**real, f"distilled: {arm}": folder}).save(path)
+        draw_grid({**real, titles[arm]: folder}).save(path)
         written.append(path)
     return written
