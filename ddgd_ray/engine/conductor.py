@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ddgd_ray.engine.plan import Evaluator, Ref, Trial, plan_arm, plan_controls
+from ddgd_ray.engine.plan import Evaluator, Trial, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord
 from ddgd_ray.engine.search import Proposal, Search
+from ddgd_ray.engine.shared import Ref
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Outside, StageCall

@@ -5,31 +5,27 @@ Shapes: K classifiers (seeds), N images, B batch, C channels, S side in pixels, 
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.method.augment import cutmix_boxes, normalize
-from ddgd_ray.method.classifiers import NETWORKS, build_network
+from ddgd_ray.errors import StageError
+from ddgd_ray.method.augment import cutmix_boxes
 from ddgd_ray.method.packing import Pack
 from ddgd_ray.spec.evaluation import EvaluateSpec
-from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.batches import Course, augmented, steps_of
+from ddgd_ray.stages.classifier import Judge, arithmetic, load_network, new_network, on_device, top1
 from ddgd_ray.stages.decode import read_decoded
 from ddgd_ray.stages.distilled import read_set
 from ddgd_ray.stages.images import Split
-from ddgd_ray.store import MANIFEST
 
-RESIDENT_SHARE = 0.4  # of the device's free memory that a set may take; a larger one stays on the host
 PACKED_SHARE = 0.7  # of what is free after it that classifiers trained at once may take
 
 
@@ -94,7 +90,7 @@ class Training:
         self.protocol: ProtocolSpec = self.spec.protocol
         self.seeds = [spec.seed for spec in specs]
         self.course = Course.of(self.protocol, len(train), len(self.spec.images.classes))
-        self._images, self._labels, self._size = *_on_device(train, self.ctx), size
+        self._images, self._labels, self._size = *on_device(train, self.ctx), size
         self.pack = Pack([new_network(spec).to(self.ctx.device) for spec in specs])
         self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
         self._optimizer, self._schedule = _optimizer(self.pack.parameters(), self.protocol, self.course, self.ctx.device)
@@ -219,89 +215,6 @@ def _summary(history: list[dict[str, float]], spec: EvaluateSpec) -> dict[str, f
         if "test_top1_selected" in last:
             summary |= {"top1_selected": last["test_top1_selected"], "num_test_looks": 2.0}
     return summary
-
-
-class Judge:
-    """Counts of (true class, predicted class) on real images, for all classifiers of a pack at once."""
-
-    def __init__(self, split: Split, spec: EvaluateSpec, ctx: Context) -> None:
-        self._images, self._labels = _on_device(split, ctx)
-        self._spec, self._ctx, self._num_classes = spec, ctx, len(spec.images.classes)
-
-    @torch.inference_mode()
-    def __call__(self, pack: Pack) -> Tensor:
-        """(K, Y, Y) float64 on the host."""
-        pack.train(False)
-        chunk = max(1, 2 * self._ctx.chunk // pack.num)
-        with arithmetic(self._spec.dtype, self._ctx.device):
-            guesses = [
-                pack(normalize(part.to(self._ctx.device).float() / 255)).argmax(dim=2) for part in self._images.split(chunk)
-            ]
-        pack.train()
-        cells_KN = self._labels * self._num_classes + torch.cat(guesses, dim=1)
-        counts = [torch.bincount(cells, minlength=self._num_classes**2) for cells in cells_KN.cpu()]
-        return torch.stack(counts).double().unflatten(1, (self._num_classes, self._num_classes))
-
-
-def top1(confusion_KYY: Tensor) -> list[float]:
-    """Share of each classifier's right answers."""
-    right: list[float] = (confusion_KYY.diagonal(dim1=1, dim2=2).sum(dim=1) / confusion_KYY.sum(dim=(1, 2))).tolist()
-    return right
-
-
-def new_network(spec: EvaluateSpec) -> nn.Module:
-    """With the weights that the seed alone decides. Raises SpecError for a name or size that no network has."""
-    torch.manual_seed(spec.seed)
-    size = spec.protocol.size or spec.images.size
-    try:
-        return build_network(spec.network, num_classes=len(spec.images.classes), channels=spec.images.channels, size=size)
-    except KeyError as err:
-        raise SpecError(
-            f"unknown network {spec.network!r}; known: {', '.join(NETWORKS)}, and timm/NAME",
-            where="evaluate.networks",
-            fix=f"did you mean {nearest(spec.network, NETWORKS)}?",
-        ) from err
-    except ValueError as err:
-        raise SpecError(str(err), where="evaluate.networks", fix="choose another network or protocol.size") from err
-
-
-def spec_of(folder: Path) -> EvaluateSpec:
-    """What the classifier in an evaluate artifact was trained by."""
-    return EvaluateSpec.model_validate_json(json.dumps(json.loads((folder / MANIFEST).read_text())["spec"]))
-
-
-def load_network(folder: Path, which: str, device: str) -> nn.Module:
-    """The classifier that an evaluate artifact kept, `last` or `selected`, ready to answer."""
-    spec = spec_of(folder)
-    network = new_network(spec)
-    tensors = load_file(folder / "weights.safetensors")
-    kept = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{which}.")}
-    network.load_state_dict(kept)
-    return network.to(device).eval().requires_grad_(False)
-
-
-@contextmanager
-def arithmetic(dtype: str, device: str) -> Iterator[None]:
-    """Matrix products and convolutions in this type; the rest stays float32."""
-    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    try:
-        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=dtype == "bfloat16"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
-
-
-def _on_device(split: Split, ctx: Context) -> tuple[Tensor, Tensor]:
-    """(N, C, S, S) uint8 and (N,) int64. Images that would fill the device stay on the host."""
-    images = torch.tensor(split.images).permute(0, 3, 1, 2).contiguous()
-    if ctx.device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(ctx.device)
-        if images.nbytes > RESIDENT_SHARE * free:
-            return images.pin_memory(), torch.from_numpy(split.labels).to(ctx.device)
-    return images.to(ctx.device), torch.from_numpy(split.labels).to(ctx.device)
 
 
 def _optimizer(

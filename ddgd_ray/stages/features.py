@@ -17,8 +17,8 @@ from ddgd_ray.method.metrics import neighbours
 from ddgd_ray.spec.evaluation import FeaturesSpec
 from ddgd_ray.stages.backbone import Autoencoder, to_unit_range
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.classifier import load_network
 from ddgd_ray.stages.distilled import read_set
-from ddgd_ray.stages.evaluate import load_network
 from ddgd_ray.stages.images import Uint8, list_splits, stream, within_limit
 
 AHEAD = 2  # batches decoded before they are asked for, where it is another device that computes

@@ -6,8 +6,8 @@ from pathlib import Path
 from ddgd_ray.method.packing import Pack
 from ddgd_ray.spec.evaluation import TestSpec
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.classifier import Judge, load_network, spec_of, top1
 from ddgd_ray.stages.decode import read_decoded
-from ddgd_ray.stages.evaluate import Judge, load_network, spec_of, top1
 
 
 def run(spec: TestSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
