@@ -5,6 +5,7 @@ Shapes: K classifiers (seeds), N images, B batch, C channels, S side in pixels, 
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,24 +61,36 @@ def run_packed(
 
 
 def num_at_once(specs: Sequence[EvaluateSpec], inputs: dict[str, Path], ctx: Context) -> int:
-    """How many of the specs to train at once: ctx.pack, or on a GPU by what one of them takes of its memory; 1 on a CPU."""
+    """How many of the specs to train at once: ctx.pack where it says. Otherwise one on a CPU; on a GPU as many as fit into its
+    memory, or one when that is faster a seed: a network that fills the device alone gains nothing from company."""
     if ctx.pack or not ctx.device.startswith("cuda"):
         return ctx.pack or 1
-    spec = specs[0]
-    size = spec.protocol.size or spec.images.size
-    batch = spec.protocol.batch_of(spec.ipc or 10**9)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(ctx.device)
     before = torch.cuda.memory_allocated(ctx.device)
     torch.cuda.reset_peak_memory_stats(ctx.device)
-    network = new_network(spec).to(ctx.device)
-    images = torch.zeros(batch, spec.images.channels, size, size, device=ctx.device)
-    with arithmetic(spec.dtype, ctx.device):
-        network(images).float().sum().backward()
+    alone_s = step_s(specs[:1], ctx)
     taken = torch.cuda.max_memory_allocated(ctx.device) - before
-    del network, images
     torch.cuda.empty_cache()
-    return max(1, min(len(specs), int(PACKED_SHARE * free / max(taken, 1))))
+    most = max(1, min(len(specs), int(PACKED_SHARE * free / max(taken, 1))))
+    return most if most > 1 and step_s(specs[:most], ctx) < most * alone_s else 1
+
+
+def step_s(specs: Sequence[EvaluateSpec], ctx: Context) -> float:
+    """Seconds of a forward and a backward pass of all specs' classifiers at once, the best of three."""
+    spec, num = specs[0], len(specs)
+    size = spec.protocol.size or spec.images.size
+    pack = Pack([new_network(one).to(ctx.device) for one in specs])
+    images = torch.zeros(num, spec.protocol.batch_of(spec.ipc or 10**9), spec.images.channels, size, size, device=ctx.device)
+    seconds = []
+    for _ in range(5):  # the first two choose kernels and fill the allocator
+        started = time.perf_counter()
+        with arithmetic(spec.dtype, ctx.device):
+            pack(images).float().sum().backward()
+        if ctx.device.startswith("cuda"):
+            torch.cuda.synchronize(ctx.device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[2:])
 
 
 class Training:
@@ -91,6 +104,7 @@ class Training:
         self.seeds = [spec.seed for spec in specs]
         self.course = Course.of(self.protocol, len(train), len(self.spec.images.classes))
         self._images, self._labels, self._size = *on_device(train, self.ctx), size
+        torch.backends.cudnn.benchmark = True  # one or two shapes of a batch, thousands of times
         self.pack = Pack([new_network(spec).to(self.ctx.device) for spec in specs])
         self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
         self._optimizer, self._schedule = _optimizer(self.pack.parameters(), self.protocol, self.course, self.ctx.device)

@@ -208,3 +208,10 @@ def test_a_compiled_pack_learns_what_a_plain_one_learns(inputs: dict[str, Path],
         training.run({})
         losses.append([history[-1]["loss"] for history in training.history])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_on_a_cpu_one_classifier_is_trained_at_a_time_unless_told(inputs: dict[str, Path]) -> None:
+    specs = [spec_of(seed=seed) for seed in range(3)]
+    assert evaluate.num_at_once(specs, inputs, Context()) == 1
+    assert evaluate.num_at_once(specs, inputs, Context(pack=2)) == 2
+    assert 0 < evaluate.step_s(specs[:1], Context()) < 60
