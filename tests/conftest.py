@@ -36,6 +36,13 @@ controls: [random_real]
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process a file, so that its fixtures are made once, and one for all tests that need Ray."""
+    for item in items:
+        needs_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test writes into the home folder; processes that tests start inherit this."""
