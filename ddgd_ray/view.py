@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddgd_ray.engine.conductor import Conductor, Event
+from ddgd_ray.engine.objective import trial_value
 from ddgd_ray.stages.base import CURVES
 
 
@@ -26,7 +27,7 @@ class PlainView:
 
     def start(self, conductor: Conductor) -> None:
         self._conductor = conductor
-        self._line(f"{conductor.num_hits} jobs are published already, {conductor.num_waiting} to run")
+        self._line(f"{conductor.num_hits} jobs are published already, {len(conductor.queue)} to run")
 
     def stop(self) -> None:
         pass
@@ -41,7 +42,7 @@ class PlainView:
             self._line(f"{event.kind:6} {event.job.label}  {first_line}")
 
     def _line(self, text: str) -> None:
-        left = f" [{self._conductor.num_waiting + len(self._conductor.running)} left]" if self._conductor else ""
+        left = f" [{len(self._conductor.queue) + len(self._conductor.running)} left]" if self._conductor else ""
         self._echo(f"{time.monotonic() - self._started:7.1f} s{left} {text}")
 
 
@@ -92,7 +93,7 @@ class LiveView:
         states = Counter(record.state for record in conductor.records)
         head = (
             f"{conductor.sweep.spec.name}: {conductor.num_done} jobs done, {conductor.num_hits} were there, "
-            f"{len(conductor.running)} running, {conductor.num_waiting} waiting; trials {states['done']} done, "
+            f"{len(conductor.running)} running, {len(conductor.queue)} waiting; trials {states['done']} done, "
             f"{states['failed']} failed, {states['planned']} open; {elapsed:.0f} s, about {self._time_left():.0f} s left"
         )
         if conductor.is_draining:
@@ -102,7 +103,7 @@ class LiveView:
     def _time_left(self) -> float:
         """Mean seconds of each kind of job, times how many are left, over how many run at once."""
         assert self._conductor is not None
-        left = Counter(job.kind for job in self._conductor.waiting_jobs)
+        left = self._conductor.queue.count()
         work = sum(count * _mean(self._seconds.get(kind, [])) for kind, count in left.items())
         return work / max(1, len(self._conductor.running))
 
@@ -116,7 +117,7 @@ def _trial_line(event: Event, conductor: Conductor | None) -> str:
     if event.record.state == "failed" or conductor is None:
         return f"trial  {event.record.trial.name}  {event.record.state}"
     for metric in (conductor.sweep.spec.objective.metric, "top1_last"):
-        value = conductor.trial_value(event.record, metric)
+        value = trial_value(event.record, metric, conductor.store)
         if value is not None:
             return f"trial  {event.record.trial.name}  {metric} {value:.3f}"
     return f"trial  {event.record.trial.name}  done"

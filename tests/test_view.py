@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ddgd_ray.engine.conductor import Conductor, Event, Outcome
+from ddgd_ray.engine.conductor import Conductor, Event
+from ddgd_ray.engine.jobs import Outcome
 from ddgd_ray.engine.run_folder import RunFolder, open_store
 from ddgd_ray.engine.search import GridSearch
 from ddgd_ray.view import LiveView, PlainView, machine_busy_s
@@ -57,7 +58,7 @@ def test_lines_come_one_an_event_and_say_how_much_is_left(tiny: Any, tmp_path: P
     job = conductor.next()
     assert job is not None
     conductor.ended(job.id, Outcome("the worker process died"))
-    assert "16 to run" in lines[0]
+    assert "20 to run" in lines[0]
     assert "retry" in lines[1]
     assert job.label in lines[1]
     view.event(Event("start", job))

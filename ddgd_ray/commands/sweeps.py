@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from ddgd_ray.spec.sweep import Sweep
 
 TRACKER_WAIT_S = 10.0
+STOPPED = {
+    "interrupted": "interrupted: everything finished is kept; run the same command again to continue",
+    "failures": "stopped: too many jobs failed (resources.max_failed_share)",
+    "budget": "stopped: the budget is spent; everything finished is kept. Raise it and run the same command again to continue",
+}
 
 
 def _read(args: argparse.Namespace) -> "Sweep":
@@ -178,10 +183,8 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
     echo(f"store     {store.root}")
     if result.failed:
         echo(f"failed    {', '.join(record.trial.name for record in result.failed)}")
-    if result.is_interrupted:
-        echo("interrupted: everything finished is kept; run the same command again to continue")
-    if result.is_given_up:
-        echo("stopped: too many jobs failed (resources.max_failed_share)")
+    if result.stop_reason:
+        echo(STOPPED[result.stop_reason])
 
 
 def _tell_results(path: Path, records: list[dict[str, Any]], store: Any) -> None:
@@ -203,7 +206,7 @@ def _drain_on_signal(conductor: "Conductor") -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         if conductor.is_draining:
             os._exit(128 + number)
-        conductor.is_draining = True
+        conductor.stop("interrupted")
         logging.getLogger(__name__).warning("signal %d: stopping; running jobs end first, once more leaves at once", number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

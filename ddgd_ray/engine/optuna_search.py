@@ -5,7 +5,7 @@ from typing import Any
 
 import optuna
 
-from ddgd_ray.engine.search import Proposal
+from ddgd_ray.engine.search import Proposal, Score
 from ddgd_ray.spec.space import Choice, FloatRange, IntRange
 from ddgd_ray.spec.sweep import Sweep
 
@@ -24,7 +24,7 @@ class OptunaSearch:
         self._spec = spec
         self._space = {name: _distribution(value) for name, value in sweep.space.items()}
         self._directions = [sweep.spec.objective.direction]
-        self._told: dict[int, tuple[Proposal, float | None]] = {}
+        self._told: dict[int, tuple[Proposal, Score | None]] = {}
         self._batch: list[Proposal] = []
         self._num_proposed = 0
         self._num_asked = 0
@@ -43,22 +43,21 @@ class OptunaSearch:
         self._num_asked += 1
         return self._batch.pop(0)
 
-    def tell(self, proposal: Proposal, value: float | None) -> None:
+    def tell(self, proposal: Proposal, score: Score | None) -> None:
         assert proposal.number not in self._told, "a proposal is told once"
-        self._told[proposal.number] = (proposal, value)
+        self._told[proposal.number] = (proposal, score)
 
     def _propose(self) -> None:
         first = self._num_proposed
         study = optuna.create_study(directions=self._directions, sampler=self._sampler(first))
         for number in sorted(self._told):
-            proposal, value = self._told[number]
-            is_failed = value is None
+            proposal, score = self._told[number]
             study.add_trial(
                 optuna.trial.create_trial(
                     params=dict(proposal.params),
                     distributions=self._space,
-                    value=value,
-                    state=optuna.trial.TrialState.FAIL if is_failed else optuna.trial.TrialState.COMPLETE,
+                    values=score.values if score else None,
+                    state=optuna.trial.TrialState.COMPLETE if score else optuna.trial.TrialState.FAIL,
                 )
             )
         for number in range(first, min(first + self._spec.parallel, self._spec.trials)):

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import DdgdError
+from ddgd_ray.spec.sweep_spec import WIDE_STAGES
 from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
 from ddgd_ray.store import Artifact, Store
-
-WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 
 
 def publish_with_train(call: StageCall, store: Store, ctx: Context, *, workers: int, gpus: float) -> tuple[Artifact, bool]:

@@ -14,11 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.engine.conductor import Conductor, Job, Outcome
-from ddgd_ray.engine.ray_train import WIDE_STAGES, publish_with_train
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.jobs import Job, Outcome
+from ddgd_ray.engine.ray_train import publish_with_train
 from ddgd_ray.engine.work import run_job
 from ddgd_ray.errors import EngineError
-from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.spec.sweep_spec import WIDE_STAGES, ResourcesSpec
 from ddgd_ray.store import Store
 
 SETTINGS = {

@@ -17,6 +17,13 @@ class Proposal:
     params: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a configuration is worth: one value for each objective, in the order of the spec."""
+
+    values: tuple[float, ...]
+
+
 class Search(Protocol):
     @property
     def exhausted(self) -> bool:
@@ -25,8 +32,8 @@ class Search(Protocol):
     def ask(self) -> Proposal | None:
         """The next configuration, or None while it depends on results that are not in."""
 
-    def tell(self, proposal: Proposal, value: float | None) -> None:
-        """The objective of a proposal, None when it failed. Each proposal is told once."""
+    def tell(self, proposal: Proposal, score: Score | None) -> None:
+        """The score of a proposal, None when it failed. Each proposal is told once."""
 
 
 class GridSearch:
@@ -42,5 +49,5 @@ class GridSearch:
     def ask(self) -> Proposal | None:
         return self._open.pop(0) if self._open else None
 
-    def tell(self, proposal: Proposal, value: float | None) -> None:
+    def tell(self, proposal: Proposal, score: Score | None) -> None:
         pass

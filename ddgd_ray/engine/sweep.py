@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddgd_ray.engine.conductor import Conductor, Event
+from ddgd_ray.engine.conductor import Conductor, Event, StopReason
 from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
 from ddgd_ray.engine.search import GridSearch, Search
@@ -26,8 +26,8 @@ class Result:
     folder: RunFolder
     records: list[TrialRecord]
     causes: dict[str, int]
-    is_interrupted: bool
-    is_given_up: bool
+    stop_reason: StopReason
+    """Why it ended before everything was done; "" when it was not stopped."""
     num_ran: int
 
     @property
@@ -39,9 +39,11 @@ class Result:
         is_nothing_left = bool(self.records) and len(self.failed) == len(self.records)
         if is_nothing_left and set(self.causes.values()) == {5}:
             return 5  # data, weights or storage stand in the way of every trial
-        if self.is_given_up or is_nothing_left:
+        if self.stop_reason == "failures" or is_nothing_left:
             return 4
-        if self.is_interrupted:
+        if self.stop_reason == "budget":
+            return 7
+        if self.stop_reason == "interrupted":
             return 75
         return 3 if self.failed else 0
 
@@ -70,7 +72,7 @@ def run_sweep(
 ) -> Result:
     """Execute what the store says is missing. The same call continues an interrupted sweep.
 
-    on_start gets the conductor before work begins; setting its `is_draining` stops the sweep once running jobs have ended.
+    on_start gets the conductor before work begins; its `stop` ends the sweep once running jobs have ended.
     """
     store, folder = open_store(run_dir), RunFolder(run_dir, sweep.spec.name)
     store.prepare()
@@ -84,13 +86,11 @@ def run_sweep(
         on_start(conductor)
         if not conductor.is_finished:
             execute(conductor, store, sweep.spec.resources)
-        is_stopped = any(record.state == "planned" for record in conductor.records) or not conductor.search.exhausted
         return Result(
             folder,
             conductor.records,
             conductor.causes,
-            is_interrupted=is_stopped and not conductor.is_given_up,
-            is_given_up=conductor.is_given_up,
+            stop_reason=conductor.stop_reason or ("" if conductor.is_complete else "interrupted"),
             num_ran=conductor.num_done,
         )
 

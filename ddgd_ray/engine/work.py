@@ -6,7 +6,8 @@ import time
 import traceback
 from collections.abc import Callable
 
-from ddgd_ray.engine.conductor import Conductor, Job, Outcome
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.errors import DdgdError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
@@ -17,11 +18,13 @@ log = logging.getLogger(__name__)
 Publish = Callable[[StageCall, Store, Context], tuple[Artifact, bool]]
 
 
-def context_of(resources: ResourcesSpec) -> Context:
+def context_of(resources: ResourcesSpec, stage: str) -> Context:
+    """What a job of this stage may know of its surroundings."""
+    amounts = resources.of(stage)
     return Context(
-        device="cuda" if resources.gpus else "cpu",
+        device="cuda" if amounts.gpus else "cpu",
         chunk=resources.chunk,
-        num_threads=max(1, int(resources.cpus)),
+        num_threads=max(1, int(amounts.cpus)),
         checkpoint_steps=resources.checkpoint_steps,
         micro_batch=resources.micro_batch,
         compiled=resources.compile,
@@ -34,11 +37,12 @@ def run_job(job: Job, store: Store, resources: ResourcesSpec, publish: Publish =
     """Never raises: an error becomes the outcome's text. Errors that name their cause are final, others may be repeated."""
     started = time.monotonic()
     try:
+        context = context_of(resources, job.stage)
         if job.kind == "evaluate" and len(job.calls) > 1:
-            publish_packed(job.calls, store, context_of(resources))
+            publish_packed(job.calls, store, context)
         else:
             for call in job.calls:
-                publish(call, store, context_of(resources))
+                publish(call, store, context)
     except DdgdError as err:
         return Outcome(str(err), is_final=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except Exception as err:

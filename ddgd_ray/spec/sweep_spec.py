@@ -14,6 +14,21 @@ ControlName = Literal[
     "random_real", "herding", "herding_latents", "kcenter", "kcenter_latents", "full_data", "pretrained", "plain"
 ]
 NO_AUGMENTATION_OF_MAIN = "noaug"
+StageName = Literal[
+    "adopt",
+    "autoencoder",
+    "encode",
+    "pretrain",
+    "finetune",
+    "sample",
+    "decode",
+    "select",
+    "features",
+    "quality",
+    "evaluate",
+    "test",
+]
+WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 
 
 class SeedsSpec(Spec):
@@ -87,14 +102,32 @@ class SearchSpec(Spec):
     seed: int = Field(0, ge=0)
 
 
-class ResourcesSpec(Spec):
-    """How to run: nothing here changes a result or a key."""
+class AmountsSpec(Spec):
+    """What one worker of a job holds."""
 
     cpus: float = Field(1, gt=0)
-    """Of one job."""
     gpus: float = Field(0, ge=0)
+    """A fraction packs several jobs on one GPU; above 1 only whole numbers."""
+    memory_gb: float = Field(0, ge=0)
+    """Main memory that is kept for it, GB; 0: not counted."""
+    accelerator: str = ""
+    """A GPU type as Ray names it, such as H100; "": any."""
     workers: int = Field(1, ge=1)
-    """Ray Train workers of one fine-tuning or sampling."""
+    """Ray Train workers of one fine-tuning or sampling; each holds the above."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_gpus_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"expected a whole number of GPUs or a fraction below 1, got {gpus:g}", f"try {int(gpus)}")
+        return gpus
+
+
+class ResourcesSpec(AmountsSpec):
+    """How to run: nothing here changes a result or a key."""
+
+    stages: dict[StageName, AmountsSpec] = Field(default_factory=dict)
+    """Other amounts for a stage: {evaluate: {gpus: 0.25}}; what is left out there is as above."""
     chunk: int = Field(256, ge=1)
     """Images a forward pass without gradient may hold."""
     checkpoint_steps: int = Field(500, ge=0)
@@ -112,6 +145,13 @@ class ResourcesSpec(Spec):
     """How often a job whose worker died is repeated."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
     """Stop when more than this share of the finished jobs failed (at least 4)."""
+
+    def of(self, stage: str) -> AmountsSpec:
+        """What a worker of this stage holds. Stages that share no work have one worker."""
+        own = next((amounts for name, amounts in self.stages.items() if name == stage), None)
+        given = {name: getattr(own, name) for name in own.model_fields_set} if own else {}
+        amounts = {name: getattr(self, name) for name in AmountsSpec.model_fields} | given
+        return AmountsSpec(**amounts if stage in WIDE_STAGES else amounts | {"workers": 1})
 
 
 class SweepSpec(Spec):

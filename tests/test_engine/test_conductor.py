@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.conductor import Conductor, Job, Outcome, jobs_of
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.jobs import Job, Outcome, jobs_of
+from ddgd_ray.engine.objective import trial_value
 from ddgd_ray.engine.run_folder import RunFolder
-from ddgd_ray.engine.search import GridSearch, Proposal
+from ddgd_ray.engine.search import GridSearch, Proposal, Score
 from ddgd_ray.engine.sweep import planned_trials
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -119,14 +121,14 @@ def test_a_final_failure_fails_its_trial_and_what_depends_on_it_and_nothing_else
     while not conductor.is_finished:
         job = conductor.next()
         assert job is not None
-        if job.kind == "build" and job.label.startswith("max") and broken is None:
+        if job.kind == "finetune" and job.label.startswith("max") and broken is None:
             broken = job
             conductor.ended(job.id, Outcome("error[non-finite]: L_real", is_final=True))
         else:
             finish(conductor, store, job)
     assert broken is not None
     failed = [record for record in conductor.records if record.state == "failed"]
-    assert [record.trial.name for record in failed] == [broken.label]
+    assert [f"{record.trial.name} finetune" for record in failed] == [broken.label]
     assert "error[non-finite]: L_real" in failed[0].errors.values()
 
 
@@ -138,7 +140,7 @@ def test_a_job_whose_worker_dies_every_time_ends_as_failed(tiny: Any, tmp_path: 
     while not conductor.is_finished:
         job = conductor.next()
         assert job is not None
-        if job.label == "fifo-s1":
+        if job.label == "fifo-s1 finetune":
             attempts += 1
             conductor.ended(job.id, Outcome("the worker process died"))
         else:
@@ -159,7 +161,7 @@ def test_a_worker_that_died_after_publishing_has_not_failed(tiny: Any, tmp_path:
 
 def test_too_many_failures_stop_the_sweep(tiny: Any, tmp_path: Path) -> None:
     store = FakeStore()
-    conductor = conduct(tiny({"resources.max_failed_share": 0.3}), tmp_path, store)
+    conductor = conduct(tiny({"resources.max_failed_share": 0.2}), tmp_path, store)
     failures = 0
     while (job := conductor.next()) is not None:
         if job.kind == "evaluate":
@@ -167,7 +169,7 @@ def test_too_many_failures_stop_the_sweep(tiny: Any, tmp_path: Path) -> None:
             conductor.ended(job.id, Outcome("error", is_final=True))
         else:
             finish(conductor, store, job)
-    assert conductor.is_given_up
+    assert conductor.stop_reason == "failures"
     assert failures < 6
 
 
@@ -176,7 +178,7 @@ def test_draining_hands_out_nothing_more(tiny: Any, tmp_path: Path) -> None:
     conductor = conduct(sweep, tmp_path, store)
     job = conductor.next()
     assert job is not None
-    conductor.is_draining = True
+    conductor.stop("interrupted")
     assert conductor.next() is None
     assert not conductor.is_finished
     finish(conductor, store, job)
@@ -187,8 +189,8 @@ def test_the_search_is_told_the_mean_over_seeds_once_per_configuration(tiny: Any
     told: list[tuple[str, float | None]] = []
 
     class Listening(GridSearch):
-        def tell(self, proposal: Proposal, value: float | None) -> None:
-            told.append((proposal.arm, value))
+        def tell(self, proposal: Proposal, score: Score | None) -> None:
+            told.append((proposal.arm, score.values[0] if score else None))
 
     sweep = tiny()
     values = {item.call.key: 0.25 * trial.seed for trial in planned_trials(sweep) for item in trial.evaluators}
@@ -263,5 +265,5 @@ def test_another_protocol_does_not_enter_the_objective(tiny: Any, tmp_path: Path
     store = FakeStore(value=lambda key: 0.5 if key in main else 0.9)
     conductor = conduct(sweep, tmp_path, store)
     drain(conductor, store)
-    assert {conductor.trial_value(record) for record in conductor.records} == {0.5}
+    assert {trial_value(record, "val_top1", conductor.store) for record in conductor.records} == {0.5}
     assert {len(record.trial.evaluators) for record in conductor.records} == {2}

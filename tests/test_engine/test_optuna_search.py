@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ddgd_ray.engine.optuna_search import OptunaSearch
-from ddgd_ray.engine.search import Proposal
+from ddgd_ray.engine.search import Proposal, Score
 from ddgd_ray.spec.sweep import Sweep, read_sweep
 
 SPACE = """\
@@ -42,7 +42,8 @@ def run(search: OptunaSearch, order: random.Random) -> list[Proposal]:
             proposed.append(proposal)
             out.append(proposal)
         answered = out.pop(order.randrange(len(out)))
-        search.tell(answered, objective(answered.params))
+        value = objective(answered.params)
+        search.tell(answered, None if value is None else Score((value,)))
     return proposed
 
 
@@ -66,7 +67,7 @@ def test_a_batch_waits_for_the_one_before(sweep: Sweep) -> None:
     assert search.ask() is None
     for proposal in batch:
         assert proposal is not None
-        search.tell(proposal, 0.5)
+        search.tell(proposal, Score((0.5,)))
     assert search.ask() is not None
 
 

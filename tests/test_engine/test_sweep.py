@@ -55,7 +55,7 @@ def test_more_seeds_run_only_themselves(calm: Result, tiny: Any) -> None:
         tiny({"name": "more", "seeds.distill": (0, 1, 2)}), calm.folder.run_dir, run_in_process, emit=events.append
     )
     ran = [event.job.label for event in events if event.kind == "done" and event.job]
-    assert more.num_ran == 6
+    assert more.num_ran == 8
     assert all("-s2" in label for label in ran)
 
 
@@ -206,7 +206,7 @@ def test_a_search_that_was_stopped_proposes_what_a_calm_one_does(tiny_file: Path
             job = conductor.next()
             assert job is not None
             conductor.ended(job.id, run_job(job, store, resources))
-        conductor.is_draining = True
+        conductor.stop("interrupted")
 
     stopped = run_sweep(sweep, tmp_path / "stopped", stop_after_five)
     assert stopped.exit_code == 75
