@@ -9,7 +9,7 @@ from typing import Any
 from ddgd_ray import __version__
 from ddgd_ray.commands.models import export_command, pretrain_command
 from ddgd_ray.commands.output import absolute
-from ddgd_ray.commands.records import report_command, status_command, sync_command
+from ddgd_ray.commands.records import report_command, status_command, stop_command, sync_command
 from ddgd_ray.commands.sweeps import evaluate_command, plan_command, run_sweep_command
 from ddgd_ray.errors import DdgdError
 
@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     def runs(added: argparse.ArgumentParser) -> None:
         added.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
         added.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: one job at a time, without ray")
+        added.add_argument("--amend", action="store_true", help="continue a run with more seeds, networks, values or trials")
+        added.add_argument("--force-unlock", action="store_true", help="the driver on another host that held this run is gone")
         added.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
         added.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
 
@@ -69,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     status.add_argument("--json", action="store_true")
+    stop = command("stop", stop_command, "tell a running sweep to keep what it has and stop; the same command continues it")
+    stop.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
+    stop.add_argument("--now", action="store_true", help="classifiers and the like do not run to their end either")
     report = command("report", report_command, "write tables and pictures of a run again from the store")
     report.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     sync = command("sync", sync_command, "send what waits in the outbox to MLflow; sending twice changes nothing")

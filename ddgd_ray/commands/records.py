@@ -1,4 +1,4 @@
-"""Look at runs: `status`, `report`, `sync`."""
+"""Look at runs, and stop them: `status`, `stop`, `report`, `sync`."""
 
 import argparse
 import json
@@ -31,6 +31,21 @@ def status_command(args: argparse.Namespace) -> int:
     for name, value in status.items():
         shown = ", ".join(f"{inner} {count}" for inner, count in value.items()) if isinstance(value, dict) else value
         print(f"{name:20} {', '.join(shown) if isinstance(shown, list) else shown}")
+    return 0
+
+
+def stop_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.run_folder import RunFolder
+    from ddgd_ray.report.write import read_run
+
+    read_run(args.run_folder)
+    folder = RunFolder(args.run_folder.parent, args.run_folder.name)
+    holder = folder.holder()
+    if not holder:
+        print(f"{args.run_folder.name} is not running")
+        return 0
+    folder.order_stop(now=args.now)
+    print(f"told the sweep of {holder} to stop; the same command continues it")
     return 0
 
 

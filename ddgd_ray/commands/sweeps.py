@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -153,7 +154,9 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
     started, busy_before = time.monotonic(), machine_busy_s()
     try:
-        result = run_sweep(sweep, run_dir, execute, emit=view.event, on_start=on_start)
+        result = run_sweep(
+            sweep, run_dir, execute, amend=args.amend, force_unlock=args.force_unlock, emit=view.event, on_start=on_start
+        )
     finally:
         view.stop()
     seconds = time.monotonic() - started
@@ -201,13 +204,18 @@ def _tell_results(path: Path, records: list[dict[str, Any]], store: Any) -> None
 
 
 def _drain_on_signal(conductor: "Conductor") -> None:
-    """The first SIGINT or SIGTERM lets running jobs end, a second leaves at once; the store is consistent either way."""
+    """The first SIGINT or SIGTERM tells running jobs to keep what they have and stop, and after resources.grace_s also those
+    that lose it; a second leaves at once. The store is consistent either way.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if conductor.is_draining:
             os._exit(128 + number)
         conductor.stop("interrupted")
-        logging.getLogger(__name__).warning("signal %d: stopping; running jobs end first, once more leaves at once", number)
+        timer = threading.Timer(conductor.sweep.spec.resources.grace_s, conductor.folder.order_stop, kwargs={"now": True})
+        timer.daemon = True
+        timer.start()
+        logging.getLogger(__name__).warning("signal %d: stopping once running jobs kept what they have; twice: at once", number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

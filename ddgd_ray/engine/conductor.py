@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ddgd_ray.engine.accounts import Accounts
 from ddgd_ray.engine.allotment import Allotment, AllSeeds, Arm, End
 from ddgd_ray.engine.job_queue import JobQueue
 from ddgd_ray.engine.jobs import Job, Outcome, finalist_jobs, jobs_of
@@ -48,6 +49,8 @@ class Conductor:
     emit: Callable[[Event], None] = lambda event: None
     allotment: Allotment | None = None
     """How much each configuration gets; without one, every distillation seed."""
+    accounts: Accounts | None = None
+    """What the run spends; without them, no budget is looked at."""
     stop_reason: StopReason = ""
     """Why no more jobs are handed out, "" while they are."""
     num_done: int = 0
@@ -72,6 +75,7 @@ class Conductor:
         self._failures: Counter[str] = Counter()
         self._num_failed = 0
         self._is_final = False
+        self._num_cut = 0
         self._add_trials(plan_controls(self.sweep))
         self._ask()
         self._settle()
@@ -97,14 +101,20 @@ class Conductor:
         return len(self._hits)
 
     def stop(self, reason: StopReason) -> None:
-        """Hand out nothing more; what runs may end. The first reason stands."""
+        """Hand out nothing more; the first reason stands. Interrupted jobs keep what they have, others run to their end."""
         self.stop_reason = self.stop_reason or reason
+        if self.stop_reason == "interrupted":
+            self.folder.order_stop()
 
     def next(self, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
         """A job that may start now, or None: nothing is ready, nothing that is ready fits, or the sweep is being stopped.
 
         fits is asked for the oldest job of each kind, the most urgent kind first.
         """
+        if not self.is_draining and self.folder.is_told_to_stop:  # by `ddgd-ray stop`
+            self.stop("interrupted")
+        if self.accounts is not None and self.accounts.is_spent:
+            self.stop("budget")
         while not self.is_draining:
             job = self.queue.take(fits)
             if job is None:
@@ -124,10 +134,12 @@ class Conductor:
         job = self.running.pop(job_id)
         if not outcome.error or self._is_published(job):  # it may have died after publishing
             self.num_done += 1
+            self._account(job, outcome, "done")
             self._conclude(job)
             self.emit(Event("done", job, text=f"{outcome.seconds:.1f} s"))
         elif outcome.is_lost:
             log.warning("%s was lost: %s", job.label, outcome.error)
+            self._account(job, outcome, "lost")
             self.emit(Event("lost", job, text=outcome.error))
             self._put(job)
         else:
@@ -135,6 +147,7 @@ class Conductor:
             if not outcome.is_final and self._failures[job_id] <= self.sweep.spec.resources.max_failures:
                 log.warning("%s failed, attempt %d: %s", job.label, self._failures[job_id], outcome.error)
                 self.emit(Event("retry", job, text=outcome.error))
+                self._account(job, outcome, "retry")
                 self._put(job)
                 return
             self._fail(job, outcome)
@@ -172,8 +185,13 @@ class Conductor:
                 del self._open[place]
                 self._over.append(place)
 
+    def _account(self, job: Job, outcome: Outcome, state: str) -> None:
+        if self.accounts is not None:
+            self.accounts.ended(job, outcome, state)
+
     def _fail(self, job: Job, outcome: Outcome) -> None:
         self._num_failed += 1
+        self._account(job, outcome, "failed")
         self.causes[outcome.error] = outcome.exit_code
         self.emit(Event("failed", job, text=outcome.error))
         self._break(job, outcome.error, f"not run: {job.label} failed")
@@ -204,8 +222,15 @@ class Conductor:
         return asked
 
     def _extend(self, arm: Arm, trials: Iterable[Trial]) -> None:
-        records = self._add_trials(trials, arm)
-        arm.records.extend(records)
+        trials = list(trials)
+        most = self.sweep.spec.budget.trials
+        if most:
+            left = max(0, most - len(self._arm_of))
+            if len(trials) > left:
+                self._num_cut += len(trials) - left
+                arm.num_open += len(trials) - left  # it never comes to rest
+                trials = trials[:left]
+        arm.records.extend(self._add_trials(trials, arm))
 
     def _add_trials(self, trials: Iterable[Trial], arm: Arm | None = None) -> list[TrialRecord]:
         added = []
@@ -247,7 +272,11 @@ class Conductor:
             moved = self._step()
             if moved or self._over:
                 continue
-            if self.queue or self.running or self._is_final or not self.is_complete:
+            if self.queue or self.running or self._is_final:
+                return
+            if self._num_cut:
+                self.stop("budget")
+            if not self.is_complete:
                 return
             self._is_final = True
             self._test_finalists()

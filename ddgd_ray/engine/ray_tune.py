@@ -135,7 +135,7 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
 
     attempt = time.strftime("attempt-%Y%m%d-%H%M%S")
     trainable = tune.with_resources(
-        tune.with_parameters(_trainable(), store=store, resources=resources),
+        tune.with_parameters(_trainable(), store=store, resources=resources, stop_file=conductor.folder.stop_file),
         lambda config: admission.bundle(config["is_wide"]),
     )
     tuner = tune.Tuner(
@@ -210,8 +210,9 @@ def _trainable() -> type:
     from ray import tune
 
     class JobTrainable(tune.Trainable):
-        def setup(self, config: dict[str, Any], store: Any = None, resources: Any = None) -> None:
-            self.store: Store = store  # both come by tune.with_parameters
+        def setup(self, config: dict[str, Any], store: Any = None, resources: Any = None, stop_file: Any = None) -> None:
+            self.store: Store = store  # all three come by tune.with_parameters
+            self.stop_file: Path = stop_file
             self.resources: ResourcesSpec = resources
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -230,7 +231,7 @@ def _trainable() -> type:
             def publish(call: Any, store: Store, ctx: Any) -> Any:
                 return publish_with_train(call, store, ctx, workers=workers, gpus=self.resources.gpus)
 
-            outcome = run_job(job, self.store, self.resources, publish)
+            outcome = run_job(job, self.store, self.resources, publish, stop_file=self.stop_file)
             return {"done": True, **vars(outcome)}
 
     return JobTrainable

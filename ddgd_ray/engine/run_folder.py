@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ddgd_ray import __version__
+from ddgd_ray.engine.identity import changes, identity_of
 from ddgd_ray.engine.plan import Evaluator, Trial
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.spec.sweep import Sweep
-from ddgd_ray.stages.base import StageCall
+from ddgd_ray.stages.base import StageCall, stop_now_file
 from ddgd_ray.store import Store, make_writable, write_atomically
 
 SCHEMA = 1
@@ -82,57 +83,88 @@ class RunFolder:
         self.path = self.run_dir / name
         self.trials = self.path / "trials"
         self.outbox = self.path / "outbox"
+        self.stop_file = self.path / "stop"
+        """Exists once running jobs are to keep what they have and end; stages/base.py, Context."""
 
     def prepare(self) -> None:
         """Create the folders. Raises StageError when they cannot be written."""
         make_writable("the run folder", self.path, self.trials, self.outbox)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One driver a run. Raises ArtifactError that names the holder; the kernel frees the lock when its holder dies."""
+    def lock(self, *, force: bool = False) -> Iterator[None]:
+        """One driver a run. Raises ArtifactError that names the holder.
+
+        On one host the kernel frees the lock when its holder dies. A holder on another host may be alive where its lock is not
+        seen here: its line stays until it takes it away, or until `force`.
+        """
         with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as err:
-                file.seek(0)
-                raise ArtifactError(
-                    f"this run is locked by {file.read().strip() or 'another process'}",
-                    code="locked",
-                    where=str(self.path),
-                    fix="wait for it, or stop that process",
-                ) from err
+            is_free = _flock(file)
+            file.seek(0)
+            line = file.read().strip()
+            elsewhere = bool(line) and f" on {socket.gethostname()} " not in line
+            if not is_free or (elsewhere and not force):
+                what = f"this run is locked by {line or 'another process'}"
+                fix = "if that process is gone for certain: --force-unlock" if is_free else "wait for it, or stop that process"
+                raise ArtifactError(what, code="locked", where=str(self.path), fix=fix)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
-    def remember(self, sweep: Sweep) -> None:
+    def holder(self) -> str:
+        """`process PID on HOST since TIME` of the driver that holds the lock, "" of none."""
+        try:
+            with (self.path / "lock").open("a+") as file:
+                is_free = _flock(file)
+                file.seek(0)
+                line = file.read().strip()
+        except OSError:
+            return ""
+        return "" if is_free and f" on {socket.gethostname()} " in f"{line} " else line
+
+    def order_stop(self, *, now: bool = False) -> None:
+        """Running jobs that can go on later stop soon; with `now` the others too, and lose what they have."""
+        self.stop_file.touch()
+        if now:
+            stop_now_file(self.stop_file).touch()
+
+    def withdraw_stop(self) -> None:
+        """Of an earlier start; for the holder of the lock."""
+        self.stop_file.unlink(missing_ok=True)
+        stop_now_file(self.stop_file).unlink(missing_ok=True)
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        return self.stop_file.exists()
+
+    def remember(self, sweep: Sweep, *, amend: bool = False) -> None:
         """Write sweep.json, or check that the folder belongs to the same sweep. Raises SpecError with the differing fields.
 
-        More seeds, networks, ipc, controls or trials continue a sweep: what is done stays. Another preset, grid or recipe
-        under the same name would mix two tables.
+        More seeds, networks, ipc, controls, values or trials continue a sweep, with `amend`: what is done stays. Another
+        preset, grid or recipe under the same name would mix two tables; fewer of anything would leave lines of no use behind.
         """
         path = self.path / "sweep.json"
-        parts = {
-            "preset": sweep.spec.preset,
-            "settings": sweep.preset.data,
-            "vary": sweep.spec.vary,
-            "space": {name: value.canonical() for name, value in sweep.space.items()},
-            "objective": sweep.spec.objective.canonical() | {"finalists": None},  # more finalists continue a sweep
-        }
-        identity = json.loads(json.dumps(parts))  # as a file gives it back: lists, not tuples
+        identity = identity_of(sweep)
         if path.is_file():
-            before = json.loads(path.read_text())["identity"]
-            changed = _differences(before, identity)
-            # a wider grid keeps all cells of the old one
-            widened = [line for line in changed if line.startswith("vary.") and _is_wider(before["vary"], identity["vary"])]
-            changed = [line for line in changed if line not in widened]
-            if changed:
+            found = changes(_read_line(path).get("identity", {}), identity)
+            others = [change for change in found if not change.keeps]
+            said = "\n".join(f"    {change.line}" for change in (others or found))
+            if others:
                 raise SpecError(
-                    "this folder holds another sweep:\n" + "\n".join(f"    {line}" for line in changed),
+                    f"this folder holds another sweep:\n{said}",
                     code="other-sweep",
                     where=str(self.path),
                     fix="give the changed sweep another name (--set name=...); finished stages are shared all the same",
+                )
+            if found and not amend:
+                raise SpecError(
+                    f"this folder holds a smaller sweep of the same kind:\n{said}",
+                    code="changed-sweep",
+                    where=str(self.path),
+                    fix="--amend continues it with these changes; all that is done stays",
                 )
         content = {
             "schema": SCHEMA,
@@ -162,6 +194,15 @@ class RunFolder:
             write_atomically(self.outbox / f"{record.trial.name}.json", text)
 
 
+def _flock(file: TextIO) -> bool:
+    """Whether this open file has got the lock; it goes when the file is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def _read_line(path: Path) -> dict[str, Any]:
     """{} when there is none or it cannot be read."""
     try:
@@ -169,17 +210,3 @@ def _read_line(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return line if isinstance(line, dict) else {}
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        lines = []
-        for name in sorted(before.keys() | now.keys()):
-            inner = f"{path}.{name}" if path else name
-            lines += _differences(before.get(name), now.get(name), inner)
-        return lines
-    return [] if before == now else [f"{path}: was {json.dumps(before)}, is {json.dumps(now)}"]
-
-
-def _is_wider(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    return before.keys() == now.keys() and all(set(map(repr, before[k])) <= set(map(repr, now[k])) for k in before)

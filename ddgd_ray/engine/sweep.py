@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddgd_ray.engine.accounts import Accounts
 from ddgd_ray.engine.conductor import Conductor, Event, StopReason
 from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
@@ -67,22 +68,26 @@ def run_sweep(
     run_dir: Path,
     execute: Execute,
     *,
+    amend: bool = False,
+    force_unlock: bool = False,
     emit: Callable[[Event], None] = lambda event: None,
     on_start: Callable[[Conductor], None] = lambda conductor: None,
 ) -> Result:
-    """Execute what the store says is missing. The same call continues an interrupted sweep.
+    """Execute what the store says is missing. The same call continues an interrupted sweep, and with `amend` a larger one.
 
     on_start gets the conductor before work begins; its `stop` ends the sweep once running jobs have ended.
     """
     store, folder = open_store(run_dir), RunFolder(run_dir, sweep.spec.name)
     store.prepare()
     folder.prepare()
-    with folder.lock():
-        folder.remember(sweep)
+    with folder.lock(force=force_unlock):
+        folder.withdraw_stop()
+        folder.remember(sweep, amend=amend)
         removed = store.clean_scratch()
         if removed:
             log.info("removed %d unfinished folders of processes that are gone", removed)
-        conductor = Conductor(sweep, store, new_search(sweep), folder, emit)
+        accounts = Accounts(folder.path, sweep.spec.budget, sweep.spec.resources)
+        conductor = Conductor(sweep, store, new_search(sweep), folder, emit, accounts=accounts)
         on_start(conductor)
         if not conductor.is_finished:
             execute(conductor, store, sweep.spec.resources)

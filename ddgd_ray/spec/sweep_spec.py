@@ -6,6 +6,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from ddgd_ray.spec.base import Spec, Value, Values
+from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.evaluation import FeatureSpace, refuse_unknown_network
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
@@ -141,6 +142,8 @@ class ResourcesSpec(AmountsSpec):
     """Seeds of one classifier trained at once; 0: as many as fit on a GPU, one on a CPU, where a pack gains nothing."""
     recompute: bool = False
     """Gradient checkpointing: activations inside a block are computed again in the backward pass."""
+    grace_s: float = Field(60, ge=0)
+    """Seconds that jobs which cannot go on later, such as classifiers, have to end after an interruption."""
     max_failures: int = Field(2, ge=0)
     """How often a job whose worker died is repeated."""
     max_failed_share: float = Field(0.5, ge=0, le=1)
@@ -175,6 +178,7 @@ class SweepSpec(Spec):
     """Which arms' classifiers see the test images. finalists: the best by the objective and the controls, once, at the end."""
     objective: ObjectiveSpec = ObjectiveSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    budget: BudgetSpec = BudgetSpec()
 
     @field_validator("vary")
     @classmethod

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ddgd_ray.errors import ArtifactError, StageError
+from ddgd_ray.errors import ArtifactError, StageError, Stopped
 from ddgd_ray.spec.stages import StageSpec
 from ddgd_ray.store import Artifact, Store, key_of
 
 log = logging.getLogger(__name__)
 
 CURVES = "curves.jsonl"
+RESUMABLE = ("encode", "sample")
+"""Stages that keep, before each report, all they have made: stopping there loses nothing. Fine-tuning sees to itself."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Context:
     same for all ranks, that outlives a crash of the stage and is gone once it is published; None: nothing is kept.
     checkpoint_steps: optimizer steps between checkpoints, 0 for none. micro_batch: rows that a pass with gradient may hold, 0
     for a worker's whole share. compiled: torch.compile the network's blocks. recompute: keep no activations inside a block.
-    pack: classifiers to train at once; 0: as many as fit on a GPU, one on a CPU.
+    pack: classifiers to train at once; 0: as many as fit on a GPU, one on a CPU. stop_file: once this file exists, a stage that
+    can go on from where it is keeps that and raises Stopped; once stop_file with `.now` behind it exists, so do the others.
     """
 
     report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -78,6 +81,19 @@ class Context:
     compiled: bool = False
     recompute: bool = False
     pack: int = 0
+    stop_file: Path | None = None
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        return self.stop_file is not None and self.stop_file.exists()
+
+    @property
+    def is_told_to_stop_now(self) -> bool:
+        return self.stop_file is not None and stop_now_file(self.stop_file).exists()
+
+
+def stop_now_file(stop_file: Path) -> Path:
+    return stop_file.with_name(f"{stop_file.name}.now")
 
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
@@ -148,7 +164,7 @@ def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ct
             keep = store.keep(call.key)
             kept.append(keep / (CURVES if ctx.rank == 0 else f"{ctx.rank}.{CURVES}"))
             curves = files.enter_context(kept[-1].open("a", buffering=1))
-            ctxs.append(replace(ctx, report=_reporter(curves, ctx), keep=keep))
+            ctxs.append(replace(ctx, report=_reporter(curves, call, ctx), keep=keep))
         found: list[dict[str, float]]
         if len(calls) == 1:
             found = [module.run(calls[0].spec, inputs, outs[0], ctxs[0])]
@@ -162,11 +178,14 @@ def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ct
     return found
 
 
-def _reporter(curves: TextIO, ctx: Context) -> Callable[[int, Mapping[str, float]], None]:
+def _reporter(curves: TextIO, call: StageCall, ctx: Context) -> Callable[[int, Mapping[str, float]], None]:
     def report(step: int, metrics: Mapping[str, float]) -> None:
+        """Also where an order to stop is obeyed; not with several ranks, of which the others would wait for this one."""
         point = {name: float(value) for name, value in metrics.items()}
         curves.write(json.dumps({"step": step, "time": time.time()} | point) + "\n")
         ctx.report(step, point)
+        if ctx.num_ranks == 1 and (ctx.is_told_to_stop_now or (call.stage in RESUMABLE and ctx.is_told_to_stop)):
+            raise Stopped(f"told to stop at step {step}", where=f"{call.stage} {call.key[:8]}")
 
     return report
 

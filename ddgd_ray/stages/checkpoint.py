@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,11 +16,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ddgd_ray.stages.base import Context
 from ddgd_ray.store import MANIFEST, crash_point, file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
+LOOK_S = 0.5
+AGREED_STEPS = 20  # reading the answer waits for the device: not after every step
 State = dict[str, Tensor]
 
 
@@ -27,13 +31,13 @@ class Checkpoints:
     """The newest checkpoints of one stage in `folder`, which all ranks see; without a folder, nothing is kept."""
 
     def __init__(self, folder: Path | None, *, every: int, rank: int = 0, num_ranks: int = 1) -> None:
-        """every: steps between checkpoints, 0 for none."""
-        self.folder = folder if every else None
+        """every: steps between checkpoints, 0 for none but those of a stage that is told to stop."""
+        self.folder = folder
         self.every, self.rank, self.num_ranks = every, rank, num_ranks
 
     def is_due(self, step: int) -> bool:
         """Whether the state after step `step` (from 0) is to be kept."""
-        return self.folder is not None and (step + 1) % self.every == 0
+        return self.folder is not None and self.every > 0 and (step + 1) % self.every == 0
 
     def save(self, num_steps: int, parts: Mapping[str, State]) -> None:
         """Keep the state after `num_steps` steps. parts: the files that this rank writes; all ranks must call."""
@@ -73,6 +77,27 @@ class Checkpoints:
         outdated = sorted(self.folder.glob("step-*"))[:-KEPT]
         for path in (*outdated, *self.folder.glob("unfinished-*")):
             shutil.rmtree(path, ignore_errors=True)
+
+
+class StopOrders:
+    """The order to stop, seen by all ranks at the same step."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx, self._looked = ctx, 0.0
+
+    def has_come(self, step: int) -> bool:
+        """All ranks ask after every step. One alone looks twice a second; several agree on it every AGREED_STEPS steps."""
+        if self._ctx.num_ranks == 1:
+            now = time.monotonic()
+            if now - self._looked < LOOK_S:
+                return False
+            self._looked = now
+            return self._ctx.is_told_to_stop
+        if step % AGREED_STEPS:
+            return False
+        order = torch.tensor([float(self._ctx.is_told_to_stop)], device=self._ctx.device)
+        dist.broadcast(order, src=0)
+        return bool(order.item())
 
 
 def read_part(checkpoint: Path, name: str, device: str = "cpu") -> State:

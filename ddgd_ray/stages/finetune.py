@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ddgd_ray.errors import StageError
+from ddgd_ray.errors import StageError, Stopped
 from ddgd_ray.method.arrivals import staged
 from ddgd_ray.method.dit import denoise, dit_block
 from ddgd_ray.method.noise import add_noise, linear_schedule
@@ -23,6 +23,7 @@ from ddgd_ray.stages.backbone import load_dit
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.checkpoint import (
     Checkpoints,
+    StopOrders,
     load_optimizer_state,
     optimizer_state,
     prefixed,
@@ -40,13 +41,14 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     """Writes the trainable tensors, raw and averaged. Returns the last losses and the memories' diagnostics.
 
     Goes on from the newest sound checkpoint in ctx.keep: on a CPU, to the bit what an undisturbed run gives.
-    Raises StageError when a loss is not finite, before the optimizer steps, naming step, term and rows.
+    Raises Stopped after a checkpoint when it is told to stop, and StageError when a loss is not finite, before the optimizer
+    steps, naming step, term and rows.
     """
     torch.set_num_threads(ctx.num_threads)
     _check_ranks(spec, ctx)
     tuning = Tuning(spec, LatentCache(inputs["latents"]), inputs["backbone"], ctx)
     checkpoints = Checkpoints(ctx.keep, every=ctx.checkpoint_steps, rank=ctx.rank, num_ranks=ctx.num_ranks)
-    start = tuning.resume(checkpoints)
+    start, orders = tuning.resume(checkpoints), StopOrders(ctx)
     report_every = max(5, spec.steps // 200)
     metrics: dict[str, float] = {}
     for step in range(start, spec.steps):
@@ -57,9 +59,12 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
             if step % (5 * report_every) == 0 or is_last:
                 metrics |= tuning.losses.diagnostics()
             ctx.report(step, metrics)
-        if checkpoints.is_due(step) and not is_last:
+        must_stop = not is_last and checkpoints.folder is not None and orders.has_come(step)
+        if must_stop or (checkpoints.is_due(step) and not is_last):
             tuning.watch.check()
             tuning.save(checkpoints, step + 1)
+        if must_stop:
+            raise Stopped(f"told to stop after step {step + 1} of {spec.steps}", where="finetune")
     save_adapter(out, Adapter.of(spec), tuning.trainable, tuning.averaged)
     return {**metrics, "num_trainable": float(sum(tensor.numel() for tensor in tuning.trainable.values()))}
 

@@ -1,5 +1,6 @@
 """The run folder: one driver at a time, one sweep a folder."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,14 +46,53 @@ def test_the_same_sweep_may_come_again(folder: RunFolder, tiny: Any) -> None:
         {"seeds.distill": (0, 1, 2)},
         {"seeds.evaluate": (0, 1)},
         {"evaluate.networks": ("convnet3_slim", "resnet_slim")},
-        {"controls": ()},
+        {"controls": ("random_real", "plain")},
         {"vary": {"finetune.memory_real.pop": ("max_similarity", "fifo", "random")}},
     ],
     ids=["seeds", "evaluate-seeds", "networks", "controls", "wider-grid"],
 )
-def test_a_sweep_may_grow(folder: RunFolder, tiny: Any, more: dict[str, Any]) -> None:
+def test_a_sweep_grows_when_told_to(folder: RunFolder, tiny: Any, more: dict[str, Any]) -> None:
     folder.remember(tiny())
+    with pytest.raises(SpecError, match="smaller sweep of the same kind") as caught:
+        folder.remember(tiny(more))
+    assert "--amend" in str(caught.value)
+    folder.remember(tiny(more), amend=True)
     folder.remember(tiny(more))
+    with pytest.raises(SpecError, match="another sweep"):
+        folder.remember(tiny(), amend=True)
+
+
+@pytest.mark.parametrize("free", [{"resources.cpus": 2}, {"resources.max_failures": 0}])
+def test_how_a_sweep_runs_may_change_at_any_time(folder: RunFolder, tiny: Any, free: dict[str, Any]) -> None:
+    folder.remember(tiny())
+    folder.remember(tiny(free))
+
+
+def test_other_images_are_another_sweep(folder: RunFolder, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.remember(tiny())
+    monkeypatch.setattr("ddgd_ray.engine.identity.images_source", lambda spec: ("sha256:other", Path()))
+    with pytest.raises(SpecError, match="images: was .*digits.*, is .*other"):
+        folder.remember(tiny(), amend=True)
+
+
+def test_a_lock_left_by_another_host_needs_force(folder: RunFolder) -> None:
+    line = "process 1 on elsewhere since 2020-01-01 00:00:00\n"
+    (folder.path / "lock").write_text(line)
+    assert folder.holder() == line.strip()
+    with pytest.raises(ArtifactError, match="elsewhere") as caught, folder.lock():
+        pass
+    assert "--force-unlock" in str(caught.value)
+    with folder.lock(force=True):
+        assert f"process {os.getpid()} " in folder.holder()
+    assert folder.holder() == ""
+
+
+def test_an_order_to_stop_does_not_outlive_the_start_it_was_for(folder: RunFolder) -> None:
+    folder.order_stop(now=True)
+    assert folder.is_told_to_stop
+    folder.withdraw_stop()
+    assert not folder.is_told_to_stop
+    assert not list(folder.path.glob("stop*"))
 
 
 @pytest.mark.parametrize(
@@ -60,9 +100,10 @@ def test_a_sweep_may_grow(folder: RunFolder, tiny: Any, more: dict[str, Any]) ->
     [
         ({"finetune.lambda_g": 0.5}, "settings.finetune.lambda_g: was null, is 0.5"),
         ({"vary": {"finetune.memory_real.pop": ("fifo", "random")}}, "vary.finetune.memory_real.pop"),
+        ({"controls": ()}, 'controls: was ["random_real"], is []'),
         ({"objective.metric": "top1_last"}, 'objective.metric: was "val_top1", is "top1_last"'),
     ],
-    ids=["recipe", "another-grid", "objective"],
+    ids=["recipe", "another-grid", "fewer", "objective"],
 )
 def test_another_sweep_under_the_same_name_is_refused_with_the_difference(
     folder: RunFolder, tiny: Any, other: dict[str, Any], named: str

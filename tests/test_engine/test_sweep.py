@@ -68,7 +68,7 @@ def test_a_damaged_latent_cache_stops_the_sweep_and_names_the_folder(tiny: Any, 
     run_sweep(sweep, tmp_path, run_in_process)
     cache = next((tmp_path / "store" / "encode").iterdir())
     (cache / "posterior-00000.npy").write_bytes(b"short")
-    result = run_sweep(tiny({"controls": (), "seeds.distill": (1,)}), tmp_path, run_in_process)
+    result = run_sweep(tiny({"controls": (), "seeds.distill": (0, 1)}), tmp_path, run_in_process, amend=True)
     messages = [message for record in result.failed for message in record.errors.values()]
     assert any("posterior-00000.npy has 5 bytes" in message and str(cache) in message for message in messages)
 
