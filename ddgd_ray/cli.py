@@ -9,8 +9,9 @@ from typing import Any
 from ddgd_ray import __version__
 from ddgd_ray.commands.models import export_command, pretrain_command
 from ddgd_ray.commands.output import absolute
+from ddgd_ray.commands.plans import plan_command
 from ddgd_ray.commands.records import report_command, status_command, stop_command, sync_command
-from ddgd_ray.commands.sweeps import evaluate_command, plan_command, run_sweep_command
+from ddgd_ray.commands.sweeps import evaluate_command, run_sweep_command
 from ddgd_ray.errors import DdgdError
 
 EPILOG = (
@@ -67,7 +68,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", evaluate_command, "train classifiers on a ready-made set, whoever made it, and test them")
     _takes_sets(evaluate)
     runs(evaluate)
-    takes_sweep(command("plan", plan_command, "show trials, stages, keys, hits and misses; runs nothing"))
+    plan = command("plan", plan_command, "show trials, stages, keys, hits and misses, seconds and disk; runs nothing")
+    takes_sweep(plan)
+    plan.add_argument("--cores", type=float, default=0, metavar="N", help="of the machine or cluster (default: this one's)")
+    plan.add_argument("--gpus", type=float, default=0, metavar="N", help="the same (default: what one job holds)")
+    plan.add_argument("--calibration", type=absolute, metavar="FILE", help="rates of another machine")
+    plan.add_argument(
+        "--write-calibration", type=absolute, metavar="FILE", help="write down the rates of this run folder's store"
+    )
+    plan.add_argument("--json", action="store_true")
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     status.add_argument("--json", action="store_true")

@@ -1,4 +1,4 @@
-"""Plan and run: `sweep`, `evaluate`, `plan`."""
+"""Run: `sweep`, `evaluate`."""
 
 import argparse
 import logging
@@ -26,7 +26,7 @@ STOPPED = {
 }
 
 
-def _read(args: argparse.Namespace) -> "Sweep":
+def read(args: argparse.Namespace) -> "Sweep":
     from ddgd_ray.spec.sweep import read_sweep
 
     return read_sweep(args.file, _overrides(args), args.preset)
@@ -46,33 +46,8 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     return overrides
 
 
-def plan_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.plan import count_stages
-    from ddgd_ray.engine.run_folder import open_store
-    from ddgd_ray.engine.sweep import planned_trials
-
-    sweep = _read(args)
-    store = open_store(run_dir_of(args))
-    trials = planned_trials(sweep)
-    of_recipe = f", recipe {sweep.spec.recipe}" if sweep.spec.recipe else ""
-    print(f"{sweep.spec.name}: preset {sweep.spec.preset}{of_recipe}, {len(trials)} trials")
-    if sweep.spec.search:
-        search = sweep.spec.search
-        print(f"search: up to {search.trials} configurations by {search.algorithm} over {', '.join(sweep.space)},")
-        print(f"each at {len(sweep.spec.seeds.distill)} seeds; which ones, the results decide. Planned for certain:")
-    print(f"\n{'stage':12} {'hits':>6} {'to run':>6}")
-    for count in count_stages(trials, store):
-        print(f"{count.stage:12} {count.hits:6} {count.misses:6}")
-    print(f"\n{'trial':28} stage key (* published)")
-    for trial in trials:
-        keys = [f"{call.stage} {call.key[:8]}{'*' if store.has(*call.ref) else ''}" for call in trial.build]
-        done = sum(store.has(*item.call.ref) for item in trial.evaluators)
-        print(f"{trial.name:28} {'  '.join(keys)}  evaluators {done}/{len(trial.evaluators)}")
-    return 0
-
-
 def run_sweep_command(args: argparse.Namespace) -> int:
-    return _run(_read(args), args)
+    return _run(read(args), args)
 
 
 def evaluate_command(args: argparse.Namespace) -> int:

@@ -20,7 +20,6 @@ from ddgd_ray.spec.recipe import RECIPE
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import NO_AUGMENTATION_OF_MAIN
 from ddgd_ray.stages.base import Outside, StageCall
-from ddgd_ray.store import Store
 
 
 @dataclass(frozen=True)
@@ -226,22 +225,3 @@ def _evaluators(sweep: Sweep, shared: Shared, made: Ref | Outside, all_ipc: tupl
 
 def _protocol(name: str, main: ProtocolSpec) -> ProtocolSpec:
     return main.without_augmentation() if name == NO_AUGMENTATION_OF_MAIN else ProtocolSpec.model_validate(name)
-
-
-@dataclass(frozen=True)
-class StageCount:
-    """How often a stage runs and how often it is there already; equal calls count once."""
-
-    stage: str
-    hits: int
-    misses: int
-
-
-def count_stages(trials: list[Trial], store: Store) -> list[StageCount]:
-    calls = {call.ref: call for trial in trials for call in trial.calls()}
-    order = list(dict.fromkeys(call.stage for call in calls.values()))
-    result = []
-    for stage in order:
-        published = [store.has(*ref) for ref in calls if ref[0] == stage]
-        result.append(StageCount(stage, sum(published), len(published) - sum(published)))
-    return result

@@ -1,0 +1,118 @@
+"""Look ahead: `plan`."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ddgd_ray.commands.output import run_dir_of
+from ddgd_ray.commands.sweeps import read
+
+if TYPE_CHECKING:
+    from ddgd_ray.engine.forecast import Forecast
+    from ddgd_ray.engine.plan import Trial
+    from ddgd_ray.spec.sweep import Sweep
+
+MAX_LISTED = 60
+
+
+def plan_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.costs import known_rates, rates_of, write_calibration
+    from ddgd_ray.engine.forecast import forecast
+    from ddgd_ray.engine.plan import plan_arm
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.sweep import planned_trials
+
+    sweep = read(args)
+    store = open_store(run_dir_of(args))
+    if args.write_calibration:
+        write_calibration(rates_of(store), args.write_calibration)
+        print(f"rates of {store.root} written to {args.write_calibration}")
+        return 0
+    rates = known_rates(store, args.calibration)
+    resources = sweep.spec.resources
+    cores = args.cores or float(os.cpu_count() or 1)
+    most_gpus = max((resources.of(stage).gpus * resources.of(stage).workers for stage in ("finetune", "evaluate")), default=0.0)
+    gpus = args.gpus or most_gpus
+    trials = planned_trials(sweep)
+    total = forecast(trials, store, rates, resources, cores=cores, gpus=gpus)
+    each = None
+    if sweep.spec.search:
+        typical = [*trials, *plan_arm(sweep, "typical", {})]
+        each = _less(forecast(typical, store, rates, resources, cores=cores, gpus=gpus), total)
+    if args.json:
+        found: dict[str, Any] = {"name": sweep.spec.name, "trials": len(trials), "cores": cores, "gpus": gpus, **asdict(total)}
+        if each is not None and sweep.spec.search:
+            found["search"] = {"configurations": sweep.spec.search.trials, "core_s": each[0], "gpu_s": each[1]}
+        print(json.dumps(found))
+        return 0
+    of_recipe = f", recipe {sweep.spec.recipe}" if sweep.spec.recipe else ""
+    print(f"{sweep.spec.name}: preset {sweep.spec.preset}{of_recipe}, {len(trials)} trials")
+    if sweep.spec.search and each is not None:
+        search = sweep.spec.search
+        print(f"search: up to {search.trials} configurations by {search.algorithm} over {', '.join(sweep.space)},")
+        print(
+            f"each at {len(sweep.spec.seeds.distill)} seeds; which ones, the results decide. One at the preset's values takes"
+        )
+        print(f"{_time(each[0])} of cores{f' and {_time(each[1])} of GPUs' if each[1] else ''}, all of them ", end="")
+        print(f"about {_time(search.trials * each[0] / cores)} on the clock with {cores:g} cores. Planned for certain:")
+    _print_forecast(total, cores, gpus)
+    _print_budget(sweep, total)
+    _print_trials(trials, store)
+    return 0
+
+
+def _less(more: "Forecast", less: "Forecast") -> tuple[float, float]:
+    """Seconds of cores and of GPUs that `more` takes beyond `less`."""
+    return more.core_s - less.core_s, more.gpu_s - less.gpu_s
+
+
+def _print_forecast(total: "Forecast", cores: float, gpus: float) -> None:
+    print(f"\n{'stage':12} {'hits':>7} {'to run':>7} {'seconds':>10}  {'range':>17} {'MB':>9}")
+    for line in total.stages:
+        seconds = f"{line.seconds:10.0f}" if line.seconds or not line.misses else f"{'?':>10}"
+        spread = f"{line.low_s:.0f} - {line.high_s:.0f}" if line.seconds else ""
+        note = "" if line.is_known else "  guessed from other sizes"
+        note += f"  {line.unknown} never measured" if line.unknown else ""
+        print(f"{line.stage:12} {line.hits:7} {line.misses:7} {seconds}  {spread:>17} {line.size_bytes / 1e6:9.1f}{note}")
+    if not total.num_misses:
+        print("\neverything is published: nothing to run")
+        return
+    on = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+    print(
+        f"\n{total.core_s / 3600:.2f} core-hours, {total.gpu_s / 3600:.2f} GPU-hours, {total.size_bytes / 1e6:.0f} MB on disk;"
+    )
+    print(f"about {_time(total.wall_s)} on the clock ({_time(total.wall_low_s)} to {_time(total.wall_high_s)}) with {on}")
+    if total.num_unknown:
+        print(f"without {total.num_unknown} calls of stages that were never measured: give --calibration FILE")
+
+
+def _print_budget(sweep: "Sweep", total: "Forecast") -> None:
+    budget = sweep.spec.budget
+    pairs = [
+        ("gpu_hours", total.gpu_s / 3600, budget.gpu_hours),
+        ("core_hours", total.core_s / 3600, budget.core_hours),
+        ("hours", total.wall_s / 3600, budget.hours),
+    ]
+    for name, needed, limit in pairs:
+        if limit:
+            verdict = "enough" if needed <= limit else "not enough: the run will stop with exit code 7 and can be continued"
+            print(f"budget.{name} {limit:g}: about {needed:.2f} needed, {verdict}")
+
+
+def _print_trials(trials: Sequence["Trial"], store: Any) -> None:
+    print(f"\n{'trial':28} stage key (* published)")
+    for trial in trials[:MAX_LISTED]:
+        keys = [f"{call.stage} {call.key[:8]}{'*' if store.has(*call.ref) else ''}" for call in trial.build]
+        done = sum(store.has(*item.call.ref) for item in trial.evaluators)
+        print(f"{trial.name:28} {'  '.join(keys)}  evaluators {done}/{len(trial.evaluators)}")
+    if len(trials) > MAX_LISTED:
+        print(f"... and {len(trials) - MAX_LISTED} more")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
