@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true")
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
+    status.add_argument("--watch", action="store_true", help="draw it anew until the sweep ends")
     status.add_argument("--json", action="store_true")
     stop = command("stop", stop_command, "tell a running sweep to keep what it has and stop; the same command continues it")
     stop.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")

@@ -1,64 +1,151 @@
-"""What a sweep looks like while it runs: a panel on a terminal, a line per event elsewhere."""
+"""What a sweep looks like while it runs: a panel on a terminal, a line per event and a heartbeat elsewhere."""
 
-import json
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from ddgd_ray.engine.conductor import Conductor, Event
 from ddgd_ray.engine.objective import trial_value
-from ddgd_ray.stages.base import CURVES
+from ddgd_ray.engine.run_folder import TrialRecord
+from ddgd_ray.engine.snapshot import STATES, Best, Running, Snapshot, seconds_left
+from ddgd_ray.stages.base import read_newest_point
+
+HEARTBEAT_S = 60.0
+MAX_RUNNING = 16
+
+
+class Tally:
+    """What events tell: jobs by stage, seconds of each stage, the best arm. Shared by both views."""
+
+    def __init__(self) -> None:
+        self.conductor: Conductor | None = None
+        self.started = time.monotonic()
+        self.since: dict[str, float] = {}
+        self.done: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self._seconds: dict[str, list[float]] = {}
+        self._values: dict[str, list[float]] = {}
+
+    def start(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+        for record in conductor.records:
+            if record.state == "done":
+                self._see_value(conductor, record)
+
+    def see(self, event: Event) -> None:
+        conductor, job = self.conductor, event.job
+        if conductor is None:
+            return  # found complete while planning
+        if job is not None and event.kind == "start":
+            self.since[job.id] = time.monotonic()
+        elif job is not None:
+            seconds = time.monotonic() - self.since.pop(job.id, time.monotonic())
+            if event.kind == "done":
+                self.done[job.stage] += 1
+                self._seconds.setdefault(job.stage, []).append(seconds)
+            elif event.kind == "failed":
+                self.failed[job.stage] += 1
+        elif event.record is not None and event.record.state == "done":
+            self._see_value(conductor, event.record)
+
+    def _see_value(self, conductor: Conductor, record: TrialRecord) -> None:
+        if record.trial.is_control or record.is_finalist:  # a finalist was seen before its test
+            return
+        value = trial_value(record, conductor.sweep.spec.objective.metric, conductor.store)
+        if value is not None:
+            self._values.setdefault(record.trial.arm, []).append(value)
+
+    @property
+    def best(self) -> Best | None:
+        assert self.conductor is not None
+        objective = self.conductor.sweep.spec.objective
+        sign = 1 if objective.direction == "maximize" else -1
+        means = {arm: sum(values) / len(values) for arm, values in self._values.items()}
+        if not means:
+            return None
+        arm = max(means, key=lambda arm: sign * means[arm])
+        return Best(arm, objective.metric, means[arm], len(self._values[arm]))
+
+    def left_s(self) -> float | None:
+        assert self.conductor is not None
+        waiting = Counter(job.stage for job in self.conductor.queue.jobs)
+        waiting.update(job.stage for job in list(self.conductor.running.values()))
+        means = {stage: sum(values) / len(values) for stage, values in self._seconds.items()}
+        return seconds_left(waiting, means, max(1, len(self.conductor.running)))
+
+    def line(self) -> str:
+        """One line for the reader of a log."""
+        conductor = self.conductor
+        assert conductor is not None
+        left = self.left_s()
+        parts = [
+            f"{sum(self.done.values())} jobs done, {len(conductor.running)} running, {len(conductor.queue)} waiting",
+            f"{sum(self.failed.values())} failed" if self.failed else "",
+            f"about {duration(left)} left" if left else "",
+            best_text(self.best),
+        ]
+        return "; ".join(part for part in parts if part)
 
 
 class PlainView:
-    """One line an event, with the time since the start."""
+    """One line an event, with the time since the start, and one a minute when nothing happens."""
 
-    def __init__(self, echo: Callable[[str], None]) -> None:
-        self._echo = echo
-        self._started = time.monotonic()
-        self._conductor: Conductor | None = None
+    def __init__(self, echo: Callable[[str], None], heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._echo, self._heartbeat_s = echo, heartbeat_s
+        self._tally = Tally()
+        self._ended = threading.Event()
+        self._last = time.monotonic()
 
     def start(self, conductor: Conductor) -> None:
-        self._conductor = conductor
+        self._tally.start(conductor)
         self._line(f"{conductor.num_hits} jobs are published already, {len(conductor.queue)} to run")
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def stop(self) -> None:
-        pass
+        self._ended.set()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_s / 4):
+            if time.monotonic() - self._last >= self._heartbeat_s:
+                self._line(self._tally.line())
 
     def event(self, event: Event) -> None:
-        if self._conductor is None:
-            return  # found complete while planning
+        self._tally.see(event)
+        conductor = self._tally.conductor
+        if conductor is None:
+            return
         if event.kind == "trial" and event.record is not None:
-            self._line(_trial_line(event, self._conductor))
+            self._line(_trial_line(event, conductor))
         elif event.kind != "start" and event.job is not None:
             first_line = event.text.splitlines()[0] if event.text else ""
             self._line(f"{event.kind:6} {event.job.label}  {first_line}")
 
     def _line(self, text: str) -> None:
-        left = f" [{len(self._conductor.queue) + len(self._conductor.running)} left]" if self._conductor else ""
-        self._echo(f"{time.monotonic() - self._started:7.1f} s{left} {text}")
+        conductor = self._tally.conductor
+        self._last = time.monotonic()
+        left = f" [{len(conductor.queue) + len(conductor.running)} left]" if conductor else ""
+        self._echo(f"{self._last - self._tally.started:7.1f} s{left} {text}")
 
 
 class LiveView:
-    """A panel that is drawn anew twice a second: what runs, what is done, the best so far, the time left."""
+    """A panel that is drawn anew twice a second."""
 
     def __init__(self, console: Console) -> None:
-        self._started = time.monotonic()
-        self._conductor: Conductor | None = None
-        self._since: dict[str, float] = {}
-        self._seconds: dict[str, list[float]] = {}
+        self._tally = Tally()
         self._messages: list[str] = []
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self.panel)  # draws once at once
 
     def start(self, conductor: Conductor) -> None:
-        self._conductor = conductor
+        self._tally.start(conductor)
         self._live.start()
 
     def stop(self) -> None:
@@ -66,74 +153,116 @@ class LiveView:
             self._live.stop()
 
     def event(self, event: Event) -> None:
-        if self._conductor is None:
+        self._tally.see(event)
+        conductor = self._tally.conductor
+        if conductor is None:
             return
-        now = time.monotonic()
-        if event.job is not None and event.kind == "start":
-            self._since[event.job.id] = now
-        elif event.job is not None:
-            started = self._since.pop(event.job.id, now)
-            self._seconds.setdefault(event.job.kind, []).append(now - started)
         if event.kind == "trial":
-            self._messages.append(_trial_line(event, self._conductor))
-        elif event.kind in ("failed", "retry") and event.job is not None:
+            self._messages.append(_trial_line(event, conductor))
+        elif event.kind in ("failed", "retry", "lost") and event.job is not None:
             self._messages.append(f"{event.kind}: {event.job.label}: {event.text.splitlines()[0]}")
 
-    def panel(self) -> Group:
-        conductor = self._conductor
+    def panel(self) -> RenderableType:
+        tally, conductor = self._tally, self._tally.conductor
         if conductor is None:
             return Group(Text("planning ..."))
-        elapsed = time.monotonic() - self._started
-        jobs = Table(box=None, pad_edge=False)
-        for title in ("running", "for", "progress"):
-            jobs.add_column(title)
-        for job in list(conductor.running.values()):
-            since = time.monotonic() - self._since.get(job.id, time.monotonic())
-            jobs.add_row(job.label, f"{since:.0f} s", progress_of(conductor.store.root, [call.key for call in job.calls]))
-        states = Counter(record.state for record in conductor.records)
-        head = (
-            f"{conductor.sweep.spec.name}: {conductor.num_done} jobs done, {conductor.num_hits} were there, "
-            f"{len(conductor.running)} running, {len(conductor.queue)} waiting; trials {states['done']} done, "
-            f"{states['failed']} failed, {states['planned']} open; {elapsed:.0f} s, about {self._time_left():.0f} s left"
-        )
+        stages: dict[str, dict[str, int]] = {}
+        running = list(conductor.running.values())
+        states = [("done", tally.done), ("failed", tally.failed)]
+        states.append(("running", Counter(job.stage for job in running)))
+        states.append(("waiting", Counter(job.stage for job in conductor.queue.jobs)))
+        for state, found in states:
+            for stage, number in found.items():
+                stages.setdefault(stage, dict.fromkeys(STATES, 0))[state] = number
+        rows = []
+        for job in running[:MAX_RUNNING]:
+            points = (read_newest_point(conductor.store.root / "kept" / call.key) for call in job.calls)
+            point = next((point for point in points if point), {})
+            since = tally.since.get(job.id, time.monotonic())
+            rows.append(Running(job.stage, job.label, point, time.monotonic() - since))
+        trials = Counter(record.state for record in conductor.records)
+        spent = conductor.accounts.spent if conductor.accounts else None
+        head = [
+            f"trials {trials['done']} done, {trials['failed']} failed, {trials['planned']} open",
+            f"{conductor.num_hits} jobs were there",
+            f"{time.monotonic() - tally.started:.0f} s",
+        ]
+        left = tally.left_s()
+        head += [f"about {duration(left)} left"] if left else []
+        head += [f"{spent.core_s / 3600:.2f} core-hours, {spent.gpu_s / 3600:.2f} GPU-hours spent"] if spent else []
+        head += [best_text(tally.best)] if tally.best else []
         if conductor.is_draining:
-            head += "; stopping: running jobs end first"
-        return Group(Text(head, style="bold"), jobs, *(Text(message) for message in self._messages[-8:]))
-
-    def _time_left(self) -> float:
-        """Mean seconds of each kind of job, times how many are left, over how many run at once."""
-        assert self._conductor is not None
-        left = self._conductor.queue.count()
-        work = sum(count * _mean(self._seconds.get(kind, [])) for kind, count in left.items())
-        return work / max(1, len(self._conductor.running))
+            head.append(f"stopping ({conductor.stop_reason}): {len(running)} running jobs end first")
+        messages = [Text(message) for message in self._messages[-8:]]
+        body = Group(Text("; ".join(head)), stage_table(stages), running_table(rows), *messages)
+        return Panel(body, title=f"{conductor.sweep.spec.name} ({conductor.sweep.spec.preset})", title_align="left")
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 10.0
+def status_panel(found: Snapshot) -> RenderableType:
+    """The same of a run that another process works on, or none."""
+    trials = found.trials
+    lines = [
+        f"worked on by {found.holder}" + (", stopping" if found.is_stopping else "") if found.holder else "not running",
+        f"trials {trials['done']} done, {trials['failed']} failed, {trials['planned']} open",
+        f"spent: {found.spent.num_jobs} jobs, {found.spent.core_s / 3600:.2f} core-hours, {found.spent.gpu_s / 3600:.2f} "
+        f"GPU-hours, {duration(found.spent.wall_s)} on the clock",
+    ]
+    if found.left_s:
+        lines.append(f"about {duration(found.left_s)} left" if found.holder else f"about {duration(found.left_s)} of work left")
+    if found.best:
+        lines.append(best_text(found.best))
+    if found.waiting_for_tracker:
+        lines.append(f"{found.waiting_for_tracker} trials wait for MLflow")
+    body = Group(*map(Text, lines), stage_table(found.stages), running_table(found.running))
+    return Panel(body, title=f"{found.name} ({found.preset})", title_align="left")
 
 
-def _trial_line(event: Event, conductor: Conductor | None) -> str:
+def stage_table(stages: Mapping[str, Mapping[str, int]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    for state in STATES:
+        table.add_column(state, justify="right")
+    for stage, found in stages.items():
+        table.add_row(stage, *(str(found[state] or "-") for state in STATES))
+    return table
+
+
+def running_table(rows: list[Running]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("running", "for", "progress"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(row.label, f"{row.seconds:.0f} s", point_text(row.point))
+    return table
+
+
+def point_text(point: Mapping[str, float]) -> str:
+    """`step 50 L_diffusion 0.06 ...`, "" of nothing."""
+    if not point:
+        return ""
+    values = [f"{name} {value:.3g}" for name, value in point.items() if name not in ("step", "time") and "/" not in name]
+    return f"step {point['step']} " + " ".join(values[:4])
+
+
+def best_text(best: Best | None) -> str:
+    return f"best {best.arm}, {best.metric} {best.mean:.3f} (n={best.n})" if best else ""
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _trial_line(event: Event, conductor: Conductor) -> str:
     assert event.record is not None
-    if event.record.state == "failed" or conductor is None:
-        return f"trial  {event.record.trial.name}  {event.record.state}"
+    if event.record.state == "failed":
+        return f"trial  {event.record.trial.name}  failed"
     for metric in (conductor.sweep.spec.objective.metric, "top1_last"):
         value = trial_value(event.record, metric, conductor.store)
         if value is not None:
             return f"trial  {event.record.trial.name}  {metric} {value:.3f}"
     return f"trial  {event.record.trial.name}  done"
-
-
-def progress_of(store: Path, keys: list[str]) -> str:
-    """The newest point of the stage that is being made for one of these keys: `step 50 L_diffusion 0.06 ...`."""
-    for key in keys:
-        try:
-            lines = (store / "kept" / key / CURVES).read_bytes()[-4000:].splitlines()
-            point = json.loads(lines[-1])
-        except (OSError, IndexError, ValueError):
-            continue
-        values = [f"{name} {value:.3g}" for name, value in point.items() if name not in ("step", "time") and "/" not in name]
-        return f"step {point['step']} " + " ".join(values[:4])
-    return ""
 
 
 def machine_busy_s() -> float:

@@ -4,33 +4,32 @@ import argparse
 import json
 import os
 import signal
-from collections import Counter
+import time
+from dataclasses import asdict
+
+WATCH_S = 2.0
 
 
 def status_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import RunFolder, open_store
-    from ddgd_ray.engine.tracker import waiting
-    from ddgd_ray.report.write import read_run
+    from ddgd_ray.engine.snapshot import snapshot
 
-    sweep, records = read_run(args.run_folder)
-    store = open_store(args.run_folder.parent)
-    states = Counter(record["state"] for record in records)
-    evaluators = {item["key"]: store.has(item["stage"], item["key"]) for record in records for item in record["evaluators"]}
-    folder = RunFolder(args.run_folder.parent, args.run_folder.name)
-    status = {
-        "name": sweep["name"],
-        "preset": sweep["spec"]["preset"],
-        "trials": {state: states[state] for state in ("done", "failed", "planned")},
-        "evaluations": {"done": sum(evaluators.values()), "known": len(evaluators)},
-        "running": store.in_progress(),
-        "waiting_for_tracker": len(waiting(folder)),
-    }
     if args.json:
-        print(json.dumps(status))
+        print(json.dumps(asdict(snapshot(args.run_folder))))
         return 0
-    for name, value in status.items():
-        shown = ", ".join(f"{inner} {count}" for inner, count in value.items()) if isinstance(value, dict) else value
-        print(f"{name:20} {', '.join(shown) if isinstance(shown, list) else shown}")
+    from rich.console import Console
+    from rich.live import Live
+
+    from ddgd_ray.view import status_panel
+
+    console, found = Console(), snapshot(args.run_folder)
+    if not args.watch:
+        console.print(status_panel(found))
+        return 0
+    with Live(status_panel(found), console=console, auto_refresh=False) as live:
+        while found.holder:
+            time.sleep(WATCH_S)
+            found = snapshot(args.run_folder)
+            live.update(status_panel(found), refresh=True)
     return 0
 
 

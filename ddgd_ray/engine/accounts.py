@@ -1,6 +1,7 @@
 """What a run has spent: one line a job that ended, and one a start, in `RUN/spend.jsonl`. Failed jobs count too."""
 
 import json
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,23 @@ def read_spent(path: Path) -> Spent:
         last = max(last, line["ended"])
     spent.wall_s += max(0.0, last - started)
     return spent
+
+
+def mean_seconds(path: Path) -> dict[str, float]:
+    """{stage: mean seconds of the jobs of a run folder that ended well}."""
+    found: dict[str, list[float]] = {}
+    try:
+        lines = (path / FILE).read_text().splitlines()
+    except OSError:
+        return {}
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line.get("state") == "done":
+            found.setdefault(line["stage"], []).append(line["seconds"])
+    return {stage: statistics.fmean(seconds) for stage, seconds in found.items()}
 
 
 class Accounts:
