@@ -61,6 +61,12 @@ class ArtifactError(DdgdError):
     default_code = "store"
 
 
+class DamagedArtifact(ArtifactError):
+    """An artifact is not what was published; a job that needs it may be repeated once it is made again."""
+
+    default_code = "damaged"
+
+
 class EngineError(DdgdError):
     """The sweep could not be carried out: too many failures, or the cluster cannot serve it."""
 

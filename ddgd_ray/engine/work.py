@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from ddgd_ray.engine.conductor import Conductor, Job, Outcome
-from ddgd_ray.errors import DdgdError
+from ddgd_ray.errors import DamagedArtifact, DdgdError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
 from ddgd_ray.store import Artifact, Store
@@ -40,7 +40,8 @@ def run_job(job: Job, store: Store, resources: ResourcesSpec, publish: Publish =
             for call in job.calls:
                 publish(call, store, context_of(resources))
     except DdgdError as err:
-        return Outcome(str(err), is_final=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
+        is_final = not isinstance(err, DamagedArtifact)  # what is damaged was set aside, and can be made again
+        return Outcome(str(err), is_final=is_final, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except Exception as err:
         log.exception("%s failed", job.label)
         last = traceback.extract_tb(err.__traceback__)[-1]
