@@ -112,12 +112,12 @@ def room_for(folder: Path, need_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except Exception as err:
-        if not _is_full(err):
+        if not is_full(err):
             raise
         raise disk_full(err, folder, need_bytes) from err
 
 
-def _is_full(err: Exception) -> bool:
+def is_full(err: Exception) -> bool:
     if isinstance(err, StageError):
         return False
     by_number = isinstance(err, OSError) and err.errno in FULL

@@ -146,6 +146,8 @@ class Lease:
         """Who held it at the last look."""
         self.is_lost = False
         """Somebody took it over because we stalled."""
+        self.is_alive = False
+        """A heartbeat of the holder was seen."""
         self._me = Holder.me()
         self._seen: bytes | None = None
         self._since = 0.0
@@ -163,6 +165,7 @@ class Lease:
         if content is None:
             return False  # freed this moment
         if content != self._seen:
+            self.is_alive = self._seen is not None
             self._seen, self._since = content, self._clock()
         self.holder = Holder.parse(content)
         if self.holder is not None and self.holder.token == self._me.token:
@@ -188,11 +191,10 @@ class Lease:
         self.board.remove(mark)
         return is_unchanged
 
-    def acquire(self, wait_s: float = float("inf")) -> bool:
-        """Wait for it; False when a living process kept it for `wait_s`."""
-        started = self._clock()
+    def acquire(self, *, unless_alive: bool = False) -> bool:
+        """Wait until it is ours; with `unless_alive`, only until its holder gives a sign of life: then False."""
         while not self.look():
-            if self._clock() - started >= wait_s:
+            if self.is_alive and unless_alive:
                 return False
             self._sleep(self.pace.poll_s)
         self._thread = threading.Thread(target=self._beat, name=f"lease-{self.name[:8]}", daemon=True)

@@ -106,7 +106,10 @@ class Store:
                 self.check(found)
         except DamagedArtifact as err:
             self.set_aside(stage, key, str(err.what))
-            raise
+            found = self.get(stage, key)  # a damaged local copy of what is sound elsewhere was fetched again
+            if found is None:
+                raise
+            self.check(found)
         return found
 
     def check(self, artifact: Artifact) -> None:
@@ -137,6 +140,12 @@ class Store:
             else:
                 continue
             raise DamagedArtifact(f"{name} {problem}", where=str(artifact.folder), fix=REMAKE)
+
+    def remember_sound(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Files that were compared on their way into `folder` need not be read again by this process."""
+        for name, entry in manifest["files"].items():
+            state = (folder / name).stat()
+            _sound.add((str(folder / name), state.st_mtime_ns, state.st_size, str(entry["sha256"])))
 
     def set_aside(self, stage: str, key: str, reason: str) -> None:
         """Move a damaged artifact to `damaged/`, so that it is made again; nothing happens when it is sound by now.

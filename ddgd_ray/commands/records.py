@@ -12,11 +12,12 @@ def status_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.tracker import waiting
     from ddgd_ray.report.write import read_run
 
+    folder = RunFolder(args.run_folder.parent, args.run_folder.name)
+    folder.pull()
     sweep, records = read_run(args.run_folder)
     store = open_store(args.run_folder.parent)
     states = Counter(record["state"] for record in records)
     evaluators = {item["key"]: store.has(item["stage"], item["key"]) for record in records for item in record["evaluators"]}
-    folder = RunFolder(args.run_folder.parent, args.run_folder.name)
     status = {
         "name": sweep["name"],
         "preset": sweep["spec"]["preset"],
@@ -35,13 +36,16 @@ def status_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.run_folder import RunFolder, open_store
     from ddgd_ray.report.write import write_report
 
+    folder = RunFolder(args.run_folder.parent, args.run_folder.name)
+    folder.pull()
     report = write_report(args.run_folder, open_store(args.run_folder.parent))
     print(report.markdown)
     for file in (*report.tables, report.results, *report.pictures):
         print(file)
+    folder.push()
     return 0
 
 

@@ -62,7 +62,7 @@ def planned_trials(sweep: Sweep) -> list[Trial]:
 
 def run_sweep(
     sweep: Sweep,
-    run_dir: Path,
+    run_dir: Path | str,
     execute: Execute,
     *,
     emit: Callable[[Event], None] = lambda event: None,
@@ -95,5 +95,6 @@ def run_sweep(
         )
 
 
-def default_run_dir() -> Path:
-    return Path(os.environ.get("DDGD_RUN_DIR", "runs"))
+def default_run_dir() -> str:
+    """A folder, or a URL."""
+    return os.environ.get("DDGD_RUN_DIR", "runs")
