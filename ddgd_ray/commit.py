@@ -74,9 +74,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def create_atomically(path: Path, data: bytes) -> bool:
-    """Whether the file is ours: False when it is there already. Readers see all of it or none; of two writers, one wins."""
-    temporary = _write_beside(path, data)
+def create_atomically(path: Path, data: bytes, *, sync: bool = True) -> bool:
+    """Whether the file is ours: False when it is there already. Readers see all of it or none; of two writers, one wins.
+
+    sync: it survives a power cut.
+    """
+    temporary = _write_beside(path, data, sync)
     try:
         crash_point("before-create")
         os.link(temporary, path)  # fails where rename would replace; on NFS too
@@ -88,15 +91,16 @@ def create_atomically(path: Path, data: bytes) -> bool:
     return True
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
+def _write_beside(path: Path, data: bytes, sync: bool = True) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with room_for(path.parent, len(data)), temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            crash_point("before-sync-file")
-            os.fsync(file.fileno())
-            crash_point("after-sync-file")
+            if sync:
+                crash_point("before-sync-file")
+                os.fsync(file.fileno())
+                crash_point("after-sync-file")
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -60,7 +60,7 @@ class FolderBoard:
 
     def create(self, name: str, data: bytes) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
-        return create_atomically(self.folder / name, data)
+        return create_atomically(self.folder / name, data, sync=False)  # after a power cut nobody holds anything
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -70,7 +70,7 @@ class FolderBoard:
 
     def write(self, name: str, data: bytes) -> None:
         temporary = self.folder / f".{name}.{uuid.uuid4().hex[:8]}"
-        temporary.write_bytes(data)  # no fsync: after a power cut nobody holds anything
+        temporary.write_bytes(data)
         os.replace(temporary, self.folder / name)
 
     def remove(self, name: str) -> None:

@@ -105,12 +105,14 @@ class Remote:
     def prepare(self) -> None:
         """Write, read and remove an object, and find out whether one can be created without replacing. Raises StageError."""
         probe = f"probe-{uuid.uuid4().hex[:8]}"
+        first = Remote(self.url, timeout_s=self.timeout_s, tries=min(2, self.tries), is_conditional=self.is_conditional)
         try:
-            self.create(probe, b"first")
-            if self.create(probe, b"second") and self.is_conditional:
-                self.is_conditional = False
+            first.create(probe, b"first")
+            if first.is_conditional and first.create(probe, b"second"):
+                first.is_conditional = False
                 log.warning("%s ignores conditional writes: a lease takes a second longer", self)
-            self.remove(probe)
+            first.remove(probe)
+            self.is_conditional = first.is_conditional
         except FileNotFoundError as err:
             raise StageError(f"no such place: {err}", code="storage", where=str(self), fix="create the bucket first") from err
 
@@ -171,7 +173,7 @@ class Remote:
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """{name below the prefix: bytes} of everything there."""
-        start = self._path(prefix)
+        start = self._path(prefix).rstrip("/")
         try:
             found = self._call("list", prefix, lambda: self._opened[0].find(start, detail=True))
         except FileNotFoundError:

@@ -94,6 +94,8 @@ class RunFolder:
     def prepare(self) -> None:
         """Create the folders, and fetch what another host wrote. Raises StageError when they cannot be written."""
         make_writable("the run folder", self.path, self.trials, self.outbox)
+        if self.remote is not None:
+            self.remote.prepare()
         self.pull()
 
     def _mirror(self) -> Mirror | None:
