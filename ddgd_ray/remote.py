@@ -105,16 +105,17 @@ class Remote:
     def prepare(self) -> None:
         """Write, read and remove an object, and find out whether one can be created without replacing. Raises StageError."""
         probe = f"probe-{uuid.uuid4().hex[:8]}"
-        first = Remote(self.url, timeout_s=self.timeout_s, tries=min(2, self.tries), is_conditional=self.is_conditional)
+        tries, self.tries = self.tries, min(2, self.tries)  # nobody wants to wait a minute for a misspelled address
         try:
-            first.create(probe, b"first")
-            if first.is_conditional and first.create(probe, b"second"):
-                first.is_conditional = False
+            self.create(probe, b"first")
+            if self.is_conditional and self.create(probe, b"second"):
+                self.is_conditional = False
                 log.warning("%s ignores conditional writes: a lease takes a second longer", self)
-            first.remove(probe)
-            self.is_conditional = first.is_conditional
+            self.remove(probe)
         except FileNotFoundError as err:
             raise StageError(f"no such place: {err}", code="storage", where=str(self), fix="create the bucket first") from err
+        finally:
+            self.tries = tries
 
     def create(self, name: str, data: bytes) -> bool:
         """Whether the name was free and is now ours; the first of several writers wins."""
@@ -226,7 +227,7 @@ class Remote:
             if is_final or type(problem).__name__ in FINAL_NAMES or number == self.tries:
                 break
             log.warning("%s: %s %s, try %d: %s", self, what, name, number, self._text(problem))
-            time.sleep(min(8.0, 0.25 * 2**number))
+            time.sleep(min(8.0, 0.125 * 2**number))
         waited = time.monotonic() - started
         raise StageError(
             f"cannot {what} {name}: {self._text(problem)} ({number} tries in {waited:.0f} s)",
