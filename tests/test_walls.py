@@ -18,7 +18,7 @@ ALLOWED = {
     "manifest": {"errors", "spec", "commit"},
     "store": {"errors", "spec", "commit", "leases", "manifest"},
     "remote": {"errors", "commit"},
-    "mirror": {"remote"},
+    "mirror": {"errors", "remote"},
     "remote_store": {"errors", "spec", "store", "manifest", "commit", "leases", "remote", "mirror"},
     "hashes": {"errors"},
     "imagefolder": {"errors", "spec"},
