@@ -388,18 +388,18 @@ def test_a_run_behind_a_url_has_one_driver_among_hosts_and_outlives_it(host: Hos
     a = host("a", url)
     first = RunFolder(url, "tiny")
     first.prepare()
-    with first.lock(FAST):
+    with first.lock(), first.place.held(FAST):
         (first.trials / "one.json").write_text("{}")
         (first.path / "sweep.log").write_text("log")
         assert host("b", url).root != a.root
         second = RunFolder(url, "tiny")
         second.prepare()
-        with pytest.raises(ArtifactError, match=r"locked by process \d+ on"), second.lock(FAST):
+        with pytest.raises(ArtifactError, match=r"locked by process \d+ on"), second.lock(), second.place.held(FAST):
             pass
-    second.pull()
+    second.place.pull()
     assert (second.trials / "one.json").read_text() == "{}"
     assert (second.path / "sweep.log").read_text() == "log"
-    with second.lock(FAST):
+    with second.lock(), second.place.held(FAST):
         pass
 
 
@@ -410,7 +410,7 @@ def test_a_run_whose_drivers_host_died_goes_on_elsewhere(host: Host, tmp_path: P
     folder = RunFolder(url, "tiny")
     folder.prepare()
     started = time.monotonic()
-    with folder.lock(FAST):
+    with folder.lock(), folder.place.held(FAST):
         assert FAST.stale_s <= time.monotonic() - started < 10 * FAST.stale_s
 
 

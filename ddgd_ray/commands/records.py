@@ -13,7 +13,7 @@ def status_command(args: argparse.Namespace) -> int:
     from ddgd_ray.report.write import read_run
 
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
-    folder.pull()
+    folder.place.pull()
     sweep, records = read_run(args.run_folder)
     store = open_store(args.run_folder.parent)
     states = Counter(record["state"] for record in records)
@@ -40,12 +40,12 @@ def report_command(args: argparse.Namespace) -> int:
     from ddgd_ray.report.write import write_report
 
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
-    folder.pull()
+    folder.place.pull()
     report = write_report(args.run_folder, open_store(args.run_folder.parent))
     print(report.markdown)
     for file in (*report.tables, report.results, *report.pictures):
         print(file)
-    folder.push()
+    folder.place.push()
     return 0
 
 

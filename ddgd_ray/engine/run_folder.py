@@ -6,18 +6,17 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray import __version__
 from ddgd_ray.engine.plan import Evaluator, Trial
+from ddgd_ray.engine.run_place import RunPlace
 from ddgd_ray.errors import ArtifactError, SpecError
-from ddgd_ray.leases import Board, FolderBoard, Lease, Pace, needs_heartbeats
-from ddgd_ray.mirror import Mirror, is_unfinished
 from ddgd_ray.remote import Remote, local_folder, url_of
-from ddgd_ray.remote_store import RemoteBoard, RemoteStore
+from ddgd_ray.remote_store import RemoteStore
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import StageCall
 from ddgd_ray.store import Store, make_writable, write_atomically
@@ -81,88 +80,38 @@ class TrialRecord:
 
 
 class RunFolder:
-    """`run_dir/name/`, with the store and MLflow's database beside it. Behind a URL, a local folder that is copied there."""
+    """`run_dir/name/`, with the store and MLflow's database beside it."""
 
     def __init__(self, run_dir: Path | str, name: str) -> None:
         self.run_dir = local_folder(run_dir)
         self.path = self.run_dir / name
+        self.place = RunPlace(self.path)
         self.trials = self.path / "trials"
         self.outbox = self.path / "outbox"
-        url = url_of(self.run_dir)
-        self.remote = Remote(url) if url else None
 
     def prepare(self) -> None:
-        """Create the folders, and fetch what another host wrote. Raises StageError when they cannot be written."""
+        """Create the folders. Raises StageError when they cannot be written."""
         make_writable("the run folder", self.path, self.trials, self.outbox)
-        if self.remote is not None:
-            self.remote.prepare()
-        self.pull()
-
-    def _mirror(self) -> Mirror | None:
-        if self.remote is None:
-            return None
-        prefix = f"runs/{self.path.name}"
-        return Mirror(self.remote, prefix, self.path, skip=_stays_here, only_at_end=lambda name: name.endswith(".log"))
-
-    def pull(self) -> None:
-        """Bring the records from behind the URL; nothing while a driver of this machine holds the run: it is ahead of them."""
-        mirror = self._mirror()
-        if mirror is None:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return
-            mirror.pull(prefer_remote=True)
-            for entry in self.outbox.glob("*.json"):
-                sent = self.outbox / "sent" / entry.name
-                if sent.is_file() and sent.read_bytes() == entry.read_bytes():
-                    entry.unlink()  # it was sent after the last copy
-
-    def push(self) -> None:
-        """Bring everything, reports and logs too, behind the URL."""
-        mirror = self._mirror()
-        if mirror is not None:
-            mirror.push(is_last=True)
+        self.place.prepare()
 
     @contextmanager
-    def lock(self, pace: Pace = Pace()) -> Iterator[None]:  # noqa: B008  frozen
-        """One driver a run. Raises ArtifactError that names the holder; the kernel frees the lock when its holder dies.
-
-        Behind a URL or on a shared file system, a lease with heartbeats besides: that of a dead host is taken over when its
-        heartbeats have been missing for `pace.stale_s` seconds. While it is held, the folder is copied behind the URL.
-        """
-        with (self.path / "lock").open("a+") as file, ExitStack() as held:
+    def lock(self) -> Iterator[None]:
+        """One driver a run. Raises ArtifactError that names the holder; the kernel frees the lock when its holder dies."""
+        with (self.path / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as err:
                 file.seek(0)
-                raise self._is_locked(file.read().strip()) from err
-            board = self._board()
-            if board is not None:
-                lease = Lease(board, f"run-{self.path.name}", pace)
-                if not lease.acquire(unless_alive=True):
-                    raise self._is_locked(str(lease.holder or ""))
-                held.callback(lease.release)
+                raise ArtifactError(
+                    f"this run is locked by {file.read().strip() or 'another process'}",
+                    code="locked",
+                    where=str(self.path),
+                    fix="wait for it, or stop that process",
+                ) from err
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             file.flush()
-            mirror = self._mirror()
-            if mirror is not None:
-                mirror.start()
-                held.callback(mirror.stop)
             yield
-
-    def _board(self) -> Board | None:
-        if self.remote is not None:
-            return RemoteBoard(self.remote)
-        return FolderBoard(self.run_dir / "store" / "leases") if needs_heartbeats(self.run_dir) else None
-
-    def _is_locked(self, holder: str) -> ArtifactError:
-        what = f"this run is locked by {holder or 'another process'}"
-        return ArtifactError(what, code="locked", where=str(self.path), fix="wait for it, or stop that process")
 
     def remember(self, sweep: Sweep) -> None:
         """Write sweep.json, or check that the folder belongs to the same sweep. Raises SpecError with the differing fields.
@@ -218,11 +167,6 @@ class RunFolder:
         write_atomically(path, text)
         if record.state != "planned":
             write_atomically(self.outbox / f"{record.trial.name}.json", text)
-
-
-def _stays_here(name: str) -> bool:
-    """Of the files of a run: the lock, what Tune writes, and what is being written."""
-    return name == "lock" or name.startswith("tune/") or is_unfinished(name)
 
 
 def _read_line(path: Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def run_sweep(
     store, folder = open_store(run_dir), RunFolder(run_dir, sweep.spec.name)
     store.prepare()
     folder.prepare()
-    with folder.lock():
+    with folder.lock(), folder.place.held():
         folder.remember(sweep)
         removed = store.clean_scratch()
         if removed:

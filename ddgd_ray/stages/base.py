@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ddgd_ray.commit import room_for
-from ddgd_ray.errors import ArtifactError, StageError
+from ddgd_ray.errors import DamagedArtifact, StageError
 from ddgd_ray.spec.stages import StageSpec
 from ddgd_ray.store import Artifact, Store, key_of
 
@@ -189,7 +189,7 @@ def _input_path(name: str, value: "tuple[str, str] | Outside", call: StageCall, 
         return Path(value.path)
     artifact = store.usable(*value)
     if artifact is None:
-        raise ArtifactError(
+        raise DamagedArtifact(
             f"{call.stage} needs the {value[0]} artifact {value[1][:8]} as its {name}, which is not in the store",
             where=str(store),
             fix="run the same command again: it is made first",
