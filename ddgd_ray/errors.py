@@ -61,14 +61,14 @@ class ArtifactError(DdgdError):
     default_code = "store"
 
 
-class DamagedArtifact(ArtifactError):
-    """An artifact is not what was published; a job that needs it may be repeated once it is made again."""
-
-    default_code = "damaged"
-
-
 class EngineError(DdgdError):
     """The sweep could not be carried out: too many failures, or the cluster cannot serve it."""
 
     exit_code = 4
     default_code = "engine"
+
+
+class DamagedArtifact(ArtifactError):
+    """An artifact is not what was published; a job that needs it may be repeated once it is made again."""
+
+    default_code = "damaged"
