@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
-        added.add_argument("--run-dir", type=Path, help="folder of runs, store and tracking database (default: runs)")
+        added.add_argument("--run-dir", help="folder of runs, store and tracking database, or a URL s3://... (default: runs)")
         return added
 
     def takes_sweep(added: argparse.ArgumentParser) -> None:

@@ -73,3 +73,9 @@ class EngineError(DdgdError):
 
     exit_code = 4
     default_code = "engine"
+
+
+class DamagedArtifact(ArtifactError):
+    """An artifact is not what was published; a job that needs it may be repeated once it is made again."""
+
+    default_code = "damaged"

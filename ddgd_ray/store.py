@@ -1,113 +1,61 @@
 """Published artifacts: folders named by the hash of everything that determines their content.
 
 Layout of a store: `<stage>/<key>/` holds files and `manifest.json`; `scratch/` what is being made; `kept/<key>/` what a stage
-under way keeps over a crash (checkpoints); `locks/` one lease a key.
+under way keeps over a crash (checkpoints); `locks/` and `leases/` the right to make a key; `damaged/<key>.<n>` what was set
+aside.
 An artifact appears by one rename, manifest inside, so existing means complete.
 """
 
-import fcntl
-import hashlib
-import json
+import itertools
 import logging
 import os
-import platform
 import shutil
 import socket
-import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.errors import ArtifactError, StageError
-from ddgd_ray.spec.base import canonical_json
+from ddgd_ray.commit import crash_point, make_writable, room_for, sync_folder, sync_tree, write_atomically
+from ddgd_ray.errors import ArtifactError, DamagedArtifact
+from ddgd_ray.leases import FolderBoard, Pace, heartbeat_lease, host_lease, needs_heartbeats
+from ddgd_ray.manifest import (
+    MANIFEST,
+    REMAKE,
+    Artifact,
+    check_identity,
+    file_sha256,
+    key_of,
+    new_manifest,
+    read_manifest,
+    write_manifest,
+)
 from ddgd_ray.spec.stages import StageSpec
+
+__all__ = ["MANIFEST", "Artifact", "Store", "crash_point", "file_sha256", "key_of", "make_writable", "write_atomically"]
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-SCHEMA = 1
-VERSIONED = ("torch", "diffusers", "numpy", "ray", "optuna")
+HASHED_BYTES = 256 << 20  # larger inputs are compared by size alone before a use: 537 MB/s would be 20 s for latents of 10 GB
 
-
-def key_of(spec: StageSpec, inputs: Mapping[str, str]) -> str:
-    """sha256 (64 hex digits) of stage, version, resolved spec and the keys or fingerprints of the inputs."""
-    identity = {"stage": spec.stage, "version": spec.version, "spec": spec.canonical(), "inputs": dict(inputs)}
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-
-
-def crash_point(name: str) -> None:
-    """Leave the process as a power cut would when DDGD_CRASH_AT names this commit point. For the kill tests."""
-    if os.environ.get("DDGD_CRASH_AT") == name:
-        os._exit(137)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part; the new one survives a power cut."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        crash_point("before-replace")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def make_writable(what: str, *folders: Path) -> None:
-    """Create the folders and write into the first one. Raises StageError that names `what`."""
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        probe = folders[0] / f".probe-{uuid.uuid4().hex[:8]}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as err:
-        raise StageError(
-            f"{what} cannot be written: {err.strerror}", where=str(folders[0]), fix="choose another --run-dir"
-        ) from err
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """One published folder and its manifest."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        return str(self.manifest["key"])
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return dict(self.manifest["metrics"])
-
-    @property
-    def seconds(self) -> float:
-        return float(self.manifest["seconds"])
+_sound: set[tuple[str, int, int, str]] = set()  # (path, mtime in ns, size, SHA-256) that this process has compared
 
 
 class Store:
     """A writable root and read-only roots below it, such as the checkpoints that ship with the package."""
 
-    def __init__(self, root: Path, read_only: tuple[Path, ...] = ()) -> None:
-        self.root = root
-        self.read_only = read_only
+    num_dropped = 0
+    """Copies that came second, of this object."""
+
+    def __init__(self, root: Path, read_only: tuple[Path, ...] = (), pace: Pace = Pace()) -> None:  # noqa: B008  frozen
+        self.root, self.read_only, self.pace = root, read_only, pace
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (Store, (self.root, self.read_only))
+        return (Store, (self.root, self.read_only, self.pace))
+
+    def __str__(self) -> str:
+        return str(self.root)
 
     def prepare(self) -> None:
         """Create the folders and check that they can be written. Raises StageError."""
@@ -117,6 +65,7 @@ class Store:
         return [root / stage / key for root in (self.root, *self.read_only)]
 
     def has(self, stage: str, key: str) -> bool:
+        """Whether it was published: cheap, and blind to damage; `sound` looks closer."""
         return any((folder / MANIFEST).is_file() for folder in self._folders(stage, key))
 
     def keys(self, stage: str) -> list[str]:
@@ -125,51 +74,110 @@ class Store:
         return sorted(found)
 
     def get(self, stage: str, key: str) -> Artifact | None:
-        """The artifact, or None. Raises ArtifactError when its manifest cannot be read or speaks of another key."""
+        """The artifact, or None. Raises DamagedArtifact when its manifest cannot be read or speaks of another key."""
         for folder in self._folders(stage, key):
             try:
-                text = (folder / MANIFEST).read_text()
+                text = (folder / MANIFEST).read_text(errors="replace")
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            try:
-                manifest = json.loads(text)
-                found = (manifest["schema"], manifest["key"])
-            except (ValueError, KeyError, TypeError) as err:
-                raise ArtifactError(
-                    "its manifest cannot be read", where=str(folder), fix="delete this folder; it is made again"
-                ) from err
-            if found != (SCHEMA, key):
-                raise ArtifactError(
-                    f"expected schema {SCHEMA} of key {key[:8]}, found schema {found[0]} of key {str(found[1])[:8]}",
-                    where=str(folder),
-                    fix="delete this folder; it is made again",
-                )
-            return Artifact(folder, manifest)
+            return Artifact(folder, read_manifest(text, key, str(folder)))
         return None
 
-    def verify(self, artifact: Artifact, contents: bool = True) -> None:
-        """Compare the files with the manifest: names and sizes, and their SHA-256 with `contents`. Raises ArtifactError."""
+    def sound(self, stage: str, key: str) -> Artifact | None:
+        """The artifact when its manifest and the sizes of its files are as published. Anything else is set aside: None."""
+        try:
+            found = self.get(stage, key)
+            if found is not None:
+                check_identity(found)
+                if found.fetch is None:  # what is fetched is compared on its way
+                    self.verify(found, contents=False)
+        except DamagedArtifact as err:
+            self.set_aside(stage, key, str(err.what))
+            return None
+        return found
+
+    def usable(self, stage: str, key: str) -> Artifact | None:
+        """The artifact for a stage that reads it, compared with its manifest: sizes, and SHA-256 of files up to 256 MB once a
+        process. What is damaged is set aside, then DamagedArtifact is raised: who makes it can make it again.
+        """
+        try:
+            found = self.get(stage, key)
+            if found is not None:
+                self.check(found)
+        except DamagedArtifact as err:
+            self.set_aside(stage, key, str(err.what))
+            found = self.get(stage, key)  # a damaged local copy of what is sound elsewhere was fetched again
+            if found is None:
+                raise
+            self.check(found)
+        return found
+
+    def check(self, artifact: Artifact) -> None:
+        """Compare with the manifest as before a use. Raises DamagedArtifact."""
+        check_identity(artifact)
+        self.verify(artifact, contents=True, most_bytes=HASHED_BYTES)
+
+    def verify(self, artifact: Artifact, contents: bool = True, most_bytes: int = 0) -> None:
+        """Compare the files with the manifest: names and sizes, and their SHA-256 with `contents`. Raises DamagedArtifact.
+
+        most_bytes: files beyond are compared by size; files that this process has compared before are not read again. 0: all
+        are read.
+        """
         listed: dict[str, dict[str, Any]] = artifact.manifest["files"]
         for name, entry in listed.items():
             path = artifact.path / name
-            size = path.stat().st_size if path.is_file() else -1
-            if size != entry["bytes"]:
-                problem = "is missing" if size < 0 else f"has {size} bytes, expected {entry['bytes']}"
-            elif contents and file_sha256(path) != entry["sha256"]:
+            state = path.stat() if path.is_file() else None
+            if state is None:
+                problem = "is missing"
+            elif state.st_size != entry["bytes"]:
+                problem = f"has {state.st_size} bytes, expected {entry['bytes']}"
+            elif contents and (not most_bytes or state.st_size <= most_bytes):
+                identity = (str(path), state.st_mtime_ns, state.st_size, str(entry["sha256"]))
+                if (most_bytes and identity in _sound) or file_sha256(path) == entry["sha256"]:
+                    _sound.add(identity)
+                    continue
                 problem = "has another SHA-256 than when it was published"
             else:
                 continue
-            raise ArtifactError(f"{name} {problem}", where=str(artifact.path), fix="delete this folder; it is made again")
+            raise DamagedArtifact(f"{name} {problem}", where=str(artifact.folder), fix=REMAKE)
+
+    def remember_sound(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Files that were compared on their way into `folder` need not be read again by this process."""
+        for name, entry in manifest["files"].items():
+            state = (folder / name).stat()
+            _sound.add((str(folder / name), state.st_mtime_ns, state.st_size, str(entry["sha256"])))
+
+    def set_aside(self, stage: str, key: str, reason: str) -> None:
+        """Move a damaged artifact to `damaged/`, so that it is made again; nothing happens when it is sound by now.
+
+        For a caller that does not hold the lease on the key. Raises ArtifactError for one that ships with the package.
+        """
+        with self.lease(key):
+            try:
+                found = self.get(stage, key)
+                if found is not None:
+                    self.check(found)  # another process was faster, and it was made again
+            except DamagedArtifact:
+                self._move_aside(stage, key, reason)
+
+    def _move_aside(self, stage: str, key: str, reason: str) -> None:
+        folder = self.root / stage / key
+        if not folder.exists():
+            where = str(self._folders(stage, key)[-1])
+            raise ArtifactError(f"a checkpoint of the package is damaged: {reason}", where=where, fix="install it again")
+        (self.root / "damaged").mkdir(exist_ok=True)
+        names = (self.root / "damaged" / f"{key}.{number}" for number in itertools.count())
+        target = next(name for name in names if not name.exists())
+        os.rename(folder, target)
+        log.warning("%s %s is damaged: %s; moved to %s, made again when needed", key[:8], stage, reason, target)
 
     @contextmanager
     def lease(self, key: str) -> Iterator[None]:
-        """Hold the right to make `key`; waits while another process on this host holds it.
-
-        flock: freed by the kernel when its holder dies. Holds on one host, or where the file system passes flock on.
-        """
-        (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        with (self.root / "locks" / key).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Hold the right to make `key`; waits while another process holds it."""
+        with ExitStack() as held:
+            held.enter_context(host_lease(self.root / "locks" / key))
+            if needs_heartbeats(self.root):
+                held.enter_context(heartbeat_lease(FolderBoard(self.root / "leases"), key, self.pace))
             yield
 
     @contextmanager
@@ -195,42 +203,40 @@ class Store:
         self, scratch: Path, spec: StageSpec, inputs: Mapping[str, str], metrics: Mapping[str, float], seconds: float
     ) -> Artifact:
         """Make `scratch` the artifact of its key. When another writer was first, its artifact stays and ours is dropped."""
-        key = key_of(spec, inputs)
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
-        manifest = {
-            "schema": SCHEMA,
-            "key": key,
-            "stage": spec.stage,
-            "version": spec.version,
-            "spec": spec.canonical(),
-            "inputs": dict(inputs),
-            "metrics": dict(metrics),
-            "seconds": seconds,
-            "created": time.time(),
-            "host": socket.gethostname(),
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED},
-            "files": {
-                str(path.relative_to(scratch)): {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files
-            },
-        }
-        _sync_tree(scratch, files)
+        manifest = new_manifest(scratch, files, spec, inputs, metrics, seconds)
+        with room_for(scratch, sum(entry["bytes"] for entry in manifest["files"].values())):
+            sync_tree(scratch, files)
+        return self._commit(scratch, manifest)
+
+    def _commit(self, scratch: Path, manifest: dict[str, Any]) -> Artifact:
+        """The one moment in which the artifact appears."""
+        stage, key = manifest["stage"], manifest["key"]
         crash_point("before-manifest")
-        write_atomically(scratch / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False))
-        _sync_folder(scratch)
+        write_manifest(scratch, manifest)
         crash_point("before-publish")
-        target = self.root / spec.stage / key
+        target = self.root / stage / key
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(scratch, target)
         except OSError:
-            if not (target / MANIFEST).is_file():  # a folder is in the way that is no artifact, or the disk failed
+            if (target / MANIFEST).is_file():
+                self._count_dropped(stage, key)
+            elif target.is_dir():  # an artifact that has lost its manifest is none
+                self._move_aside(stage, key, f"{MANIFEST} is missing")
+                os.rename(scratch, target)
+            else:
                 raise
-            log.warning("%s %s: another writer was first, our copy is dropped", key[:8], spec.stage)
-        _sync_folder(target.parent)
+        crash_point("after-rename")
+        sync_folder(target.parent)
         crash_point("after-publish")
-        published = self.get(spec.stage, key)
+        published = self.get(stage, key)
         assert published is not None
         return published
+
+    def _count_dropped(self, stage: str, key: str) -> None:
+        self.num_dropped += 1
+        log.warning("%s %s: another writer was first, our copy is dropped (%d so far)", key[:8], stage, self.num_dropped)
 
     def in_progress(self) -> list[str]:
         """The first 16 digits of each key that is being made, here or, as far as one can tell, on another host."""
@@ -248,26 +254,3 @@ def _is_abandoned(scratch: Path) -> bool:
     """Whether a scratch folder KEY.HOST.PID.RANDOM belongs to a process of this host that is gone."""
     host, _, pid = scratch.name.partition(".")[2].rpartition(".")[0].rpartition(".")
     return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _sync_tree(root: Path, files: list[Path]) -> None:
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for folder in {path.parent for path in files} | {root}:
-        _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,6 @@
 """A sweep small enough to run in a second, and one shared Ray instance."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +65,27 @@ def tiny(tiny_file: Path) -> Callable[..., Sweep]:
         return read_sweep(tiny_file, overrides or {})
 
     return read
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """s3://ddgd on a server of this process; processes that tests start find it too."""
+    import secrets
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+    os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = secrets.token_hex(8)
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+    import s3fs
+
+    s3fs.S3FileSystem(use_listings_cache=False).mkdir("ddgd")
+    yield "s3://ddgd"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

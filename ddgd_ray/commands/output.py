@@ -3,15 +3,20 @@
 import argparse
 from pathlib import Path
 
+from ddgd_ray.remote import is_url, local_folder
+
 
 def run_dir_of(args: argparse.Namespace) -> Path:
     from ddgd_ray.engine.sweep import default_run_dir
 
-    return (args.run_dir or default_run_dir()).expanduser().absolute()
+    return local_folder(args.run_dir or default_run_dir())
 
 
 def absolute(text: str) -> Path:
-    """A path as it was typed, `~` filled in."""
+    """A path as it was typed, `~` filled in; of a run behind a URL, URL/NAME, its local folder."""
+    if is_url(text):
+        url, _, name = text.rstrip("/").rpartition("/")
+        return local_folder(url) / name
     return Path(text).expanduser().absolute()
 
 

@@ -37,8 +37,9 @@ def stop_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.run_folder import RunFolder
     from ddgd_ray.report.write import read_run
 
-    read_run(args.run_folder)
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
+    folder.place.pull()
+    read_run(args.run_folder)
     holder = folder.holder()
     if not holder:
         print(f"{args.run_folder.name} is not running")
@@ -49,13 +50,16 @@ def stop_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.run_folder import RunFolder, open_store
     from ddgd_ray.report.write import write_report
 
+    folder = RunFolder(args.run_folder.parent, args.run_folder.name)
+    folder.place.pull()
     report = write_report(args.run_folder, open_store(args.run_folder.parent))
     print(report.markdown)
     for file in (*report.tables, report.results, *report.pictures):
         print(file)
+    folder.place.push()
     return 0
 
 

@@ -144,6 +144,9 @@ class Conductor:
             self._put(job)
         else:
             self._failures[job_id] += 1
+            for ref in job.needs:
+                if not self.store.has(*ref):
+                    self._remake(ref)
             if not outcome.is_final and self._failures[job_id] <= self.sweep.spec.resources.max_failures:
                 log.warning("%s failed, attempt %d: %s", job.label, self._failures[job_id], outcome.error)
                 self.emit(Event("retry", job, text=outcome.error))
@@ -168,6 +171,15 @@ class Conductor:
             self._break(job, f"not run: {self.failed[broken]}")
         else:
             self.queue.add(job, [ref for ref in job.needs if not self._has(ref)])
+
+    def _remake(self, ref: Ref) -> None:
+        """What was published is gone: it was damaged, and set aside by who wanted to read it."""
+        self._published.discard(ref)
+        jobs = (job for record in self.records for job in jobs_of(record.trial, self.sweep.spec.resources))
+        maker = next((job for job in jobs if any(call.ref == ref for call in job.calls)), None)
+        if maker is not None and maker.id not in self.running and maker.id not in self.queue:
+            log.warning("%s is made again", maker.label)
+            self._put(maker)
 
     def _conclude(self, job: Job) -> None:
         """Its calls are published."""

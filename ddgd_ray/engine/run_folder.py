@@ -14,7 +14,10 @@ from typing import Any, TextIO
 from ddgd_ray import __version__
 from ddgd_ray.engine.identity import changes, identity_of
 from ddgd_ray.engine.plan import Evaluator, Trial
+from ddgd_ray.engine.run_place import RunPlace
 from ddgd_ray.errors import ArtifactError, SpecError
+from ddgd_ray.remote import Remote, local_folder, url_of
+from ddgd_ray.remote_store import RemoteStore
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import StageCall, stop_now_file
 from ddgd_ray.store import Store, make_writable, write_atomically
@@ -23,9 +26,11 @@ SCHEMA = 1
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 
-def open_store(run_dir: Path) -> Store:
-    """`run_dir/store`, backed by the checkpoints that ship with the package."""
-    return Store(run_dir.absolute() / "store", (BUNDLED,))  # workers have working directories of their own
+def open_store(run_dir: Path | str) -> Store:
+    """`run_dir/store`, or the store behind a URL or its local folder, backed by the checkpoints that ship with the package."""
+    folder = local_folder(run_dir)  # absolute: workers have working directories of their own
+    url = url_of(folder)
+    return RemoteStore(Remote(url), (BUNDLED,)) if url else Store(folder / "store", (BUNDLED,))
 
 
 @dataclass
@@ -78,9 +83,10 @@ class TrialRecord:
 class RunFolder:
     """`run_dir/name/`, with the store and MLflow's database beside it."""
 
-    def __init__(self, run_dir: Path, name: str) -> None:
-        self.run_dir = run_dir.absolute()
+    def __init__(self, run_dir: Path | str, name: str) -> None:
+        self.run_dir = local_folder(run_dir)
         self.path = self.run_dir / name
+        self.place = RunPlace(self.path)
         self.trials = self.path / "trials"
         self.outbox = self.path / "outbox"
         self.stop_file = self.path / "stop"
@@ -89,6 +95,7 @@ class RunFolder:
     def prepare(self) -> None:
         """Create the folders. Raises StageError when they cannot be written."""
         make_writable("the run folder", self.path, self.trials, self.outbox)
+        self.place.prepare()
 
     @contextmanager
     def lock(self, *, force: bool = False) -> Iterator[None]:

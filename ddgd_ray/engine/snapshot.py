@@ -60,9 +60,10 @@ class Snapshot:
 
 def snapshot(path: Path) -> Snapshot:
     """Of a run folder. Raises ArtifactError when it is none."""
+    folder = RunFolder(path.parent, path.name)
+    folder.place.pull()
     sweep, records = read_run(path)
     store = open_store(path.parent)
-    folder = RunFolder(path.parent, path.name)
     in_progress = set(store.in_progress())
     counts, running = _stages(records, store, in_progress)
     spent = read_spent(path)

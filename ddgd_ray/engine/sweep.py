@@ -65,7 +65,7 @@ def planned_trials(sweep: Sweep) -> list[Trial]:
 
 def run_sweep(
     sweep: Sweep,
-    run_dir: Path,
+    run_dir: Path | str,
     execute: Execute,
     *,
     amend: bool = False,
@@ -80,7 +80,7 @@ def run_sweep(
     store, folder = open_store(run_dir), RunFolder(run_dir, sweep.spec.name)
     store.prepare()
     folder.prepare()
-    with folder.lock(force=force_unlock):
+    with folder.lock(force=force_unlock), folder.place.held():
         folder.withdraw_stop()
         folder.remember(sweep, amend=amend)
         removed = store.clean_scratch()
@@ -100,5 +100,6 @@ def run_sweep(
         )
 
 
-def default_run_dir() -> Path:
-    return Path(os.environ.get("DDGD_RUN_DIR", "runs"))
+def default_run_dir() -> str:
+    """A folder, or a URL."""
+    return os.environ.get("DDGD_RUN_DIR", "runs")

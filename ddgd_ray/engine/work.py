@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome
-from ddgd_ray.errors import DdgdError, Stopped
+from ddgd_ray.errors import DamagedArtifact, DdgdError, Stopped
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
 from ddgd_ray.store import Artifact, Store
@@ -50,7 +50,8 @@ def run_job(
     except Stopped as err:
         return Outcome(str(err), is_lost=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except DdgdError as err:
-        return Outcome(str(err), is_final=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
+        is_final = not isinstance(err, DamagedArtifact)  # what is damaged was set aside, and can be made again
+        return Outcome(str(err), is_final=is_final, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except Exception as err:
         log.exception("%s failed", job.label)
         last = traceback.extract_tb(err.__traceback__)[-1]

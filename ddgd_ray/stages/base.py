@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ddgd_ray.errors import ArtifactError, StageError, Stopped
+from ddgd_ray.commit import room_for
+from ddgd_ray.errors import DamagedArtifact, StageError, Stopped
 from ddgd_ray.spec.stages import StageSpec
 from ddgd_ray.store import Artifact, Store, key_of
 
@@ -98,7 +99,7 @@ def stop_now_file(stop_file: Path) -> Path:
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
     """The artifact of `call` and whether it was there already; otherwise runs the stage under a lease on its key."""
-    found = store.get(*call.ref)
+    found = store.sound(*call.ref)
     if found is not None:
         return found, True
     with store.lease(call.key):
@@ -111,7 +112,7 @@ def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact,
 def publish_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> None:
     """Calls of one stage that differ in their seeds alone, as many at once as module.num_at_once says; each is published."""
     module: Any = importlib.import_module(f"ddgd_ray.stages.{calls[0].stage}")
-    missing = [call for call in calls if not store.has(*call.ref)]
+    missing = [call for call in calls if store.sound(*call.ref) is None]
     while missing:
         inputs = _input_paths(missing[0], store)
         num = module.num_at_once([call.spec for call in missing], inputs, ctx)
@@ -135,7 +136,8 @@ def make_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> list[
     with ExitStack() as scratches:
         outs = [scratches.enter_context(store.scratch(call.key)) for call in calls]
         started = time.monotonic()
-        metrics = run_calls(calls, store, outs, ctx)
+        with room_for(outs[0]):
+            metrics = run_calls(calls, store, outs, ctx)
         seconds = (time.monotonic() - started) / len(calls)
         artifacts = []
         for call, out, found in zip(calls, outs, metrics, strict=True):
@@ -204,14 +206,13 @@ def _write_curves(kept: Path, target: Path) -> None:
 def _input_path(name: str, value: "tuple[str, str] | Outside", call: StageCall, store: Store) -> Path:
     if isinstance(value, Outside):
         return Path(value.path)
-    artifact = store.get(*value)
+    artifact = store.usable(*value)
     if artifact is None:
-        raise ArtifactError(
+        raise DamagedArtifact(
             f"{call.stage} needs the {value[0]} artifact {value[1][:8]} as its {name}, which is not in the store",
-            where=str(store.root),
+            where=str(store),
             fix="run the same command again: it is made first",
         )
-    store.verify(artifact, contents=False)
     return artifact.path
 
 

@@ -1,0 +1,82 @@
+"""A run behind a URL: a local folder that is copied there while a driver holds the run, one driver among all hosts."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddgd_ray.errors import ArtifactError
+from ddgd_ray.leases import Lease, Pace
+from ddgd_ray.mirror import Mirror, is_unfinished
+from ddgd_ray.remote import Remote, url_of
+from ddgd_ray.remote_store import RemoteBoard
+
+LOCAL = ("lock", "stop", "stop.now")  # between processes of one host
+
+
+class RunPlace:
+    """Where the run folder `path` is copied to; nowhere when its run directory is a folder of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        url = url_of(path.parent)
+        self.remote = Remote(url) if url else None
+
+    def _mirror(self, remote: Remote) -> Mirror:
+        prefix = f"runs/{self.path.name}"
+        return Mirror(remote, prefix, self.path, skip=_stays_here, only_at_end=lambda name: name.endswith(".log"))
+
+    def prepare(self) -> None:
+        """Fetch what another host wrote. Raises StageError when the storage does not answer."""
+        if self.remote is not None:
+            self.remote.prepare()
+            self.pull()
+
+    def pull(self) -> None:
+        """Bring the records here; nothing while a driver of this machine holds the run: it is ahead of what is there."""
+        if self.remote is None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            self._mirror(self.remote).pull(prefer_remote=True)
+            outbox = self.path / "outbox"
+            for entry in outbox.glob("*.json"):
+                sent = outbox / "sent" / entry.name
+                if sent.is_file() and sent.read_bytes() == entry.read_bytes():
+                    entry.unlink()  # it was sent after the last copy
+
+    def push(self) -> None:
+        """Bring everything there, reports and logs too."""
+        if self.remote is not None:
+            self._mirror(self.remote).push(is_last=True)
+
+    @contextmanager
+    def held(self, pace: Pace = Pace()) -> Iterator[None]:  # noqa: B008  frozen
+        """Hold the run among hosts, and copy it every few seconds. Raises ArtifactError that names a living holder.
+
+        That of a dead host is taken over once its heartbeats have been missing for `pace.stale_s` seconds.
+        """
+        if self.remote is None:
+            yield
+            return
+        lease = Lease(RemoteBoard(self.remote), f"run-{self.path.name}", pace)
+        if not lease.acquire(unless_alive=True):
+            what = f"this run is locked by {lease.holder or 'another host'}"
+            where = f"{self.remote}/runs/{self.path.name}"
+            raise ArtifactError(what, code="locked", where=where, fix="wait for it, or stop that process")
+        mirror = self._mirror(self.remote)
+        mirror.start()
+        try:
+            yield
+        finally:
+            mirror.stop()
+            lease.release()
+
+
+def _stays_here(name: str) -> bool:
+    """Locks and orders, what Tune writes, and what is being written."""
+    return name in LOCAL or name.startswith("tune/") or is_unfinished(name)

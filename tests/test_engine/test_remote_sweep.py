@@ -1,0 +1,90 @@
+"""A sweep whose store is behind a URL: the same results, and any host goes on where another one stopped."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddgd_ray import cli
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.engine.sweep import Result, run_sweep
+from ddgd_ray.engine.work import run_in_process
+from ddgd_ray.report.results import rows_of
+from ddgd_ray.report.write import read_run
+from ddgd_ray.spec.sweep import Sweep
+
+SMALL = {"seeds.distill": (0,)}
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], None]]:
+    """on_host("b"): from now on this process has that host's cache."""
+    before = os.environ["DDGD_CACHE"]
+    caches = tmp_path_factory.mktemp("caches")
+
+    def go(name: str) -> None:
+        os.environ["DDGD_CACHE"] = str(caches / name)
+
+    yield go
+    os.environ["DDGD_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def url(s3_bucket: str, tiny: Callable[..., Sweep], on_host: Callable[[str], None]) -> str:
+    """A sweep that host a began and host b finished."""
+    url = f"{s3_bucket}/runs"
+    on_host("a")
+
+    def stop_soon(conductor: Conductor) -> None:
+        original = conductor.ended
+
+        def ended(job_id: str, outcome: Any) -> None:
+            original(job_id, outcome)
+            conductor.is_draining = conductor.num_done >= 4
+
+        conductor.ended = ended  # type: ignore[method-assign]
+
+    first = run_sweep(tiny(SMALL), url, run_in_process, on_start=stop_soon)
+    assert (first.is_interrupted, first.num_ran) == (True, 4)
+    on_host("b")
+    second = run_sweep(tiny(SMALL), url, run_in_process)
+    assert (second.exit_code, second.failed) == (0, [])
+    return url
+
+
+def table(result: Result, run_dir: Path | str) -> dict[str, dict[str, float]]:
+    rows = rows_of(read_run(result.folder.path)[1], open_store(run_dir))
+    timing = ("seconds", "_s", "per_second")
+    return {row.key: {name: value for name, value in row.metrics.items() if not name.endswith(timing)} for row in rows}
+
+
+def test_two_hosts_make_the_table_that_one_makes_in_a_folder(
+    url: str, tiny: Callable[..., Sweep], tmp_path: Path, on_host: Callable[[str], None]
+) -> None:
+    in_folder = run_sweep(tiny(SMALL), tmp_path, run_in_process)
+    on_host("c")
+    again = run_sweep(tiny(SMALL), url, run_in_process)
+    assert again.num_ran == 0
+    assert table(again, url) == table(in_folder, tmp_path) != {}
+
+
+def test_status_and_report_take_a_url(url: str, on_host: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    on_host("d")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["status", f"{url}/tiny", "--json"])
+    assert ended.value.code == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["trials"]["done"] > 0
+    assert status["evaluations"]["done"] == status["evaluations"]["known"] > 0
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", f"{url}/tiny"])
+    assert ended.value.code == 0
+    assert "fifo" in capsys.readouterr().out
+    on_host("e")
+    with pytest.raises(SystemExit):
+        cli.main(["report", f"{url}/tiny"])
+    assert (open_store(url).root.parent / "tiny" / "report" / "table.md").is_file()
