@@ -79,6 +79,20 @@ class RemoteStore(Store):
             self._listed[stage] = (now + max(LISTED_S, 2 * (now - started)), keys)
         return key in keys
 
+    def still_has(self, stage: str, key: str) -> bool:
+        if any((root / stage / key / MANIFEST).is_file() for root in self.read_only):
+            return True
+        if self.remote.read(f"manifests/{stage}/{key}.json") is not None:
+            return True
+        self._forget(stage, key)
+        return False
+
+    def _forget(self, stage: str, key: str) -> None:
+        """It is not there any more: what this host has of it is of no use to the others, and is made again."""
+        shutil.rmtree(self.root / stage / key, ignore_errors=True)
+        self._known(stage, key).unlink(missing_ok=True)
+        self._listed.pop(stage, None)
+
     def keys(self, stage: str) -> list[str]:
         there = {name.removesuffix(".json") for name in self.remote.names(f"manifests/{stage}")}
         return sorted(there.union(super().keys(stage)))

@@ -68,6 +68,10 @@ class Store:
         """Whether it was published: cheap, and blind to damage; `sound` looks closer."""
         return any((folder / MANIFEST).is_file() for folder in self._folders(stage, key))
 
+    def still_has(self, stage: str, key: str) -> bool:
+        """Like `has`, and never from memory: another host may have set it aside."""
+        return self.has(stage, key)
+
     def keys(self, stage: str) -> list[str]:
         """Of everything published by a stage, in order."""
         found = {path.parent.name for root in (self.root, *self.read_only) for path in (root / stage).glob(f"*/{MANIFEST}")}

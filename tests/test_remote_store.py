@@ -250,6 +250,19 @@ def test_a_damaged_object_is_seen_on_its_way_set_aside_and_made_again(host: Host
     assert host("c", url).usable("pretrain", KEY) is not None
 
 
+def test_what_another_host_set_aside_is_not_taken_from_the_cache_when_it_is_to_be_made(host: Host, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/there"
+    a, b = host("a", url), host("b", url)
+    publish(a)
+    assert b.usable("pretrain", KEY) is not None
+    a.remote.remove(f"manifests/pretrain/{KEY}.json")
+    assert b.has("pretrain", KEY)
+    assert not b.still_has("pretrain", KEY)
+    assert b.get("pretrain", KEY) is None
+    publish(b)
+    assert b.still_has("pretrain", KEY)
+
+
 def test_a_damaged_manifest_is_set_aside_for_all_hosts(host: Host, url: str) -> None:
     a, b = host("a", url), host("b", url)
     publish(a)

@@ -99,7 +99,7 @@ def stop_now_file(stop_file: Path) -> Path:
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
     """The artifact of `call` and whether it was there already; otherwise runs the stage under a lease on its key."""
-    found = store.sound(*call.ref)
+    found = _there(call, store)
     if found is not None:
         return found, True
     with store.lease(call.key):
@@ -109,10 +109,14 @@ def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact,
         return make(call, store, ctx), False
 
 
+def _there(call: StageCall, store: Store) -> Artifact | None:
+    return store.sound(*call.ref) if store.still_has(*call.ref) else None
+
+
 def publish_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> None:
     """Calls of one stage that differ in their seeds alone, as many at once as module.num_at_once says; each is published."""
     module: Any = importlib.import_module(f"ddgd_ray.stages.{calls[0].stage}")
-    missing = [call for call in calls if store.sound(*call.ref) is None]
+    missing = [call for call in calls if _there(call, store) is None]
     while missing:
         inputs = _input_paths(missing[0], store)
         num = module.num_at_once([call.spec for call in missing], inputs, ctx)

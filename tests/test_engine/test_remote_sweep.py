@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,10 +11,12 @@ from ddgd_ray import cli
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.sweep import Result, run_sweep
-from ddgd_ray.engine.work import run_in_process
+from ddgd_ray.engine.work import run_in_process, run_job
 from ddgd_ray.report.results import rows_of
 from ddgd_ray.report.write import read_run
 from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.store import Store
 
 SMALL = {"seeds.distill": (0,)}
 
@@ -39,16 +40,13 @@ def url(s3_bucket: str, tiny: Callable[..., Sweep], on_host: Callable[[str], Non
     url = f"{s3_bucket}/runs"
     on_host("a")
 
-    def stop_soon(conductor: Conductor) -> None:
-        original = conductor.ended
+    def four_jobs(conductor: Conductor, store: Store, resources: ResourcesSpec) -> None:
+        for _ in range(4):
+            job = conductor.next()
+            assert job is not None
+            conductor.ended(job.id, run_job(job, store, resources))
 
-        def ended(job_id: str, outcome: Any) -> None:
-            original(job_id, outcome)
-            conductor.is_draining = conductor.num_done >= 4
-
-        conductor.ended = ended  # type: ignore[method-assign]
-
-    first = run_sweep(tiny(SMALL), url, run_in_process, on_start=stop_soon)
+    first = run_sweep(tiny(SMALL), url, four_jobs)
     assert (first.is_interrupted, first.num_ran) == (True, 4)
     on_host("b")
     second = run_sweep(tiny(SMALL), url, run_in_process)
