@@ -25,7 +25,8 @@ ALLOWED = {
     "engine": {"errors", "spec", "store", "sources", "weights", "report", "stages"},
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
-    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages"},
+    "submitting": {"errors", "spec", "engine"},
+    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages", "submitting"},
     "cli": {"commands", "errors"},
 }
 # framework -> the files that may import it
