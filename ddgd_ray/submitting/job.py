@@ -2,6 +2,8 @@
 
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,7 @@ def check_job(job: Job) -> list[SpecError]:
                 "leave it out and name the variables that hold it, e.g. --env MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD"
             )
             errors.append(SpecError(what, where=where, fix=fix))
+    errors += [error for command in job.setup for error in _broken(command)]
     return errors + misfits(job.sweep.spec.resources, nodes=job.nodes, gpus=job.gpus, cpus=job.cpus)
 
 
@@ -107,6 +110,18 @@ def refuse_control(texts: dict[str, Iterable[str]]) -> list[SpecError]:
         for text in all_texts
         if _CONTROL.search(text)
     ]
+
+
+def _broken(command: str) -> list[SpecError]:
+    """What bash does not understand, reading it without running it: an open quote would swallow the script behind it."""
+    bash = shutil.which("bash")
+    if bash is None:
+        return []
+    read = subprocess.run([bash, "-n"], input=command, text=True, capture_output=True, check=False)
+    if not read.returncode:
+        return []
+    what = f"bash does not understand it: {read.stderr.strip().splitlines()[0]}"
+    return [SpecError(what, where="--setup", fix="close its quotes and brackets")]
 
 
 def misfits(resources: ResourcesSpec, *, nodes: int, gpus: int, cpus: int) -> list[SpecError]:

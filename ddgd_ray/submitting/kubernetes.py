@@ -13,6 +13,7 @@ from typing import Any
 
 from ddgd_ray.engine.ray_tune import WAITER
 from ddgd_ray.errors import SpecError, SpecErrors
+from ddgd_ray.submitting.carried import Carried, carried
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
 from ddgd_ray.submitting.write import as_yaml, sweep_script
 
@@ -50,21 +51,22 @@ def kubernetes_name(name: str) -> str:
 
 def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Submission:
     """Raises SpecErrors: all at once."""
-    files = _check(job, kubernetes)
+    taken = _check(job, kubernetes)
+    keys = {path: f"file-{number}" for number, path in enumerate(taken.files)}
     name = kubernetes_name(job.name)
     secret = kubernetes.secret or f"{name}-env"
     meta = {
         "namespace": kubernetes.namespace,
         "labels": {"app.kubernetes.io/name": "ddgd-ray", "app.kubernetes.io/instance": name},
     }
-    entry = sweep_script(job, f"{MOUNT}/sweep.yaml", MOUNT)
+    entry = sweep_script(job, f"{MOUNT}/{taken.sweep}", MOUNT)
     config = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": f"{name}-files", **meta},
-        "data": {"sweep.sh": entry} | {key: path.read_text() for key, (_, path) in files.items()},
+        "data": {"sweep.sh": entry} | {keys[path]: text for path, text in taken.files.items()},
     }
-    items = [{"key": "sweep.sh", "path": "sweep.sh"}] + [{"key": key, "path": path} for key, (path, _) in files.items()]
+    items = [{"key": "sweep.sh", "path": "sweep.sh"}] + [{"key": key, "path": path} for path, key in keys.items()]
     env: list[dict[str, Any]] = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
     env += [{"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for key in job.env]
     volumes: list[dict[str, Any]] = [
@@ -124,8 +126,8 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
     return Submission({file: as_yaml(config, ray_job)}, f"kubectl apply -f {shlex.quote(str(folder / file))}", tuple(notes))
 
 
-def _check(job: Job, kubernetes: Kubernetes) -> dict[str, tuple[str, Path]]:
-    """The files that the sweep reads: {key in the ConfigMap: (path below MOUNT, file here)}."""
+def _check(job: Job, kubernetes: Kubernetes) -> Carried:
+    """The files that the sweep is read from. Raises SpecErrors."""
     errors = refuse_control({"--volume": [path for _, path in kubernetes.volumes]})
     if not IMAGE.fullmatch(kubernetes.image):
         fix = "--image registry.example.org/ddgd-ray:1"
@@ -149,21 +151,11 @@ def _check(job: Job, kubernetes: Kubernetes) -> dict[str, tuple[str, Path]]:
     if not job.is_remote and not any(PurePosixPath(job.run_dir).is_relative_to(path) for path in paths):
         what = f"{job.run_dir} lies on no volume: each pod would have a folder of its own, gone with it"
         errors.append(SpecError(what, where="--run-dir", fix=f"--volume CLAIM={job.run_dir}, or --run-dir s3://BUCKET/FOLDER"))
-    files = {"sweep.yaml": ("sweep.yaml", job.file)}
-    search = job.sweep.spec.search
-    if search is not None:
-        space = PurePosixPath(search.space)
-        beside = job.file.parent / search.space
-        found = beside if beside.is_file() else job.folder / search.space
-        if space.is_absolute() or ".." in space.parts or str(space) == "sweep.yaml":
-            what = f"the search space must lie beside or below the sweep file: {search.space}"
-            errors.append(SpecError(what, where="search.space", fix="copy it there"))
-        else:
-            files["space.yaml"] = (str(space), found)
-    size = sum(path.stat().st_size for _, path in files.values() if path.is_file())
+    taken = carried(job, errors)
+    size = sum(len(text.encode()) for text in taken.files.values())
     if size > MAX_FILES_BYTES:
         what = f"sweep file and search space have {size} bytes, a ConfigMap holds {MAX_FILES_BYTES}"
         errors.append(SpecError(what, where="FILE", fix="shorten them"))
     if errors:
         raise SpecErrors(errors)
-    return files
+    return taken

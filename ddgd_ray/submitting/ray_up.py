@@ -4,16 +4,18 @@ import ipaddress
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray.engine.ray_tune import WAITER
 from ddgd_ray.errors import SpecError, SpecErrors
+from ddgd_ray.submitting.carried import Carried, carried
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
 from ddgd_ray.submitting.kubernetes import IMAGE, kubernetes_name
 from ddgd_ray.submitting.write import as_yaml, render, sweep_script
 
+ENV_FILE = "~/.ddgd-env"  # on each machine, sourced before ray starts and before the sweep
 PLACE = "/tmp/ddgd"  # where the sweep's files lie on the cluster
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -30,17 +32,16 @@ class RayUp:
     region: str = "us-west-2"
     instance_type: str = ""
     head_type: str = "m5.xlarge"
-    env_file: str = "~/.ddgd-env"
 
 
 def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
     """Raises SpecErrors: all at once."""
-    _check(job, up)
+    taken = _check(job, up)
     place = f"{PLACE}/{job.name}"
     cluster = _local(job, up) if up.hosts else _aws(job, up)
     cluster["file_mounts"] = {place: str(folder)}
     # values of variables are on the machines alone, in a file of their owner's
-    source = [f"set -a; . {up.env_file}; set +a"] if job.env else []
+    source = [f"if [ -e {ENV_FILE} ]; then set -a; . {ENV_FILE}; set +a; fi"]
     resources = shlex.quote(json.dumps({WAITER: 1000}))
     quiet = "RAY_USAGE_STATS_ENABLED=0"
     head_has = f"--num-cpus={job.cpus} --num-gpus={job.gpus}" if up.hosts else "--num-cpus=0 --num-gpus=0"
@@ -55,28 +56,24 @@ def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
     if up.image:
         options = ["--shm-size=16g", "--ulimit", "nofile=65536:65536"]
         cluster["docker"] = {"image": up.image, "container_name": "ddgd", "pull_before_run": True, "run_options": options}
-    entry = sweep_script(Job(**{**vars(job), "setup": tuple(setup)}), f"{place}/{job.name}.yaml", place)
-    files = {
-        f"{job.name}-cluster.yaml": as_yaml(cluster),
-        f"{job.name}-sweep.sh": entry,
-        f"{job.name}.yaml": job.file.read_text(),
-    }
-    search = job.sweep.spec.search
-    if search is not None:
-        beside = job.file.parent / search.space
-        files[search.space] = (beside if beside.is_file() else job.folder / search.space).read_text()
+    entry = sweep_script(replace(job, setup=tuple(setup)), f"{place}/{taken.sweep}", place)
+    files = {"cluster.yaml": as_yaml(cluster), "sweep.sh": entry, **taken.files}
     files["submit.sh"] = render(
         "ray-up.sh.j2",
         name=job.name,
-        cluster=str(folder / f"{job.name}-cluster.yaml"),
-        sweep_command=shlex.join(["bash", f"{place}/{job.name}-sweep.sh"]),
+        cluster=str(folder / "cluster.yaml"),
+        sweep_command=shlex.join(["bash", f"{place}/sweep.sh"]),
         is_cloud=not up.hosts,
     )
     notes = ["all machines need ddgd-ray of the version here: by --image, or by --setup"]
     if not job.is_remote:
         notes.append(f"all machines must see {job.run_dir}")
+    if up.hosts:
+        notes.append(
+            f"ray's ports are open on these hosts: put RAY_AUTH_MODE=token and RAY_AUTH_TOKEN=... into {ENV_FILE} of each"
+        )
     if job.env:
-        notes.append(f"put {', '.join(f'{key}=...' for key in job.env)} into {up.env_file} of each machine, mode 600")
+        notes.append(f"put {', '.join(f'{key}=...' for key in job.env)} into {ENV_FILE} of each machine, mode 600")
     return Submission(files, f"bash {shlex.quote(str(folder / 'submit.sh'))}", tuple(notes))
 
 
@@ -110,7 +107,8 @@ def _local(job: Job, up: RayUp) -> dict[str, Any]:
     }
 
 
-def _check(job: Job, up: RayUp) -> None:
+def _check(job: Job, up: RayUp) -> Carried:
+    """The files that the sweep is read from. Raises SpecErrors."""
     errors = refuse_control({"--ssh-key": [up.ssh_key]})
     if up.image and not IMAGE.fullmatch(up.image):
         errors.append(SpecError(f"expected a container image, got {up.image!r}", where="--image", fix="--image NAME:TAG"))
@@ -133,12 +131,10 @@ def _check(job: Job, up: RayUp) -> None:
     elif not _WORD.fullmatch(up.instance_type):
         what = "expected the type of AWS's machines, or the hosts of one's own"
         errors.append(SpecError(what, where="--instance-type", fix="--instance-type g5.2xlarge, or --hosts HEAD WORKER ..."))
-    search = job.sweep.spec.search
-    if search is not None and (Path(search.space).is_absolute() or ".." in Path(search.space).parts):
-        what = f"the search space must lie beside or below the sweep file: {search.space}"
-        errors.append(SpecError(what, where="search.space", fix="copy it there"))
+    taken = carried(job, errors)
     if errors:
         raise SpecErrors(errors)
+    return taken
 
 
 def _is_host(text: str) -> bool:

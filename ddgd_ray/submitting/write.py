@@ -1,19 +1,21 @@
 """Templates to texts, and texts to files."""
 
 import io
+import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from ruamel.yaml import YAML
-from ruamel.yaml.scalarstring import LiteralScalarString
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
-from ddgd_ray.errors import SpecError, StageError
+from ddgd_ray.errors import StageError
 from ddgd_ray.submitting.job import Job, Submission
+
+_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9./_-]*")
+_WORDS_OF_YAML_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 def render(template: str, **values: Any) -> str:
@@ -44,29 +46,30 @@ def sweep_script(job: Job, file: str, folder: str) -> str:
 
 
 def as_yaml(*documents: Mapping[str, Any]) -> str:
-    """Several documents in one text; texts of several lines stay readable."""
+    """Several documents in one text, read alike by YAML 1.1 and 1.2; texts of several lines stay readable."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 10_000  # a long command is not folded
     out = io.StringIO()
-    yaml.dump_all([_literal(document) for document in documents], out)
+    yaml.dump_all([_styled(document) for document in documents], out)
     return out.getvalue()
 
 
-def _literal(value: Any) -> Any:
+def _styled(value: Any) -> Any:
+    """Copies, so that no alias is written; quotes around what YAML 1.1 would read as something else than text."""
     if isinstance(value, Mapping):
-        return {key: _literal(inner) for key, inner in value.items()}
+        return {key: _styled(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_literal(inner) for inner in value]
-    return LiteralScalarString(value) if isinstance(value, str) and "\n" in value else value
+        return [_styled(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if "\n" in value:
+        return LiteralScalarString(value)
+    return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML_1 else DoubleQuotedScalarString(value)
 
 
 def write(submission: Submission, folder: Path) -> list[Path]:
-    """Write the files; scripts are for their owner to run. Raises SpecError for a script that is no valid shell, before any
-    file is written, and StageError for a folder that cannot be written."""
-    for name, text in submission.files.items():
-        if name.endswith((".sh", ".sbatch")):
-            refuse_broken(name, text)
+    """Write the files, scripts fit to be run. Raises StageError for a folder that cannot be written."""
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,14 +83,3 @@ def write(submission: Submission, folder: Path) -> list[Path]:
         what = f"cannot be written: {err.strerror}"
         raise StageError(what, where=str(folder), fix="choose another folder: --to FOLDER") from err
     return written
-
-
-def refuse_broken(name: str, text: str) -> None:
-    """bash reads the script without running it; nothing of ours can be wrong there, what --setup holds can."""
-    bash = shutil.which("bash")
-    if bash is None:
-        return
-    read = subprocess.run([bash, "-n"], input=text, text=True, capture_output=True, check=False)
-    if read.returncode:
-        what = f"bash does not understand {name} with it: {read.stderr.strip().splitlines()[0]}"
-        raise SpecError(what, where="--setup", fix="close its quotes and brackets")
