@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray import __version__
+from ddgd_ray.commands.doctor import add_doctor, doctor_command
 from ddgd_ray.commands.models import export_command, pretrain_command
 from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.records import report_command, status_command, sync_command
@@ -85,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("to", type=absolute, metavar="FOLDER")
     export.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged over the steps, or the last ones")
     add_submit(command("submit", submit_command, "write the files that give a sweep to Slurm, Kubernetes or ray up"))
+    add_doctor(
+        command("doctor", doctor_command, "is everything there that a sweep needs? one remedy for each thing that is not")
+    )
     pretrain = command("pretrain", pretrain_command, "train a preset's autoencoder and backbone")
     pretrain.add_argument("preset")
     pretrain.add_argument("--bundle", action="store_true", help="put them into the package (maintainers)")

@@ -26,7 +26,8 @@ ALLOWED = {
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
     "submitting": {"errors", "spec", "engine"},
-    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages", "submitting"},
+    "doctor": {"errors", "spec", "imagefolder", "sources", "weights", "stages"},
+    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages", "submitting", "doctor"},
     "cli": {"commands", "errors"},
 }
 # framework -> the files that may import it
