@@ -125,7 +125,7 @@ def check_gpus(
     """GPUs as torch sees them. None is worth a warning only when the sweep asks for some."""
     asked = resources.gpus * resources.workers if resources is not None else 0
     is_amd = Path("/dev/kfd").exists()
-    if not driver.exists() and not is_amd and probe[0] == sys.executable:
+    if not driver.exists() and not is_amd:
         return [_no_gpu(asked, "no driver of NVIDIA or AMD is loaded")]
     try:
         ran = subprocess.run(probe, capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=False)
