@@ -13,6 +13,7 @@ from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.records import report_command, status_command, sync_command
 from ddgd_ray.commands.submit import add_submit, split_options, submit_command
 from ddgd_ray.commands.sweeps import evaluate_command, plan_command, run_sweep_command
+from ddgd_ray.commands.ui import add_ui, ui_command
 from ddgd_ray.errors import DdgdError
 
 EPILOG = (
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(
         command("doctor", doctor_command, "is everything there that a sweep needs? one remedy for each thing that is not")
     )
+    add_ui(command("ui", ui_command, "show runs in MLflow's own pages, on this machine alone; Ctrl-C ends it"))
     pretrain = command("pretrain", pretrain_command, "train a preset's autoencoder and backbone")
     pretrain.add_argument("preset")
     pretrain.add_argument("--bundle", action="store_true", help="put them into the package (maintainers)")

@@ -26,8 +26,9 @@ ALLOWED = {
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
     "submitting": {"errors", "spec", "engine"},
+    "ui": {"errors", "engine"},
     "doctor": {"errors", "spec", "imagefolder", "sources", "weights", "stages"},
-    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages", "submitting", "doctor"},
+    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages", "submitting", "doctor", "ui"},
     "cli": {"commands", "errors"},
 }
 # framework -> the files that may import it
