@@ -23,7 +23,6 @@ from typing import IO
 
 import psutil
 
-from ddgd_ray.engine.tracker import default_uri
 from ddgd_ray.errors import SpecError, StageError
 
 SETTINGS = {
@@ -41,6 +40,8 @@ Command = Callable[[Path, str, int], list[str]]
 
 
 def server_command(run_dir: Path, host: str, port: int) -> list[str]:
+    from ddgd_ray.engine.tracker import default_uri
+
     artifacts = str(run_dir / "mlartifacts")
     store = [
         "--backend-store-uri",
@@ -200,17 +201,29 @@ def _died(server: "subprocess.Popen[bytes]", log: str) -> StageError:
 
 def end_group(server: "subprocess.Popen[bytes]") -> None:
     """The server and whatever it started: asked to end, then made to."""
-    for number, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, 1.0)):
-        end = time.monotonic() + wait_s
+    try:
+        family = psutil.Process(server.pid).children(recursive=True)
+    except psutil.NoSuchProcess:  # its children may live on in its group, unknown to us
+        family = []
+    is_gone = server.poll() is not None
+    for number, wait_s in ((signal.SIGTERM, 0.0 if is_gone else STOP_S), (signal.SIGKILL, 1.0)):
         try:
             os.killpg(server.pid, number)
-            while time.monotonic() < end:
-                server.poll()  # else it stays in its group as a zombie
-                os.killpg(server.pid, 0)
-                time.sleep(0.02)
         except ProcessLookupError:
             break
+        end = time.monotonic() + wait_s
+        while time.monotonic() < end and (server.poll() is None or any(map(_runs, family))):
+            time.sleep(0.02)
+        if not is_gone and server.poll() is not None and not any(map(_runs, family)):
+            break
     server.wait()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)  # nobody may be there to take note of its end
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager

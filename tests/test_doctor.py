@@ -473,6 +473,7 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
+@pytest.mark.slow  # torch is imported in a process of its own
 def test_a_pickled_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     file = tmp_path / "DiT.pt"
     file.write_bytes(pickle.dumps({"model": Trap(tmp_path / "hacked")}, protocol=2))
