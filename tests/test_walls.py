@@ -25,7 +25,7 @@ ALLOWED = {
     "engine": {"errors", "spec", "store", "sources", "weights", "report", "stages"},
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
-    "submitting": {"errors", "spec", "engine"},
+    "submitting": {"errors", "spec"},
     "ui": {"errors", "engine"},
     "doctor": {"errors", "spec", "imagefolder", "sources", "weights", "stages"},
     "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages", "submitting", "doctor", "ui"},

@@ -63,13 +63,14 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> "tuple[Preset | None, ResourcesSpec | None]":
     """The preset to check, if one is named, and what a sweep's jobs ask for, if a sweep file is given."""
-    from ddgd_ray.commands.sweeps import _overrides, _read
+    from ddgd_ray.commands.sweeps import _overrides
     from ddgd_ray.spec.preset import build_preset, read_preset, with_overrides
+    from ddgd_ray.spec.sweep import read_sweep
 
-    if args.file is not None:
-        sweep = _read(args)
-        return sweep.preset_with({}), sweep.spec.resources
     overrides = _overrides(args)
+    if args.file is not None:
+        sweep = read_sweep(args.file, overrides, args.preset)
+        return sweep.preset_with({}), sweep.spec.resources
     if args.preset is None:
         if overrides:
             raise SpecError("of which preset?", where="--set", fix="add --preset NAME, or give a sweep file")

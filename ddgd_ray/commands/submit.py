@@ -56,7 +56,12 @@ def add_submit(added: argparse.ArgumentParser) -> None:
     slurm = added.add_argument_group("slurm")
     slurm.add_argument("--partition", metavar="P")
     slurm.add_argument("--account", metavar="A")
-    slurm.add_argument("--grace", type=int, metavar="S", help="seconds between Slurm's notice and the end (default: 120)")
+    slurm.add_argument(
+        "--grace",
+        type=int,
+        metavar="S",
+        help="seconds between Slurm's notice and the end (default: 120, or more if the sweep needs it)",
+    )
     slurm.add_argument("--share-node", action="store_true", default=None, help="one node, not the whole of it")
     both = added.add_argument_group("kuberay, ray-up")
     both.add_argument("--image", metavar="IMG", help="a container image with ddgd-ray")
@@ -86,13 +91,14 @@ def split_options(words: list[str]) -> tuple[list[str], list[str]]:
 
 def submit_command(args: argparse.Namespace) -> int:
     """args.sweep: the command line of the sweep itself, parsed; args.options: its further options as they were typed."""
-    from ddgd_ray.commands.sweeps import _read
+    from ddgd_ray.commands.sweeps import _overrides
+    from ddgd_ray.spec.sweep import read_sweep
     from ddgd_ray.submitting.job import check_job
     from ddgd_ray.submitting.write import write
 
     errors = _misplaced(args)
     try:
-        sweep = _read(args.sweep)
+        sweep = read_sweep(args.sweep.file, _overrides(args.sweep), args.sweep.preset)
     except SpecErrors as err:
         raise SpecErrors([*err.errors, *errors]) from err
     except SpecError as err:

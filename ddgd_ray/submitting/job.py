@@ -4,7 +4,7 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,13 @@ from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 
+# what a job may ask of a node: the option that offers it, and its name for people
+OFFERED = {
+    "gpus": ("--gpus-per-node", "GPUs"),
+    "cpus": ("--cpus-per-node", "CPUs"),
+    "memory_gb": ("--memory-per-node", "GB of memory"),
+}
+WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 TIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
@@ -99,7 +106,7 @@ def check_job(job: Job) -> list[SpecError]:
             )
             errors.append(SpecError(what, where=where, fix=fix))
     errors += [error for command in job.setup for error in _broken(command)]
-    return errors + misfits(job.sweep.spec.resources, nodes=job.nodes, gpus=job.gpus, cpus=job.cpus)
+    return errors + misfits(job.sweep.spec.resources, nodes=job.nodes, gpus=job.gpus, cpus=job.cpus, memory_gib=job.memory_gib)
 
 
 def refuse_control(texts: dict[str, Iterable[str]]) -> list[SpecError]:
@@ -124,23 +131,33 @@ def _broken(command: str) -> list[SpecError]:
     return [SpecError(what, where="--setup", fix="close its quotes and brackets")]
 
 
-def misfits(resources: ResourcesSpec, *, nodes: int, gpus: int, cpus: int) -> list[SpecError]:
-    """Why the sweep's jobs could not run on these nodes: a job that fits nowhere would wait for ever."""
-    errors = []
-    for option, name, asked, offered in (
-        ("--gpus-per-node", "GPUs", resources.gpus, gpus),
-        ("--cpus-per-node", "CPUs", resources.cpus, cpus),
-    ):
-        if asked > offered:
-            what = f"a job of the sweep asks for {asked:g} {name} (resources.{name.lower()}), a node has {offered}"
-            fix = f"{option} {math.ceil(asked)}, or lower resources.{name.lower()}"
-            errors.append(SpecError(what, code="infeasible", where=option, fix=fix))
-    if errors:
-        return errors
-    shares = [int(offered / asked) for asked, offered in ((resources.gpus, gpus), (resources.cpus, cpus)) if asked]
-    fitting = nodes * min(shares)
-    if fitting < resources.workers:
-        what = f"a job of the sweep has {resources.workers} workers, and {fitting} fit on {nodes} of these nodes at once"
-        fix = "more or larger nodes, or lower resources.workers"
-        errors.append(SpecError(what, code="infeasible", where="--nodes", fix=fix))
+def misfits(resources: ResourcesSpec, *, nodes: int, gpus: int, cpus: int, memory_gib: int = 0) -> list[SpecError]:
+    """Why jobs of the sweep could not run on these nodes: a job that fits nowhere would wait for ever."""
+    offered = {"gpus": float(gpus), "cpus": float(cpus)} | ({"memory_gb": memory_gib * 2**30 / 1e9} if memory_gib else {})
+    errors: list[SpecError] = []
+    for field, asked in demands(resources):
+        found = []
+        for name, amount in offered.items():
+            option, unit = OFFERED[name]
+            if asked.get(name, 0) > amount:
+                what = f"a job of the sweep asks for {asked[name]:g} {unit} ({field}.{name}), a node has {amount:g}"
+                fix = f"{option} {math.ceil(asked[name])}, or lower {field}.{name}"
+                found.append(SpecError(what, code="infeasible", where=option, fix=fix))
+        shares = [int(amount / asked[name]) for name, amount in offered.items() if asked.get(name, 0)]
+        if not found and shares and nodes * min(shares) < asked["workers"]:
+            what = (
+                f"a job of the sweep has {asked['workers']:g} workers, and {nodes * min(shares)} fit on {nodes} of these nodes"
+            )
+            fix = f"more or larger nodes, or lower {field}.workers"
+            found.append(SpecError(what, code="infeasible", where="--nodes", fix=fix))
+        errors += found
     return errors
+
+
+def demands(resources: ResourcesSpec) -> Iterator[tuple[str, dict[str, float]]]:
+    """(field, what one worker holds and how many workers there are): of all jobs, then of stages that ask for other amounts."""
+    whole = {name: value for name, value in resources.model_dump().items() if name in (*OFFERED, "workers")}
+    yield "resources", whole
+    for stage, own in resources.model_dump(exclude_unset=True).get("stages", {}).items():
+        workers = (whole | own)["workers"] if stage in WIDE_STAGES else 1
+        yield f"resources.stages.{stage}", whole | own | {"workers": workers}

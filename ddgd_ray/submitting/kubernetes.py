@@ -4,14 +4,12 @@ Fields by the types of KubeRay's API v1; `tests/rayjob-schema.json` holds those 
 """
 
 import hashlib
-import json
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ddgd_ray.engine.ray_tune import WAITER
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.submitting.carried import Carried, carried
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
@@ -89,7 +87,6 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
     of_node = {"cpu": str(job.cpus), "memory": f"{job.memory_gib or 4 * job.cpus}Gi"}
     if job.gpus:
         of_node["nvidia.com/gpu"] = str(job.gpus)
-    waiters = json.dumps(json.dumps({WAITER: 1000}))  # quoted twice: KubeRay puts it into a shell command as it stands
     spec: dict[str, Any] = {
         "entrypoint": f"bash {MOUNT}/sweep.sh",
         "submissionMode": "K8sJobMode",
@@ -98,7 +95,7 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
         "backoffLimit": kubernetes.retries,
         "rayClusterSpec": {
             "headGroupSpec": {
-                "rayStartParams": {"num-cpus": "0", "resources": waiters},
+                "rayStartParams": {"num-cpus": "0"},
                 "template": pod("ray-head", HEAD),
             },
             "workerGroupSpecs": [

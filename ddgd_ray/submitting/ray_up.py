@@ -1,14 +1,12 @@
 """A cluster file for ray's own launcher (`ray up`): machines of AWS, or hosts of one's own that answer to ssh."""
 
 import ipaddress
-import json
 import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.engine.ray_tune import WAITER
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.submitting.carried import Carried, carried
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
@@ -42,10 +40,9 @@ def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
     cluster["file_mounts"] = {place: str(folder)}
     # values of variables are on the machines alone, in a file of their owner's
     source = [f"if [ -e {ENV_FILE} ]; then set -a; . {ENV_FILE}; set +a; fi"]
-    resources = shlex.quote(json.dumps({WAITER: 1000}))
     quiet = "RAY_USAGE_STATS_ENABLED=0"
     head_has = f"--num-cpus={job.cpus} --num-gpus={job.gpus}" if up.hosts else "--num-cpus=0 --num-gpus=0"
-    start = f"{quiet} ray start --head --port=6379 {head_has} --include-dashboard=false --resources={resources}"
+    start = f"{quiet} ray start --head --port=6379 {head_has} --include-dashboard=false"
     join = f"{quiet} ray start --address=$RAY_HEAD_IP:6379 --num-cpus={job.cpus} --num-gpus={job.gpus}"
     setup = [*source, *job.setup]
     cluster["head_start_ray_commands"] = [
@@ -92,7 +89,7 @@ def _aws(job: Job, up: RayUp) -> dict[str, Any]:
         "auth": {"ssh_user": up.ssh_user or "ubuntu"} | ({"ssh_private_key": up.ssh_key} if up.ssh_key else {}),
         "head_node_type": "head",
         "available_node_types": {
-            "head": {"resources": {"CPU": 0, WAITER: 1000}, "node_config": {"InstanceType": up.head_type}, "max_workers": 0},
+            "head": {"resources": {"CPU": 0}, "node_config": {"InstanceType": up.head_type}, "max_workers": 0},
             "worker": {"resources": offered, "node_config": workers, "min_workers": job.nodes, "max_workers": job.nodes},
         },
     }
