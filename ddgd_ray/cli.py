@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray import __version__
+from ddgd_ray.commands.doctor import add_doctor, doctor_command
 from ddgd_ray.commands.models import export_command, pretrain_command
 from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.plans import plan_command
 from ddgd_ray.commands.records import report_command, status_command, stop_command, sync_command
+from ddgd_ray.commands.submit import add_submit, split_options, submit_command
 from ddgd_ray.commands.sweeps import evaluate_command, run_sweep_command
+from ddgd_ray.commands.ui import add_ui, ui_command
 from ddgd_ray.errors import DdgdError
 
 EPILOG = (
@@ -21,7 +24,11 @@ EPILOG += "missing, 6 store or run locked or damaged, 75 interrupted: run the sa
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    words, options = split_options(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    args = parser.parse_args(words)
+    if args.run is submit_command:  # the sweep's own options are checked now, not when the job starts
+        args.options, args.sweep = options, parser.parse_args(["sweep", str(args.file), *options])
     try:
         code = args.run(args)
     except DdgdError as err:
@@ -94,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("key", metavar="KEY", help="of a finetune artifact, or its first digits; `ddgd-ray plan` shows them")
     export.add_argument("to", type=absolute, metavar="FOLDER")
     export.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged over the steps, or the last ones")
+    add_submit(command("submit", submit_command, "write the files that give a sweep to Slurm, Kubernetes or ray up"))
+    add_doctor(
+        command("doctor", doctor_command, "is everything there that a sweep needs? one remedy for each thing that is not")
+    )
+    add_ui(command("ui", ui_command, "show runs in MLflow's own pages, on this machine alone; Ctrl-C ends it"))
     pretrain = command("pretrain", pretrain_command, "train a preset's autoencoder and backbone")
     pretrain.add_argument("preset")
     pretrain.add_argument("--bundle", action="store_true", help="put them into the package (maintainers)")

@@ -1,0 +1,84 @@
+"""Look for everything that a sweep needs before it starts: `doctor`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddgd_ray.commands.output import run_dir_of
+from ddgd_ray.errors import SpecError, SpecErrors
+
+if TYPE_CHECKING:
+    from ddgd_ray.doctor.finding import Finding
+    from ddgd_ray.spec.preset import Preset
+    from ddgd_ray.spec.sweep_spec import ResourcesSpec
+
+
+def add_doctor(added: argparse.ArgumentParser) -> None:
+    added.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file: its preset and what its jobs ask for")
+    added.add_argument("--preset", help="whose images and weights to check")
+    added.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override, e.g. images.root=FOLDER")
+    added.add_argument("--address", help="a ray cluster, HOST:PORT or auto")
+    added.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
+    added.add_argument("--fast", action="store_true", help="do not decode the images")
+    added.add_argument("--json", action="store_true")
+
+
+def doctor_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.doctor.inputs import check_images, check_weights
+    from ddgd_ray.doctor.machine import check_cores, check_gpus, check_memory, check_packages
+    from ddgd_ray.doctor.services import check_ray, check_tracking
+    from ddgd_ray.doctor.storage import check_run_dir, check_token
+    from ddgd_ray.engine.tracker import default_uri
+
+    preset, resources = _asked(args)
+    run_dir = run_dir_of(args)
+    found: list[Finding] = []
+
+    def tell(findings: "list[Finding]") -> None:
+        found.extend(findings)
+        if not args.json:
+            for finding in findings:
+                print(finding.line(), flush=True)
+
+    tell(check_packages())
+    tell(check_cores(resources))
+    tell(check_memory())
+    tell(check_gpus(resources))
+    tell(check_run_dir(run_dir, is_on_cluster=args.address is not None, keeps_tracking=args.tracking_uri is None))
+    tell(check_token())
+    if args.address is not None:
+        tell(check_ray(args.address))
+    tell(check_tracking(args.tracking_uri or default_uri(run_dir)))
+    if preset is not None:
+        tell(check_images(preset.images, decodes=not args.fast))
+        tell(check_weights(preset))
+    counts = {level: sum(finding.level == level for finding in found) for level in ("PASS", "WARN", "FAIL")}
+    if args.json:
+        print(json.dumps({"ok": not counts["FAIL"], "counts": counts, "findings": [finding.as_json() for finding in found]}))
+    else:
+        print(", ".join(f"{count} {level}" for level, count in counts.items()))
+    return 5 if counts["FAIL"] else 0
+
+
+def _asked(args: argparse.Namespace) -> "tuple[Preset | None, ResourcesSpec | None]":
+    """The preset to check, if one is named, and what a sweep's jobs ask for, if a sweep file is given."""
+    from ddgd_ray.commands.sweeps import _overrides
+    from ddgd_ray.spec.preset import build_preset, read_preset, with_overrides
+    from ddgd_ray.spec.sweep import read_sweep
+
+    overrides = _overrides(args)
+    if args.file is not None:
+        sweep = read_sweep(args.file, overrides, args.preset)
+        return sweep.preset_with({}), sweep.spec.resources
+    if args.preset is None:
+        if overrides:
+            raise SpecError("of which preset?", where="--set", fix="add --preset NAME, or give a sweep file")
+        return None, None
+    errors: list[SpecError] = []
+    placed = {path: (value, "--set") for path, value in overrides.items()}
+    document = with_overrides(read_preset(args.preset, "--preset"), placed, errors)
+    preset = build_preset(document, errors) if not errors else None
+    if preset is None:
+        raise SpecErrors(errors)
+    return preset, None

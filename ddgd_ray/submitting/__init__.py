@@ -1,0 +1,1 @@
+"""Files that give a sweep to a scheduler: Slurm, Kubernetes with KubeRay, or ray's own cluster launcher."""

@@ -1,0 +1,163 @@
+"""What is to be submitted: one sweep and the nodes it gets. All that is wrong with it is said before a file is written."""
+
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddgd_ray.errors import SpecError
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+
+# what a job may ask of a node: the option that offers it, and its name for people
+OFFERED = {
+    "gpus": ("--gpus-per-node", "GPUs"),
+    "cpus": ("--cpus-per-node", "CPUs"),
+    "memory_gb": ("--memory-per-node", "GB of memory"),
+}
+WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
+TIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+
+
+@dataclass(frozen=True)
+class Job:
+    """options: further ones of `ddgd-ray sweep`. run_dir: an absolute path that all nodes see, or s3://BUCKET/FOLDER.
+
+    gpus and cpus are those of a node. memory_gib: of a node, 0 for the scheduler's default. time: [D-]HH:MM:SS or "" for the
+    scheduler's limit. env: names of variables that the sweep needs; their values never enter a file. setup: shell commands
+    before the sweep, as the user wrote them. folder: where `submit` was called; relative paths of the sweep start there.
+    """
+
+    sweep: Sweep
+    file: Path
+    options: tuple[str, ...]
+    run_dir: str
+    folder: Path
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 8
+    memory_gib: int = 0
+    time: str = ""
+    env: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.sweep.spec.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the run lies in an object store."""
+        return "://" in self.run_dir
+
+    @property
+    def time_s(self) -> int:
+        """Seconds of `time`; 0 when it is not given."""
+        found = TIME.fullmatch(self.time)
+        if found is None:
+            return 0
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+@dataclass(frozen=True)
+class Submission:
+    """files: {name in the folder: text}. command: what the user runs to submit them. notes: what he must see to himself."""
+
+    files: dict[str, str]
+    command: str
+    notes: tuple[str, ...] = ()
+
+
+def check_job(job: Job) -> list[SpecError]:
+    """Everything that no backend could serve."""
+    errors = []
+    for option, value, lowest in (
+        ("--nodes", job.nodes, 1),
+        ("--gpus-per-node", job.gpus, 0),
+        ("--cpus-per-node", job.cpus, 1),
+        ("--memory-per-node", job.memory_gib, 0),
+    ):
+        if value < lowest:
+            errors.append(SpecError(f"expected {lowest} or more, got {value}", where=option, fix=f"{option} {max(lowest, 1)}"))
+    if job.time and not TIME.fullmatch(job.time):
+        what = f"expected [D-]HH:MM:SS, got {job.time!r}"
+        errors.append(SpecError(what, where="--time", fix="e.g. --time 24:00:00 or --time 2-00:00:00"))
+    for entry in job.env:
+        name, equals, _ = entry.partition("=")
+        if equals:
+            what = "expected the name of a variable, got a value too; values would stand readable in the files"
+            errors.append(SpecError(what, where="--env", fix=f"--env {name if VARIABLE.fullmatch(name) else 'NAME'}"))
+        elif not VARIABLE.fullmatch(entry):
+            errors.append(SpecError(f"{entry!r} cannot name a variable", where="--env", fix="e.g. --env HF_TOKEN"))
+    errors += refuse_control({"FILE": [str(job.file)], "--run-dir": [job.run_dir], "--setup": job.setup, "--": job.options})
+    errors += refuse_control({"the working directory": [str(job.folder)]})
+    for where, text in [("--run-dir", job.run_dir), *(("--", option) for option in job.options)]:
+        if _PASSWORD.search(text):
+            what = "a password in an address would stand readable in the files"
+            fix = (
+                "leave it out and name the variables that hold it, e.g. --env MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD"
+            )
+            errors.append(SpecError(what, where=where, fix=fix))
+    errors += [error for command in job.setup for error in _broken(command)]
+    return errors + misfits(job.sweep.spec.resources, nodes=job.nodes, gpus=job.gpus, cpus=job.cpus, memory_gib=job.memory_gib)
+
+
+def refuse_control(texts: dict[str, Iterable[str]]) -> list[SpecError]:
+    """Errors for texts with line breaks and other control characters: no quoting is sure to survive every file format."""
+    return [
+        SpecError(f"holds a line break or another control character: {text!r}", where=where, fix="use plain text")
+        for where, all_texts in texts.items()
+        for text in all_texts
+        if _CONTROL.search(text)
+    ]
+
+
+def _broken(command: str) -> list[SpecError]:
+    """What bash does not understand, reading it without running it: an open quote would swallow the script behind it."""
+    bash = shutil.which("bash")
+    if bash is None:
+        return []
+    read = subprocess.run([bash, "-n"], input=command, text=True, capture_output=True, check=False)
+    if not read.returncode:
+        return []
+    what = f"bash does not understand it: {read.stderr.strip().splitlines()[0]}"
+    return [SpecError(what, where="--setup", fix="close its quotes and brackets")]
+
+
+def misfits(resources: ResourcesSpec, *, nodes: int, gpus: int, cpus: int, memory_gib: int = 0) -> list[SpecError]:
+    """Why jobs of the sweep could not run on these nodes: a job that fits nowhere would wait for ever."""
+    offered = {"gpus": float(gpus), "cpus": float(cpus)} | ({"memory_gb": memory_gib * 2**30 / 1e9} if memory_gib else {})
+    errors: list[SpecError] = []
+    for field, asked in demands(resources):
+        found = []
+        for name, amount in offered.items():
+            option, unit = OFFERED[name]
+            if asked.get(name, 0) > amount:
+                what = f"a job of the sweep asks for {asked[name]:g} {unit} ({field}.{name}), a node has {amount:g}"
+                fix = f"{option} {math.ceil(asked[name])}, or lower {field}.{name}"
+                found.append(SpecError(what, code="infeasible", where=option, fix=fix))
+        shares = [int(amount / asked[name]) for name, amount in offered.items() if asked.get(name, 0)]
+        if not found and shares and nodes * min(shares) < asked["workers"]:
+            what = (
+                f"a job of the sweep has {asked['workers']:g} workers, and {nodes * min(shares)} fit on {nodes} of these nodes"
+            )
+            fix = f"more or larger nodes, or lower {field}.workers"
+            found.append(SpecError(what, code="infeasible", where="--nodes", fix=fix))
+        errors += found
+    return errors
+
+
+def demands(resources: ResourcesSpec) -> Iterator[tuple[str, dict[str, float]]]:
+    """(field, what one worker holds and how many workers there are): of all jobs, then of stages that ask for other amounts."""
+    whole = {name: value for name, value in resources.model_dump().items() if name in (*OFFERED, "workers")}
+    yield "resources", whole
+    for stage, own in resources.model_dump(exclude_unset=True).get("stages", {}).items():
+        workers = (whole | own)["workers"] if stage in WIDE_STAGES else 1
+        yield f"resources.stages.{stage}", whole | own | {"workers": workers}
