@@ -22,10 +22,12 @@ ALLOWED = {
     "method": {"method"},
     "stages": {"errors", "spec", "store", "imagefolder", "setfolder", "sources", "method"},
     "report": {"errors", "spec", "store", "setfolder"},
+    "exporting": {"errors", "spec", "store", "setfolder", "sources", "report"},
     "engine": {"errors", "spec", "store", "sources", "weights", "report", "stages"},
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
-    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages"},
+    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "exporting", "view", "stages"},
+    "api": {"errors", "spec", "store", "report", "exporting", "engine"},
     "cli": {"commands", "errors"},
 }
 # framework -> the files that may import it

@@ -1,1 +1,1 @@
-"""A set of a run as a data set for others: chosen, described, written in a layout that their library loads. No torch, no ray."""
+"""A set of a run as a data set for others: chosen, described, laid out for the library that loads it. No torch, no ray."""

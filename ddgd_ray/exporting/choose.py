@@ -5,17 +5,15 @@ from dataclasses import dataclass
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.exporting.run_data import Record, RunData
-from ddgd_ray.report.results import Stat
 from ddgd_ray.spec.load import nearest
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A trial of a run. best: the objective's value where the run chose the arm, None where the user did."""
+    """A trial of a run."""
 
     run: RunData
     record: Record
-    best: Stat | None
 
     @property
     def arm(self) -> str:
@@ -29,13 +27,19 @@ class Choice:
     def name(self) -> str:
         return f"{self.arm}-s{self.seed}"
 
+    @property
+    def is_best(self) -> bool:
+        """Whether the run's objective prefers this arm, whoever chose it."""
+        best = self.run.best()
+        return best is not None and best[0] == self.arm
+
 
 def choose(run: RunData, arm: str = "", seed: int | None = None) -> Choice:
     """The named trial, or the best arm's; without a seed the first one whose set is there.
 
     Raises SpecError for an arm or a seed that the run has not got, StageError while nothing is finished.
     """
-    best = None if arm else run.best()
+    best = run.best()
     if not arm and best is None:
         raise StageError(
             "no arm has a result yet: none is the best one",
@@ -43,7 +47,7 @@ def choose(run: RunData, arm: str = "", seed: int | None = None) -> Choice:
             where=str(run.path),
             fix="run the sweep again to continue it, or name an arm: --arm NAME",
         )
-    if best is not None:
+    if not arm and best is not None:
         arm = best[0]
     if arm not in run.arms:
         raise SpecError(
@@ -64,7 +68,7 @@ def choose(run: RunData, arm: str = "", seed: int | None = None) -> Choice:
     chosen = next((record for record in wanted if _is_made(record, run)), None)
     if chosen is None:
         raise _not_finished(wanted[0], run)
-    return Choice(run, chosen, best[1] if best else None)
+    return Choice(run, chosen)
 
 
 def listed(values: Sequence[object], most: int = 20) -> str:

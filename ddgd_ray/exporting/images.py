@@ -5,6 +5,7 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ class ImageSet:
     @property
     def per_class(self) -> int:
         """Images of the smallest class."""
-        return min(sum(image.label == label for image in self.images) for label in range(len(self.classes)))
+        counts = Counter(image.label for image in self.images)
+        return min(counts[label] for label in range(len(self.classes)))
 
     def interleaved(self) -> Iterator[SetImage]:
         """The first image of every class, then the second ones: any prefix is nearly balanced."""

@@ -30,7 +30,9 @@ def fill_hf(images: ImageSet, out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    features: dict[str, Any] = {name: {"dtype": "string", "_type": "Value"} for name in ("class", "file_name", "origin", "sha256")}
+    features: dict[str, Any] = {
+        name: {"dtype": "string", "_type": "Value"} for name in ("class", "file_name", "origin", "sha256")
+    }
     features = {"image": {"_type": "Image"}, "label": {"names": list(images.classes), "_type": "ClassLabel"}} | features
     schema = pa.schema(
         [
@@ -90,4 +92,4 @@ def _write_metadata(path: Path, images: ImageSet) -> None:
     text = io.StringIO()
     for image in images.images:
         text.write(json.dumps(metadata_line(images, image)) + "\n")
-    path.write_text(text.getvalue())
+    path.write_text(text.getvalue(), encoding="utf-8")

@@ -21,8 +21,8 @@ class Note:
 FASHION = Note("mit", "Real images: Fashion-MNIST, copyright (c) 2017 Zalando SE, MIT licence.")
 DIGITS = Note(
     "cc-by-4.0",
-    "Real images: Optical Recognition of Handwritten Digits (E. Alpaydin and C. Kaynak, 1998), UCI Machine Learning Repository, "
-    "CC BY 4.0, as scikit-learn ships it.",
+    "Real images: Optical Recognition of Handwritten Digits (E. Alpaydin and C. Kaynak, 1998), UCI Machine Learning "
+    "Repository, CC BY 4.0, as scikit-learn ships it.",
 )
 IMAGENET = Note(
     "",
@@ -32,7 +32,7 @@ IMAGENET = Note(
 )
 OWN_IMAGES = Note("", "Real images: a folder whose terms are not known here. State them before you pass this on.")
 READY_MADE = Note("", "The images were made elsewhere and judged here: whoever made them says on what terms they may be used.")
-TRAINED_HERE = "The generative model and its autoencoder were trained from scratch on the real images; no weights from outside."
+TRAINED_HERE = "The generative model was trained from scratch on the real images: no weights from outside."
 DIT = Note(
     NON_COMMERCIAL,
     "Generative model: fine-tuned from the published weights of DiT ({origin}), which are CC-BY-NC-4.0: no commercial use, of "

@@ -77,10 +77,7 @@ def place(target: Path, make: Callable[[Path], None], *, is_file: bool = False) 
         if not is_file:
             unfinished.mkdir()
         make(unfinished)
-        if is_file:
-            os.link(unfinished, target)  # unlike rename, refuses a file that has appeared there since
-        else:
-            os.rename(unfinished, target)  # onto an empty folder or none
+        os.rename(unfinished, target)  # a folder goes onto an empty one or none
     except OSError as err:
         what = f"cannot be written: {err.strerror or err}"
         raise StageError(what, code="not-writable", where=str(target), fix="name another place: --to PATH") from err
@@ -95,9 +92,9 @@ def _fill(out: Path, choice: Choice, images: ImageSet, made_from: Lineage | None
     LAYOUTS[layout](images, out)
     _write_json(out / LABELS, _label_map(images))
     _write_json(out / "provenance.json", _provenance(choice, images, made_from))
-    (out / "README.md").write_text(set_card(choice, images, made_from, layout, command))
+    (out / "README.md").write_text(set_card(choice, images, made_from, layout, command), encoding="utf-8")
     files = sorted((path.relative_to(out).as_posix(), path) for path in out.rglob("*") if path.is_file())
-    (out / SUMS).write_text("".join(f"{file_sha256(path)}  {name}\n" for name, path in files))
+    (out / SUMS).write_text("".join(f"{file_sha256(path)}  {name}\n" for name, path in files), encoding="utf-8")
 
 
 def _fill_archive(path: Path, fill: Callable[[Path], None], top: str) -> None:
