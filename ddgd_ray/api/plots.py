@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot(data: RunData, x: str, metric: str, ipc: int, protocol: str, ax: "Axes | None") -> "Axes":
+def plot(data: RunData, x: str, metric: str, ipc: int, protocol: str, ax: "Axes | None", has_controls: bool) -> "Axes":
     import matplotlib.pyplot as plt
 
     field = varied_field(data, x)
@@ -30,7 +30,8 @@ def plot(data: RunData, x: str, metric: str, ipc: int, protocol: str, ax: "Axes 
             lines.setdefault(others, []).append((places[found[0].params[field]], found))
     for others, points in lines.items():
         _line(axes, sorted(points, key=lambda point: point[0]), metric, ", ".join(f"{_short(k)} {v}" for k, v in others))
-    for place, (arm, found) in enumerate(by_arm([row for row in rows if row.is_control]).items()):
+    controls = [row for row in rows if row.is_control and has_controls]
+    for place, (arm, found) in enumerate(by_arm(controls).items()):
         stat = over_seeds(found, metric)
         if stat is not None:
             axes.axhline(stat.mean, linestyle="--", linewidth=1, color=f"{0.2 + 0.15 * (place % 4)}", label=f"{arm} (control)")
@@ -103,7 +104,7 @@ def _sensitivity(data: RunData) -> "Figure":
         raise SpecError(what, code="unknown-field", where=str(data.path), fix="figure('arms') needs no varied field")
     figure, panels = plt.subplots(1, len(fields), figsize=(5 * len(fields), 4), squeeze=False, layout="constrained")
     for field, axes in zip(fields, panels[0], strict=True):
-        plot(data, field, "", 0, "", axes)
+        plot(data, field, "", 0, "", axes, has_controls=False)
     return figure
 
 

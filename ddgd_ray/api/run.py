@@ -104,12 +104,14 @@ class Run:
         """
         return frames.table(self.data, metric, ipc, protocol)
 
-    def plot(self, x: str, metric: str = "", *, ipc: int = 0, protocol: str = "", ax: "Axes | None" = None) -> "Axes":
+    def plot(
+        self, x: str, metric: str = "", *, ipc: int = 0, protocol: str = "", controls: bool = False, ax: "Axes | None" = None
+    ) -> "Axes":
         """A metric over a varied field: line through the means, a dot a seed; a line for each value of the other fields.
 
-        x: its dotted path or the end of it, such as lambda_g. Controls are dashed lines.
+        x: its dotted path or the end of it, such as lambda_g. controls: as dashed lines, far off as they may be.
         """
-        return plots.plot(self.data, x, metric, ipc, protocol, ax)
+        return plots.plot(self.data, x, metric, ipc, protocol, ax, controls)
 
     def figure(self, name: str) -> "Figure":
         """One of api.plots.FIGURES: `arms`, `sensitivity`, `costs`. Raises SpecError for another name."""

@@ -47,8 +47,7 @@ def export_set(choice: Choice, layout: str, target: Path | None = None, *, ipc: 
     name = f"{choice.run.spec['name']}-{choice.name}-ipc{count}"
     if target is None:
         target = choice.run.path / "export" / f"{name}-{layout}{'.tar' if is_archive else ''}"
-    ending = " --archive" if is_archive else ""
-    words = f"--format {layout} --arm {choice.arm} --seed {choice.seed} --ipc {count}{ending}"
+    words = f"--format {layout} --arm {choice.arm} --seed {choice.seed} --ipc {count}"
     command = f"ddgd-ray export runs/{choice.run.spec['name']} {words}"
 
     def fill(out: Path) -> None:
