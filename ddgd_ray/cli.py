@@ -97,7 +97,7 @@ def _takes_export(added: argparse.ArgumentParser) -> None:
     text = "imagefolder: PNGs in class folders; hf: Parquet for `datasets`; webdataset: tar shards"
     added.add_argument("--format", choices=("imagefolder", "hf", "webdataset"), required=True, help=text)
     _takes_arm(added)
-    added.add_argument("--ipc", type=int, metavar="K", help="the first K images of each class (default: all)")
+    added.add_argument("--ipc", type=int, default=0, metavar="K", help="the first K images of each class (default: 0, all)")
     added.add_argument(
         "--to", type=absolute, metavar="PATH", help="a new or empty folder, or a new file (default: in RUN/export)"
     )

@@ -15,7 +15,7 @@ def export_command(args: argparse.Namespace) -> int:
     from ddgd_ray.exporting.write import export_set
 
     choice = _chosen(args.run_folder, args)
-    exported = export_set(choice, args.format, args.to, ipc=args.ipc or 0, is_archive=args.archive)
+    exported = export_set(choice, args.format, args.to, ipc=args.ipc, is_archive=args.archive)
     _tell_choice(choice)
     lost, known = choice.run.unfinished()
     if lost:
