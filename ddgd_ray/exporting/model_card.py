@@ -1,6 +1,6 @@
 """The card of an exported model, its README.md."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ddgd_ray.exporting.choose import Choice
 from ddgd_ray.exporting.licences import licence_of, notes
@@ -38,9 +38,19 @@ def model_card(
         else "Exported by its key alone: the numbers of the sets that it drew are in the card of `ddgd-ray export-model RUN`.",
         "Provenance": provenance_section(choice, made_from, encode.spec["images"], command),
         "Licence": licence_section(terms),
-        "How to load": "    pipeline = diffusers.DiTPipeline.from_pretrained(FOLDER)\n"
-        f"    pipeline(class_labels=[{', '.join(map(str, list(labels)[:2]))}], num_inference_steps=50).images\n\n"
-        "DiTPipeline guides all latent channels, ddgd-ray `sample.cfg_channels` of them: what the two draw differs for that.",
+        "How to load": _loading(choice, list(labels)[:2]),
     }
     head = [f"license: {licence_of(terms)}", "library_name: diffusers", "tags: [dit, dataset-distillation]"]
     return front_matter(head) + joined(parts)
+
+
+def _loading(choice: Choice | None, some: Sequence[int]) -> str:
+    """With the run's own settings of sampling where they are known."""
+    drawn = choice.run.store.get(*choice.record["build"][-1]) if choice else None
+    spec = drawn.manifest["spec"] if drawn else {"guidance": 4.0, "steps": 50}
+    settings = f"guidance_scale={spec['guidance']}, num_inference_steps={spec['steps']}"
+    return (
+        "    pipeline = diffusers.DiTPipeline.from_pretrained(FOLDER)\n"
+        f"    pipeline(class_labels=[{', '.join(map(str, some))}], {settings}).images\n\n"
+        "DiTPipeline guides all latent channels, ddgd-ray `sample.cfg_channels` of them: what the two draw differs for that."
+    )
