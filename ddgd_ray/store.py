@@ -6,6 +6,7 @@ An artifact appears by one rename, manifest inside, so existing means complete.
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -250,6 +251,7 @@ def _is_abandoned(scratch: Path) -> bool:
     return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
+@functools.cache  # parsing five packages' metadata takes 20 ms, as long as the rest of a small artifact
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
