@@ -8,7 +8,8 @@ from typing import Any
 
 from ddgd_ray import __version__
 from ddgd_ray.commands.doctor import add_doctor, doctor_command
-from ddgd_ray.commands.models import export_command, pretrain_command
+from ddgd_ray.commands.exports import export_command, export_model_command
+from ddgd_ray.commands.models import pretrain_command
 from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.plans import plan_command
 from ddgd_ray.commands.records import report_command, status_command, stop_command, sync_command
@@ -97,10 +98,16 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     sync.add_argument("--tracking-uri")
     sync.add_argument("--follow", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
-    export = command("export", export_command, "write a fine-tuned model as a plain diffusers DiTPipeline folder")
-    export.add_argument("key", metavar="KEY", help="of a finetune artifact, or its first digits; `ddgd-ray plan` shows them")
-    export.add_argument("to", type=absolute, metavar="FOLDER")
-    export.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged over the steps, or the last ones")
+    _takes_export(
+        command("export", export_command, "write a set of a run as a data set for others: the best arm's, or a named one's")
+    )
+    model = command("export-model", export_model_command, "write a fine-tuned model as a plain diffusers DiTPipeline folder")
+    model.add_argument(
+        "what", metavar="KEY_OR_RUN", help="runs/NAME, or a finetune key or its first digits, as `plan` shows them"
+    )
+    model.add_argument("to", type=absolute, metavar="FOLDER")
+    _takes_arm(model)
+    model.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged over the steps, or the last ones")
     add_submit(command("submit", submit_command, "write the files that give a sweep to Slurm, Kubernetes or ray up"))
     add_doctor(
         command("doctor", doctor_command, "is everything there that a sweep needs? one remedy for each thing that is not")
@@ -110,6 +117,23 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("preset")
     pretrain.add_argument("--bundle", action="store_true", help="put them into the package (maintainers)")
     return parser
+
+
+def _takes_export(added: argparse.ArgumentParser) -> None:
+    added.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
+    text = "imagefolder: PNGs in class folders; hf: Parquet for `datasets`; webdataset: tar shards"
+    added.add_argument("--format", choices=("imagefolder", "hf", "webdataset"), required=True, help=text)
+    _takes_arm(added)
+    added.add_argument("--ipc", type=int, default=0, metavar="K", help="the first K images of each class (default: 0, all)")
+    added.add_argument(
+        "--to", type=absolute, metavar="PATH", help="a new or empty folder, or a new file (default: in RUN/export)"
+    )
+    added.add_argument("--archive", action="store_true", help="one tar file, the same bytes whenever and wherever it is made")
+
+
+def _takes_arm(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--arm", default="", metavar="NAME", help="default: the best arm by the run's objective")
+    added.add_argument("--seed", type=int, metavar="N", help="distillation seed (default: the arm's first)")
 
 
 def _takes_sets(added: argparse.ArgumentParser) -> None:

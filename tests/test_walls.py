@@ -28,6 +28,7 @@ ALLOWED = {
     "method": {"method"},
     "stages": {"errors", "spec", "store", "commit", "imagefolder", "setfolder", "sources", "method"},
     "report": {"errors", "spec", "store", "setfolder"},
+    "exporting": {"errors", "spec", "store", "setfolder", "sources", "report"},
     "engine": {
         "errors",
         "spec",
@@ -54,12 +55,14 @@ ALLOWED = {
         "setfolder",
         "engine",
         "report",
+        "exporting",
         "view",
         "stages",
         "submitting",
         "doctor",
         "ui",
     },
+    "api": {"errors", "spec", "store", "report", "exporting", "engine"},
     "cli": {"commands", "errors"},
 }
 # framework -> the files that may import it

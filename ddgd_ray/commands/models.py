@@ -1,4 +1,4 @@
-"""Models in and out: `export`, `pretrain`."""
+"""Models that others start from: `pretrain`."""
 
 import argparse
 import os
@@ -7,28 +7,6 @@ from typing import Any
 
 from ddgd_ray.commands.output import echo, run_dir_of
 from ddgd_ray.errors import SpecError
-
-
-def export_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import open_store
-    from ddgd_ray.engine.trace import tuned_model
-
-    store = open_store(run_dir_of(args))
-    tuned = tuned_model(store, args.key)
-    from ddgd_ray.stages.export import export_pipeline
-
-    is_same = export_pipeline(
-        args.to,
-        backbone=tuned.backbone,
-        adapter=tuned.adapter,
-        autoencoder=tuned.autoencoder,
-        weights=args.weights,
-        labels=tuned.labels,
-    )
-    echo(f"DiTPipeline.from_pretrained({str(args.to)!r})")
-    if not is_same:
-        echo("its timesteps are those of DiT's own code: README.md in the folder says what to set after loading")
-    return 0
 
 
 def pretrain_command(args: argparse.Namespace) -> int:

@@ -48,6 +48,16 @@ class ImagesSpec(Spec):
             raise ValueError("a class is listed twice", "remove one of the two")
         return classes
 
+    @field_validator("classes")
+    @classmethod
+    def _classes_name_folders(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """A set's images lie in a folder a class: no name may lead out of the set's own."""
+        bad = [name for name in classes if not name or name[0] == "." or "/" in name or not name.isprintable()]
+        bad += [name for name in classes if len(name.encode()) > 200]
+        if bad:
+            raise ValueError(f"cannot name a folder: {', '.join(map(repr, bad[:10]))}", "use plain names, or WordNet ids")
+        return classes
+
     @field_validator("validation_per_class")
     @classmethod
     def _some_are_left(cls, number: int, info: ValidationInfo) -> int:

@@ -19,11 +19,10 @@ from ddgd_ray.stages.adapters import load_finetuned
 from ddgd_ray.stages.backbone import DIFFUSERS_SHIFT, TIMESTEP_SHIFT, Autoencoder, timestep_shift
 
 PIPELINE_CLASSES = 1000  # DiTPipeline takes this label for "no class", whatever the model says
-README = """A DiT fine-tuned and exported by ddgd-ray. Load it with `DiTPipeline.from_pretrained(FOLDER)`.
-
-DiTPipeline guides all latent channels, ddgd-ray `sample.cfg_channels` of them: what the two draw differs for that.
-"""
+README = "A DiT fine-tuned and exported by ddgd-ray. Load it with `DiTPipeline.from_pretrained(FOLDER)`.\n"
 SHIFT_NOTE = """
+### Timesteps: set this before sampling
+
 These weights compute timestep frequencies as DiT's own code does, which diffusers' class does not offer. After loading:
 
     for block in pipeline.transformer.transformer_blocks:
@@ -32,13 +31,20 @@ These weights compute timestep frequencies as DiT's own code does, which diffuse
 
 
 def export_pipeline(
-    target: Path, *, backbone: Path, adapter: Path, autoencoder: Path, weights: str, labels: Mapping[int, str]
+    target: Path,
+    *,
+    backbone: Path,
+    adapter: Path,
+    autoencoder: Path,
+    weights: str,
+    labels: Mapping[int, str],
+    card: str = README,
 ) -> bool:
     """Fill the new folder `target` with what DiTPipeline.from_pretrained loads; it appears whole or not at all.
 
-    weights: `ema` or `raw`. labels: the generator's label of each class. Returns whether plain diffusers computes the same
-    timesteps; where it does not, the folder's README.md says what to set. Raises StageError when `target` holds something, or
-    the autoencoder is the identity, which no pipeline knows.
+    weights: `ema` or `raw`. labels: the generator's label of each class. card: README.md, whose last section says how to load.
+    Returns whether plain diffusers computes the same timesteps; where it does not, README.md also says what to set. Raises
+    StageError when `target` holds something, or the autoencoder is the identity, which no pipeline knows.
     """
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise StageError("is there already and not empty", code="exists", where=str(target), fix="name another folder")
@@ -59,7 +65,8 @@ def export_pipeline(
         pipeline.save_pretrained(unfinished)
         _add(unfinished / "model_index.json", id2label={str(label): name for label, name in labels.items()})
         _add(unfinished / "transformer" / "config.json", **{TIMESTEP_SHIFT: shift})
-        (unfinished / "README.md").write_text(README + (SHIFT_NOTE if shift != DIFFUSERS_SHIFT else ""))
+        note = SHIFT_NOTE if shift != DIFFUSERS_SHIFT else ""
+        (unfinished / "README.md").write_text(card + note, encoding="utf-8")
         if target.exists():
             target.rmdir()
         os.rename(unfinished, target)

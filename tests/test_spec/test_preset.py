@@ -245,3 +245,9 @@ def test_weights_that_are_not_here_come_with_the_command_that_fetches_them(tmp_p
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     with pytest.raises(StageError, match="help: hf download facebook/DiT-XL-2-256 --revision main, or set backbone"):
         weights_source(backbone)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "a\nb", "a\0b", "x" * 201])
+def test_a_class_that_cannot_name_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a folder"):
+        ImagesSpec(source="digits", classes=(name, "b"), size=8, channels=1)

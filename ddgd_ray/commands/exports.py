@@ -1,0 +1,103 @@
+"""Hand results to others: `export` a set, `export-model` a model."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddgd_ray.commands.output import absolute, echo, run_dir_of
+from ddgd_ray.errors import SpecError
+
+if TYPE_CHECKING:
+    from ddgd_ray.exporting.choose import Choice
+
+
+def export_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.exporting.write import export_set
+
+    choice = _chosen(args.run_folder, args)
+    exported = export_set(choice, args.format, args.to, ipc=args.ipc, is_archive=args.archive)
+    _tell_choice(choice)
+    lost, known = choice.run.unfinished()
+    if lost:
+        echo(f"warning: {lost} of {known} evaluators of this run have no result yet; README.md says so")
+    echo(f"images    {exported.num_images} of {exported.num_classes} classes, {args.format}")
+    echo(f"written   {exported.path}")
+    echo(f"sha256    {exported.sha256}{'' if args.archive else ' of SHA256SUMS'}")
+    return 0
+
+
+def export_model_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.trace import tuned_model
+    from ddgd_ray.exporting.lineage import lineage
+    from ddgd_ray.exporting.model_card import model_card
+
+    asked = absolute(args.what)
+    is_run = asked.is_dir()
+    choice = _chosen(asked, args) if is_run else None
+    if choice is None and (args.arm or args.seed is not None):
+        what = "--arm and --seed choose a model of a run, and this is a key"
+        raise SpecError(what, where=args.what, fix="give runs/NAME in its place, or leave them out")
+    run_dir = asked.parent if is_run else run_dir_of(args)
+    store = open_store(run_dir)
+    if not is_run and ("/" in args.what or not args.what):
+        what = "expected a run folder or the first digits of a finetune key; there is no such folder"
+        raise SpecError(what, code="missing-file", where=str(asked), fix="give runs/NAME; `ddgd-ray plan` shows keys")
+    tuned = tuned_model(store, args.what if choice is None else _finetune_key(choice))
+    artifact = store.get("finetune", tuned.adapter.name)
+    assert artifact is not None
+    words = (
+        f"{artifact.key[:12]}" if choice is None else f"runs/{choice.run.spec['name']} --arm {choice.arm} --seed {choice.seed}"
+    )
+    card = model_card(
+        f"{choice.run.spec['name']}: {choice.arm}, seed {choice.seed}" if choice else f"finetune {artifact.key[:12]}",
+        choice,
+        lineage(store, artifact),
+        args.weights,
+        tuned.labels,
+        f"ddgd-ray export-model {words} --weights {args.weights}",
+    )
+    from ddgd_ray.stages.export import export_pipeline
+
+    is_same = export_pipeline(
+        args.to,
+        backbone=tuned.backbone,
+        adapter=tuned.adapter,
+        autoencoder=tuned.autoencoder,
+        weights=args.weights,
+        labels=tuned.labels,
+        card=card,
+    )
+    if choice is not None:
+        _tell_choice(choice)
+    echo(f"DiTPipeline.from_pretrained({str(args.to)!r})")
+    if not is_same:
+        echo("its timesteps are those of DiT's own code: README.md in the folder says what to set after loading")
+    return 0
+
+
+def _chosen(run_folder: Path, args: argparse.Namespace) -> "Choice":
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.exporting.choose import choose
+    from ddgd_ray.exporting.run_data import read_run_data
+
+    return choose(read_run_data(run_folder, open_store(run_folder.parent)), args.arm, args.seed)
+
+
+def _tell_choice(choice: "Choice") -> None:
+    best = choice.run.best()
+    why = f", best by {choice.run.spec['objective']['metric']}: {best[1]}" if best and choice.is_best else ""
+    echo(f"arm       {choice.arm}, seed {choice.seed}{why}")
+
+
+def _finetune_key(choice: "Choice") -> str:
+    keys = [key for stage, key in choice.record["build"] if stage == "finetune"]
+    if not keys:
+        tuned = [record["arm"] for record in choice.run.records if any(stage == "finetune" for stage, _ in record["build"])]
+        raise SpecError(
+            f"no model made the set of arm {choice.arm}; arms with a model: {', '.join(dict.fromkeys(tuned)) or 'none'}",
+            code="no-model",
+            where=str(choice.run.path),
+            fix=f"--arm {tuned[0]}" if tuned else "export the set itself: ddgd-ray export",
+        )
+    return str(keys[0])

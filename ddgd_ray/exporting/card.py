@@ -1,0 +1,108 @@
+"""The card of an exported set, its README.md."""
+
+import math
+from collections import Counter
+
+from ddgd_ray.exporting.choose import Choice
+from ddgd_ray.exporting.images import ImageSet
+from ddgd_ray.exporting.licences import licence_of, notes
+from ddgd_ray.exporting.lineage import Lineage
+from ddgd_ray.exporting.sections import (
+    front_matter,
+    joined,
+    licence_section,
+    method_section,
+    numbers_section,
+    provenance_section,
+)
+
+LOADING = {
+    "imagefolder": """
+    torchvision.datasets.ImageFolder("FOLDER/train")       # numbers the classes by their folders' names: imagefolder_label
+    datasets.load_dataset("FOLDER", split="train")         # label as in labels.json
+    ddgd-ray evaluate FOLDER --preset {preset}
+""",
+    "hf": """
+    datasets.load_dataset("FOLDER", split="train")         # image, label (ClassLabel), class, file_name, origin, sha256
+""",
+    "webdataset": """
+    webdataset.WebDataset("FOLDER/train-000000.tar", shardshuffle=False).decode("pil").to_tuple("{suffix}", "cls")
+    datasets.load_dataset("FOLDER", split="train")         # {suffix}, cls, json
+""",
+}
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (math.inf, "1M<n<10M"))
+
+
+def set_card(choice: Choice, images: ImageSet, made_from: Lineage | None, layout: str, command: str) -> str:
+    """README.md of a set. command: what exports it again."""
+    run, num = choice.run, len(images.images)
+    terms = notes(images.spec, made_from)
+    parts = {
+        "": f"# {run.spec['name']}: {choice.arm}, seed {choice.seed}\n\n{_what(choice, images, num)}",
+        "How to load": LOADING[layout]
+        .format(preset=run.spec["preset"], suffix=images.images[0].path.suffix.lower()[1:])
+        .strip("\n"),
+        "How it was made": _made(choice, made_from),
+        "Numbers": numbers_section(choice, min(Counter(image.label for image in images.images).values())),
+        "Provenance": provenance_section(choice, made_from, images.spec, command),
+        "Licence": licence_section(terms),
+    }
+    return _head(choice, num, layout, licence_of(terms)) + joined(parts)
+
+
+def _head(choice: Choice, num: int, layout: str, licence: str) -> str:
+    files = {"imagefolder": "train/**", "hf": "data/*.parquet", "webdataset": "train-*.tar"}[layout]
+    size = next(name for limit, name in SIZES if num < limit)
+    lines = [
+        f'pretty_name: "{choice.run.spec["name"]}, {choice.name}"',
+        f"license: {licence}",
+        "task_categories: [image-classification]",
+        f'size_categories: ["{size}"]',
+        "tags: [dataset-distillation]",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        "  - split: train",
+        f'    path: "{files}"',
+    ]
+    return front_matter(lines)
+
+
+def _what(choice: Choice, images: ImageSet, num: int) -> str:
+    spec = images.spec
+    counts = set(Counter(image.label for image in images.images).values())
+    per_class = f"{counts.pop()} a class" if len(counts) == 1 else f"{min(counts)} to {max(counts)} a class"
+    of = {"fashion": "Fashion-MNIST", "fashion-full": "Fashion-MNIST", "digits": "scikit-learn's handwritten digits"}
+    source = of.get(spec["source"], f"the image folder of preset {choice.run.spec['preset']}")
+    kind = "grey" if spec["channels"] == 1 else "RGB"
+    return (
+        f"{num} images, {per_class}, {len(images.classes)} classes, {spec['size']} x {spec['size']} pixels, {kind}: "
+        f"{_kind(choice)} of {source}. `metadata.jsonl` has a line an image (file, label, class, origin, SHA-256), "
+        "`labels.json` the label of each class folder, `provenance.json` every setting, `SHA256SUMS` a line a file."
+    )
+
+
+def _kind(choice: Choice) -> str:
+    record = choice.record
+    if not record["build"]:
+        return "a ready-made stand-in for the training images"
+    return "a selection" if record["build"][-1][0] == "select" else "a distilled stand-in for the training images"
+
+
+def _made(choice: Choice, made_from: Lineage | None) -> str:
+    if made_from is None:
+        return "Ready-made: the images were not made by ddgd-ray, which judged them alone."
+    selected = made_from.first("select")
+    if selected is None:
+        drawn = made_from.first("sample")
+        assert drawn is not None
+        names = ("sampler", "steps", "guidance", "cfg_channels", "weights", "seed")
+        settings = ", ".join(f"{name} {drawn.spec[name]}" for name in names)
+        return f"{method_section(made_from)}\n\nThe set was drawn from that model: {settings}."
+    how = {
+        "random": "drawn at random",
+        "herding": "picked by herding",
+        "kcenter": "picked by greedy k-center",
+        "all": "all of them",
+    }[selected.spec["method"]]
+    return f"A control: real training images, {how}, seed {selected.spec['seed']}. Nothing here is generated."
