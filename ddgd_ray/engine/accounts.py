@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +26,17 @@ class Spent:
 
 
 def read_spent(path: Path) -> Spent:
-    """Of a run folder; zero where nothing ran. A line that was cut by a crash is passed over."""
+    """Of a run folder; zero where nothing ran."""
     spent, started, last = Spent(), 0.0, 0.0
-    try:
-        lines = (path / FILE).read_text().splitlines()
-    except OSError:
-        return spent
-    for text in lines:
-        try:
-            line: dict[str, Any] = json.loads(text)
-        except ValueError:
-            continue
+    for line in _lines(path):
         if "start" in line:
             spent.wall_s += max(0.0, last - started)
             started = last = line["start"]
-            continue
-        spent.core_s += line["core_s"]
-        spent.gpu_s += line["gpu_s"]
-        spent.num_jobs += 1
-        last = max(last, line["ended"])
+        elif "job" in line:
+            spent.core_s += line["core_s"]
+            spent.gpu_s += line["gpu_s"]
+            spent.num_jobs += 1
+            last = max(last, line["ended"])
     spent.wall_s += max(0.0, last - started)
     return spent
 
@@ -51,18 +44,25 @@ def read_spent(path: Path) -> Spent:
 def mean_seconds(path: Path) -> dict[str, float]:
     """{stage: mean seconds of the jobs of a run folder that ended well}."""
     found: dict[str, list[float]] = {}
+    for line in _lines(path):
+        if line.get("state") == "done":
+            found.setdefault(line["stage"], []).append(line["seconds"])
+    return {stage: statistics.fmean(seconds) for stage, seconds in found.items()}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Those that are whole; one that was cut by a crash is passed over."""
     try:
-        lines = (path / FILE).read_text().splitlines()
+        texts = (path / FILE).read_text(errors="replace").splitlines()
     except OSError:
-        return {}
-    for text in lines:
+        return
+    for text in texts:
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if line.get("state") == "done":
-            found.setdefault(line["stage"], []).append(line["seconds"])
-    return {stage: statistics.fmean(seconds) for stage, seconds in found.items()}
+        if isinstance(line, dict):
+            yield line
 
 
 class Accounts:

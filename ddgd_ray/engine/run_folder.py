@@ -156,7 +156,11 @@ class RunFolder:
         path = self.path / "sweep.json"
         identity = identity_of(sweep)
         if path.is_file():
-            found = changes(_read_line(path).get("identity", {}), identity)
+            before = _read_line(path)
+            if before.get("schema", SCHEMA) != SCHEMA:
+                what = f"expected schema {SCHEMA}, found schema {before['schema']}: another version of ddgd-ray made this run"
+                raise ArtifactError(what, where=str(path), fix="use that version, or another --run-dir")
+            found = changes(before.get("identity", {}), identity)
             others = [change for change in found if not change.keeps]
             said = "\n".join(f"    {change.line}" for change in (others or found))
             if others:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.errors import Stopped as OrderedToStop
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages import finetune
 from ddgd_ray.stages.adapters import ADAPTER_FILE
@@ -69,6 +70,35 @@ def assert_same(found: Any, expected: Any) -> None:
     different = [name for name in found[0] if not torch.equal(found[0][name], expected[0][name])]
     assert not different
     assert found[1] == expected[1]  # losses and memory diagnostics
+
+
+@pytest.mark.parametrize("every", [0, 5])
+def test_an_order_to_stop_is_obeyed_after_a_checkpoint_and_loses_nothing(
+    latent_inputs: dict[str, Path], tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddgd_ray.stages.checkpoint.LOOK_S", 0.0)
+    calm = tune(latent_inputs, tmp_path / "calm", every=0)
+    order, out, keep = tmp_path / "stop", tmp_path / "out", tmp_path / "keep"
+    out.mkdir()
+    keep.mkdir()
+    ctx = Context(keep=keep, checkpoint_steps=every, stop_file=order)
+    for steps_before in (3, 4):  # stopped twice, further on each time
+        order.unlink(missing_ok=True)
+        taken: list[int] = []
+        step_of = finetune.Tuning.step
+
+        def step(self: finetune.Tuning, number: int) -> None:
+            step_of(self, number)  # noqa: B023
+            taken.append(number)  # noqa: B023
+            if len(taken) == steps_before:  # noqa: B023
+                order.touch()
+
+        with monkeypatch.context() as patch, pytest.raises(OrderedToStop, match=f"of {STEPS}"):
+            patch.setattr(finetune.Tuning, "step", step)
+            finetune.run(spec_of(), latent_inputs, out, ctx)
+    order.unlink()
+    metrics = finetune.run(spec_of(), latent_inputs, out, ctx)
+    assert_same((load_file(out / ADAPTER_FILE), metrics), calm)
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7, 11])
