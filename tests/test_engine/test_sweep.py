@@ -81,7 +81,7 @@ def test_a_sweep_that_was_killed_continues_to_equal_bytes(
     command = [sys.executable, "-m", "ddgd_ray.cli", "sweep", str(tiny_file), "--run-dir", str(tmp_path)]
     driver = subprocess.Popen([*command, "--executor", "local", "--no-tracking"], stdout=subprocess.DEVNULL)
     store = tmp_path / "store"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 110
     wanted = int(instant * 2)  # by what is published, not by the clock: imports take longer on a loaded machine
     while len(list(store.glob("*/*/manifest.json"))) < wanted and driver.poll() is None:
         assert time.monotonic() < deadline
