@@ -10,6 +10,7 @@ from ddgd_ray import __version__
 from ddgd_ray.commands.models import export_command, pretrain_command
 from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.records import report_command, status_command, sync_command
+from ddgd_ray.commands.stores import store_command
 from ddgd_ray.commands.sweeps import evaluate_command, plan_command, run_sweep_command
 from ddgd_ray.errors import DdgdError
 
@@ -75,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     sync.add_argument("--tracking-uri")
     sync.add_argument("--follow", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
+    store = command("store", store_command, "compare all artifacts with their manifests, or remove what nobody will use again")
+    store.add_argument("action", choices=("verify", "gc"))
+    store.add_argument("--damaged", action="store_true", help="gc: also what was set aside as damaged")
     export = command("export", export_command, "write a fine-tuned model as a plain diffusers DiTPipeline folder")
     export.add_argument("key", metavar="KEY", help="of a finetune artifact, or its first digits; `ddgd-ray plan` shows them")
     export.add_argument("to", type=absolute, metavar="FOLDER")

@@ -28,6 +28,7 @@ ALLOWED = {
     "method": {"method"},
     "stages": {"errors", "spec", "store", "commit", "imagefolder", "setfolder", "sources", "method"},
     "report": {"errors", "spec", "store", "setfolder"},
+    "upkeep": {"errors", "store", "manifest", "remote_store"},
     "engine": {
         "errors",
         "spec",
@@ -43,7 +44,7 @@ ALLOWED = {
     },
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
-    "commands": {"errors", "spec", "store", "remote", "setfolder", "engine", "report", "view", "stages"},
+    "commands": {"errors", "spec", "store", "remote", "setfolder", "engine", "report", "view", "stages", "upkeep"},
     "cli": {"commands", "errors"},
 }
 # framework -> the files that may import it
