@@ -20,7 +20,7 @@ class Checked:
 
 
 def verify_all(store: Store) -> Iterator[Checked]:
-    """Every artifact of the writable layer, read in full; behind a URL, everything is fetched for it."""
+    """Every artifact of the stages that were made here, read in full; behind a URL, everything is fetched for it."""
     for stage in store.stages():
         for key in store.keys(stage):
             try:

