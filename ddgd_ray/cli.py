@@ -13,6 +13,7 @@ from ddgd_ray.commands.models import pretrain_command
 from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.plans import plan_command
 from ddgd_ray.commands.records import report_command, status_command, stop_command, sync_command
+from ddgd_ray.commands.stores import store_command
 from ddgd_ray.commands.submit import add_submit, split_options, submit_command
 from ddgd_ray.commands.sweeps import evaluate_command, run_sweep_command
 from ddgd_ray.commands.ui import add_ui, ui_command
@@ -98,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     sync.add_argument("--tracking-uri")
     sync.add_argument("--follow", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
+    store = command("store", store_command, "compare all artifacts with their manifests, or remove what nobody will use again")
+    store.add_argument("action", choices=("verify", "gc"))
+    store.add_argument("--damaged", action="store_true", help="gc: also what was set aside as damaged")
     _takes_export(
         command("export", export_command, "write a set of a run as a data set for others: the best arm's, or a named one's")
     )

@@ -97,6 +97,9 @@ class RemoteStore(Store):
         there = {name.removesuffix(".json") for name in self.remote.names(f"manifests/{stage}")}
         return sorted(there.union(super().keys(stage)))
 
+    def stages(self) -> list[str]:
+        return self.remote.names("manifests")
+
     def _known(self, stage: str, key: str) -> Path:
         """A manifest that was read before: metrics are asked for far more often than files."""
         return self.root / "known" / stage / f"{key}.json"

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 HASHED_BYTES = 256 << 20  # larger inputs are compared by size alone before a use: 537 MB/s would be 20 s for latents of 10 GB
 
+NO_STAGES = {"scratch", "kept", "locks", "leases", "damaged", "known", "train"}  # folders of a store
+
 _sound: set[tuple[str, int, int, str]] = set()  # (path, mtime in ns, size, SHA-256) that this process has compared
 
 
@@ -76,6 +78,10 @@ class Store:
         """Of everything published by a stage, in order."""
         found = {path.parent.name for root in (self.root, *self.read_only) for path in (root / stage).glob(f"*/{MANIFEST}")}
         return sorted(found)
+
+    def stages(self) -> list[str]:
+        """That something was published of, in the writable layer."""
+        return sorted({path.parent.parent.name for path in self.root.glob(f"*/*/{MANIFEST}")} - NO_STAGES)
 
     def get(self, stage: str, key: str) -> Artifact | None:
         """The artifact, or None. Raises DamagedArtifact when its manifest cannot be read or speaks of another key."""

@@ -29,6 +29,7 @@ ALLOWED = {
     "stages": {"errors", "spec", "store", "commit", "imagefolder", "setfolder", "sources", "method"},
     "report": {"errors", "spec", "store", "setfolder"},
     "exporting": {"errors", "spec", "store", "setfolder", "sources", "report"},
+    "upkeep": {"errors", "store", "manifest", "remote_store"},
     "engine": {
         "errors",
         "spec",
@@ -61,6 +62,7 @@ ALLOWED = {
         "submitting",
         "doctor",
         "ui",
+        "upkeep",
     },
     "api": {"errors", "spec", "store", "report", "exporting", "engine"},
     "cli": {"commands", "errors"},
