@@ -222,6 +222,24 @@ def test_a_file_system_is_told_when_it_does_not_fit(
     assert not told or str(words) in told[0]
 
 
+def test_an_object_store_is_written_and_read(tmp_path: Path) -> None:
+    assert level(storage.check_url(f"file://{tmp_path}")) == "PASS"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_object_store_that_will_not_do_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = "w" * 12
+    finding = only(storage.check_url(f"nosuch://me:{word}@host/x"))
+    assert finding.level == "FAIL"
+    assert "nosuch" in finding.what
+    assert word not in finding.what
+    monkeypatch.setattr(storage, "URL_PROBE", "raise ImportError('Install s3fs')")
+    assert only(storage.check_url("s3://b/r")).fix == "pip install 'ddgd-ray[s3]'"
+    monkeypatch.setattr(storage, "URL_PROBE", "import time; time.sleep(9)")
+    monkeypatch.setattr(storage, "URL_TIMEOUT_S", 0.3)
+    assert level(storage.check_url("s3://b/r")) == "FAIL"
+
+
 def test_a_token_that_others_can_read_is_told(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("t" * 20)

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,15 @@ def test_shellcheck_finds_nothing(submit: Submit, options: tuple[str, ...]) -> N
     scripts = [str(folder / "submit.sh"), str(folder / "sweep.sh")]
     found = subprocess.run(["shellcheck", "-e", "SC1090,SC1091", *scripts], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
+
+
+def test_submitting_imports_no_framework(tmp_path: Path) -> None:
+    words = ["submit", str(SEARCH), "--backend", "slurm", "--run-dir", str(tmp_path / "runs"), "--to", str(tmp_path / "files")]
+    script = (
+        "import sys, contextlib\nfrom ddgd_ray import cli\n"
+        f"with contextlib.suppress(SystemExit): cli.main({words!r})\n"
+        "print(*{'torch', 'ray', 'mlflow', 'diffusers', 'optuna'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "sbatch" in ran.stdout
+    assert ran.stdout.splitlines()[-1] == ""

@@ -7,11 +7,13 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ddgd_ray import cli
@@ -93,11 +95,16 @@ class Place:
             text=True,
         )
 
+    def all_calls(self) -> list[list[str]]:
+        files = sorted(self.records.glob("call-*"), key=lambda path: path.stat().st_mtime_ns)
+        return [path.read_text().split("\0")[:-1] for path in files]
+
+    def calls(self, name: str) -> list[list[str]]:
+        return [call[1:] for call in self.all_calls() if call[0] == name]
+
     def finish(self, process: subprocess.Popen[str]) -> Ran:
         output, _ = process.communicate(timeout=30)
-        files = sorted(self.records.glob("call-*"), key=lambda path: path.stat().st_mtime_ns)
-        calls = [path.read_text().split("\0")[:-1] for path in files]
-        return Ran(process.returncode, calls, self.records, output)
+        return Ran(process.returncode, self.all_calls(), self.records, output)
 
     def run(self, script: Path, **environment: str) -> Ran:
         return self.finish(self.start(script, **environment))
@@ -344,3 +351,43 @@ def test_shellcheck_finds_nothing(submit: Submit, options: tuple[str, ...]) -> N
     scripts = [str(script), str(script.with_name("tiny-sweep.sh"))]
     found = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False, env=dict(os.environ))
     assert found.returncode == 0, found.stdout
+
+
+def can_isolate() -> bool:
+    """Whether processes can have a namespace of their own here: `ray stop` must not see the Rays of others."""
+    words = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    return shutil.which("unshare") is not None and subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not can_isolate(), reason="needs the right to make a process namespace")
+def test_a_real_ray_runs_the_sweep_drains_and_finishes_it_later(place: Place, submit: Submit) -> None:
+    """Slurm alone is a stand-in: ray symmetric-run, its cluster and the sweep are real."""
+    (place.path / "bin" / "ray").unlink()
+    (place.path / "bin" / "sleep").unlink()
+    (place.path / "bin" / "ddgd-ray").write_text(f'#!/bin/bash\nexec {sys.executable} -m ddgd_ray.cli "$@"\n')
+    isolated = place.path / "isolated.sh"
+    job = 100_000 + os.getpid()
+    environment = {name: os.environ[name] for name in ("PYTHONPATH", "DDGD_CACHE") if name in os.environ}
+    environment |= {"PATH": f"{place.path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environment |= {"SLURM_JOB_ID": str(job), "DDGD_HEAD_IP": "", "SLURM_JOB_NODELIST": "here"}
+    script = submit("--cpus-per-node", "2", after=("--no-tracking",))
+    isolated.write_text(f"exec unshare --pid --fork --mount-proc --kill-child bash {script}\n")
+
+    process = place.start(isolated, **environment)
+    end = time.monotonic() + 240
+    while not list(place.path.glob("runs/store/decode/*/manifest.json")):  # the first job is done
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    (inner,) = psutil.Process(process.pid).children()
+    inner.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 75, output
+    assert place.calls("scontrol").count(["requeue", str(job)]) == 1
+
+    process = place.start(isolated, **environment)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert (place.path / "runs" / "tiny" / "report" / "table.md").is_file()

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddgd_ray.commands.output import run_dir_of
+from ddgd_ray.commands.output import given_url, run_dir_of
 from ddgd_ray.errors import SpecError, SpecErrors
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def doctor_command(args: argparse.Namespace) -> int:
     from ddgd_ray.doctor.inputs import check_images, check_weights
     from ddgd_ray.doctor.machine import check_cores, check_gpus, check_memory, check_packages
     from ddgd_ray.doctor.services import check_ray, check_tracking
-    from ddgd_ray.doctor.storage import check_run_dir, check_token
+    from ddgd_ray.doctor.storage import check_run_dir, check_token, check_url
     from ddgd_ray.engine.tracker import default_uri
 
     preset, resources = _asked(args)
-    run_dir = run_dir_of(args)
+    run_dir = run_dir_of(args)  # of a URL, the local folder with MLflow's database
     found: list[Finding] = []
 
     def tell(findings: "list[Finding]") -> None:
@@ -45,7 +45,11 @@ def doctor_command(args: argparse.Namespace) -> int:
     tell(check_cores(resources))
     tell(check_memory())
     tell(check_gpus(resources))
-    tell(check_run_dir(run_dir, is_on_cluster=args.address is not None, keeps_tracking=args.tracking_uri is None))
+    url = given_url(args)
+    if url:
+        tell(check_url(url))
+    else:
+        tell(check_run_dir(run_dir, is_on_cluster=args.address is not None, keeps_tracking=args.tracking_uri is None))
     tell(check_token())
     if args.address is not None:
         tell(check_ray(args.address))

@@ -1,6 +1,8 @@
 """Where commands write, and where runs lie."""
 
 import argparse
+import os
+import re
 from pathlib import Path
 
 from ddgd_ray.remote import is_url, local_folder
@@ -10,6 +12,12 @@ def run_dir_of(args: argparse.Namespace) -> Path:
     from ddgd_ray.engine.sweep import default_run_dir
 
     return local_folder(args.run_dir or default_run_dir())
+
+
+def given_url(args: argparse.Namespace) -> str:
+    """The run directory where it is an address such as s3://BUCKET/FOLDER; "" for a folder."""
+    found = re.fullmatch(r"([a-z0-9]{2,}):/{1,2}([^/].*)", str(args.run_dir or os.environ.get("DDGD_RUN_DIR", "")))
+    return f"{found[1]}://{found[2]}" if found else ""  # a Path has lost one of the two slashes
 
 
 def absolute(text: str) -> Path:

@@ -1,7 +1,6 @@
 """Write what a scheduler needs to run a sweep: `submit`."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,17 +138,14 @@ def _misplaced(args: argparse.Namespace) -> list[SpecError]:
 
 
 def _job(args: argparse.Namespace, sweep: "Sweep") -> "Job":
-    from ddgd_ray.commands.output import run_dir_of
+    from ddgd_ray.commands.output import given_url, run_dir_of
     from ddgd_ray.submitting.job import Job
 
-    given = str(args.run_dir or os.environ.get("DDGD_RUN_DIR", ""))
-    # a path loses one slash of s3://
-    run_dir = given.replace("s3:/", "s3://", 1) if given.startswith("s3:/") and not given.startswith("s3://") else given
     return Job(
         sweep=sweep,
         file=args.file.absolute(),
         options=tuple(args.options),
-        run_dir=run_dir if "://" in run_dir else str(run_dir_of(args)),
+        run_dir=given_url(args) or str(run_dir_of(args)),
         folder=Path.cwd(),
         nodes=args.nodes,
         gpus=args.gpus_per_node,

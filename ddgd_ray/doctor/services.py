@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import re
 import socket
 import sqlite3
 import subprocess
@@ -14,17 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ddgd_ray.doctor.finding import Finding, passed
+from ddgd_ray.doctor.finding import Finding, passed, without_password
 from ddgd_ray.doctor.storage import existing
 
 ANSWER_S = 5.0
 HEALTH_S = 20.0  # importing ray takes seconds of it
 HEALTH = (sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address")
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"(://[^/@\s:]*):[^@\s]*@", r"\1:***@", uri)
 
 
 def check_ray(address: str, *, health: tuple[str, ...] = HEALTH) -> list[Finding]:

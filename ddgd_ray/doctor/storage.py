@@ -4,15 +4,18 @@ import fcntl
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddgd_ray.doctor.finding import Finding, passed
+from ddgd_ray.doctor.finding import Finding, passed, without_password
 from ddgd_ray.doctor.machine import GIB
 
 MIN_FREE_BYTES = 1 * GIB
 GOOD_FREE_BYTES = 10 * GIB
+URL_TIMEOUT_S = 30.0
 NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs", "fuse.")
 
 
@@ -39,6 +42,37 @@ def check_run_dir(run_dir: Path, *, is_on_cluster: bool = False, keeps_tracking:
             Finding("run dir", "WARN", what, "choose a --run-dir that all nodes share, unless this is the only one")
         )
     return findings
+
+
+# in a process of its own: its libraries take seconds to import and try again for minutes when nobody answers
+URL_PROBE = """
+import os, sys, fsspec
+fs, root = fsspec.core.url_to_fs(sys.argv[1])
+probe = f"{root.rstrip('/')}/.ddgd-doctor-{os.getpid()}"
+fs.pipe_file(probe, b"doctor")
+try:
+    assert fs.cat_file(probe) == b"doctor", "what was written is not what is read"
+finally:
+    fs.rm_file(probe)
+"""
+
+
+def check_url(url: str) -> list[Finding]:
+    """An object store: an object is written, read back and removed."""
+    shown = without_password(url)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", URL_PROBE, url], capture_output=True, text=True, timeout=URL_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        what = f"{shown} does not answer within {URL_TIMEOUT_S:.0f} s"
+        return [Finding("run dir", "FAIL", what, "is the address right (AWS_ENDPOINT_URL), and are there credentials?")]
+    if not ran.returncode:
+        return [passed("run dir", f"{shown}: an object written, read and removed")]
+    why = without_password((ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1][:300])
+    is_missing = "ImportError" in why or "ModuleNotFoundError" in why
+    fix = "pip install 'ddgd-ray[s3]'" if is_missing else "check bucket, credentials and rights: write, read, delete"
+    return [Finding("run dir", "FAIL", f"{shown}: {why}", fix)]
 
 
 def existing(path: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.engine.ray_train import publish_with_train
+from ddgd_ray.engine.signals import kept_signals
 from ddgd_ray.engine.work import run_job
 from ddgd_ray.errors import EngineError
 from ddgd_ray.spec.sweep_spec import WIDE_STAGES, ResourcesSpec
@@ -49,19 +50,21 @@ def start_ray(address: str | None) -> None:
     if ray.is_initialized():
         return
     if address is None:
-        ray.init(
-            resources={WAITER: 1000},
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        with kept_signals():
+            ray.init(
+                resources={WAITER: 1000},
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
         token = Path("~/.ray/auth_token").expanduser()
         if token.is_file():
             token.chmod(0o600)  # ray writes it readable for everybody
         return
     _probe(address)
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    with kept_signals():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
 
 
 def _hush() -> None:
