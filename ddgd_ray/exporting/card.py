@@ -97,17 +97,15 @@ def _kind(choice: Choice) -> str:
 def _made(choice: Choice, made_from: Lineage | None) -> str:
     if made_from is None:
         return "Ready-made: the images were not made by ddgd-ray, which judged them alone."
-    selected = made_from.first("select")
-    if selected is None:
-        drawn = made_from.first("sample")
-        assert drawn is not None
+    own = made_from.links[-1]  # features behind a selection may themselves go back to one
+    if own.stage == "sample":
         names = ("sampler", "steps", "guidance", "cfg_channels", "weights", "seed")
-        settings = ", ".join(f"{name} {drawn.spec[name]}" for name in names)
+        settings = ", ".join(f"{name} {own.spec[name]}" for name in names)
         return f"{method_section(made_from)}\n\nThe set was drawn from that model: {settings}."
     how = {
         "random": "drawn at random",
         "herding": "picked by herding",
         "kcenter": "picked by greedy k-center",
         "all": "all of them",
-    }[selected.spec["method"]]
-    return f"A control: real training images, {how}, seed {selected.spec['seed']}. Nothing here is generated."
+    }[own.spec["method"]]
+    return f"A control: real training images, {how}, seed {own.spec['seed']}. Nothing here is generated."

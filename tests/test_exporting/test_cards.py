@@ -118,6 +118,14 @@ def test_a_control_of_real_images_says_so(run: Path, tmp_path: Path) -> None:
     assert "generative model" not in text
 
 
+def test_a_selection_by_features_is_called_by_its_own_name(made_run: Callable[..., Path], tmp_path: Path) -> None:
+    picked = made_run({"controls": ("herding",), "quality": (), "seeds.distill": (0,)})
+    out = exported(picked, tmp_path / "out", "herding")
+    assert "A control: real training images, picked by herding, seed 0." in (out / "README.md").read_text()
+    stages = [stage["stage"] for stage in json.loads((out / "provenance.json").read_text())["stages"]]
+    assert stages == ["decode", "select", "evaluate", "features", "select"]
+
+
 def test_fashion_mnist_brings_its_mit_notice(made_run: Callable[..., Path], tmp_path: Path) -> None:
     fashion = made_run({"preset": "fashion", "quality": (), "seeds.distill": (0,)})
     out = exported(fashion, tmp_path / "out")
