@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,16 @@ def test_words_on_x_stand_in_the_order_of_the_sweep_file(made_run: Callable[...,
     ]
     with pytest.raises(SpecError, match="'pop' is the end of finetune.memory_gen.pop and of finetune.memory_real.pop"):
         run.plot("pop")
+
+
+def test_a_search_is_one_cloud_without_a_line(made_run: Callable[..., Path]) -> None:
+    two = {"finetune.lambda_g": (0.1, 0.2), "finetune.lambda_r": (0.3, 0.4)}
+    grid = ddgd_ray.open_run(made_run({"vary": two, "seeds.distill": (0,), "quality": ()}))
+    searched = {**grid.data.sweep, "spec": {**grid.spec, "vary": {}, "search": {"space": "some.yaml"}}}
+    (means,) = ddgd_ray.Run(replace(grid.data, sweep=searched)).plot("lambda_g").lines
+    assert means.get_linestyle() == "None"
+    assert list(means.get_xdata()) == [0.1, 0.1, 0.2, 0.2]
+    assert len(grid.plot("lambda_g").lines) == 2
 
 
 @pytest.mark.parametrize("name", ["arms", "sensitivity", "costs"])

@@ -23,13 +23,20 @@ def plot(data: RunData, x: str, metric: str, ipc: int, protocol: str, ax: "Axes 
     rows, metric, ipc, protocol = frames.chosen_rows(data, metric, ipc, protocol)
     axes = ax if ax is not None else plt.subplots()[1]
     places = _places(data, field, rows)
+    is_search = data.spec["search"] is not None  # everything varies at once: no two arms differ in one field alone
     lines: dict[tuple[tuple[str, Any], ...], list[tuple[float, list[Row]]]] = {}
     for found in by_arm(rows).values():
         if field in found[0].params and any(metric in row.metrics for row in found):
-            others = tuple((name, value) for name, value in found[0].params.items() if name != field)
+            others = tuple((name, value) for name, value in found[0].params.items() if name != field and not is_search)
             lines.setdefault(others, []).append((places[found[0].params[field]], found))
     for others, points in lines.items():
-        _line(axes, sorted(points, key=lambda point: point[0]), metric, ", ".join(f"{_short(k)} {v}" for k, v in others))
+        _line(
+            axes,
+            sorted(points, key=lambda point: point[0]),
+            metric,
+            ", ".join(f"{_short(k)} {v}" for k, v in others),
+            not is_search,
+        )
     controls = [row for row in rows if row.is_control and has_controls]
     for place, (arm, found) in enumerate(by_arm(controls).items()):
         stat = over_seeds(found, metric)
@@ -65,11 +72,13 @@ def _places(data: RunData, field: str, rows: list[Row]) -> dict[Any, float]:
     return {value: float(value) for value in sorted(values)}
 
 
-def _line(axes: "Axes", points: list[tuple[float, list[Row]]], metric: str, label: str) -> None:
-    """Means joined; every distillation seed a dot, as pale as the line is not."""
+def _line(axes: "Axes", points: list[tuple[float, list[Row]]], metric: str, label: str, is_joined: bool) -> None:
+    """Means, joined where their order means something; every distillation seed a pale dot."""
     seeds = [(place, value) for place, found in points for value in seed_means(found, metric).values()]
     means = [(place, stat.mean) for place, found in points if (stat := over_seeds(found, metric)) is not None]
-    (line,) = axes.plot([place for place, _ in means], [mean for _, mean in means], marker="_", label=label or None)
+    (line,) = axes.plot(
+        [place for place, _ in means], [mean for _, mean in means], "-_" if is_joined else "_", label=label or None
+    )
     axes.scatter([place for place, _ in seeds], [value for _, value in seeds], color=line.get_color(), alpha=0.5, s=16)
 
 

@@ -30,7 +30,7 @@ def export_model_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.engine.trace import tuned_model
     from ddgd_ray.exporting.lineage import lineage
-    from ddgd_ray.exporting.model_card import model_card
+    from ddgd_ray.exporting.model_card import model_texts
 
     asked = absolute(args.what)
     is_run = asked.is_dir()
@@ -49,7 +49,7 @@ def export_model_command(args: argparse.Namespace) -> int:
     words = (
         f"{artifact.key[:12]}" if choice is None else f"runs/{choice.run.spec['name']} --arm {choice.arm} --seed {choice.seed}"
     )
-    card = model_card(
+    texts = model_texts(
         f"{choice.run.spec['name']}: {choice.arm}, seed {choice.seed}" if choice else f"finetune {artifact.key[:12]}",
         choice,
         lineage(store, artifact),
@@ -66,7 +66,7 @@ def export_model_command(args: argparse.Namespace) -> int:
         autoencoder=tuned.autoencoder,
         weights=args.weights,
         labels=tuned.labels,
-        card=card,
+        texts=texts,
     )
     if choice is not None:
         _tell_choice(choice)

@@ -5,6 +5,7 @@ from collections import Counter
 
 from ddgd_ray.exporting.choose import Choice
 from ddgd_ray.exporting.images import ImageSet
+from ddgd_ray.exporting.layouts import SHARD
 from ddgd_ray.exporting.licences import licence_of, notes
 from ddgd_ray.exporting.lineage import Lineage
 from ddgd_ray.exporting.sections import (
@@ -26,7 +27,7 @@ LOADING = {
     datasets.load_dataset("FOLDER", split="train")         # image, label (ClassLabel), class, file_name, origin, sha256
 """,
     "webdataset": """
-    webdataset.WebDataset("FOLDER/train-000000.tar", shardshuffle=False).decode("pil").to_tuple("{suffix}", "cls")
+    webdataset.WebDataset("FOLDER/{shards}", shardshuffle=False).decode("pil").to_tuple("{suffix}", "cls")
     datasets.load_dataset("FOLDER", split="train")         # {suffix}, cls, json
 """,
 }
@@ -39,15 +40,19 @@ def set_card(choice: Choice, images: ImageSet, made_from: Lineage | None, layout
     terms = notes(images.spec, made_from)
     parts = {
         "": f"# {run.spec['name']}: {choice.arm}, seed {choice.seed}\n\n{_what(choice, images, num)}",
-        "How to load": LOADING[layout]
-        .format(preset=run.spec["preset"], suffix=images.images[0].path.suffix.lower()[1:])
-        .strip("\n"),
+        "How to load": _loading(layout, run.spec["preset"], images),
         "How it was made": _made(choice, made_from),
         "Numbers": numbers_section(choice, min(Counter(image.label for image in images.images).values())),
         "Provenance": provenance_section(choice, made_from, images.spec, command),
         "Licence": licence_section(terms),
     }
     return _head(choice, num, layout, licence_of(terms)) + joined(parts)
+
+
+def _loading(layout: str, preset: str, images: ImageSet) -> str:
+    last = (len(images.images) - 1) // SHARD
+    shards = f"train-{{000000..{last:06d}}}.tar" if last else "train-000000.tar"
+    return LOADING[layout].format(preset=preset, suffix=images.images[0].path.suffix.lower()[1:], shards=shards).strip("\n")
 
 
 def _head(choice: Choice, num: int, layout: str, licence: str) -> str:
@@ -92,17 +97,15 @@ def _kind(choice: Choice) -> str:
 def _made(choice: Choice, made_from: Lineage | None) -> str:
     if made_from is None:
         return "Ready-made: the images were not made by ddgd-ray, which judged them alone."
-    selected = made_from.first("select")
-    if selected is None:
-        drawn = made_from.first("sample")
-        assert drawn is not None
+    own = made_from.links[-1]  # features behind a selection may themselves go back to one
+    if own.stage == "sample":
         names = ("sampler", "steps", "guidance", "cfg_channels", "weights", "seed")
-        settings = ", ".join(f"{name} {drawn.spec[name]}" for name in names)
+        settings = ", ".join(f"{name} {own.spec[name]}" for name in names)
         return f"{method_section(made_from)}\n\nThe set was drawn from that model: {settings}."
     how = {
         "random": "drawn at random",
         "herding": "picked by herding",
         "kcenter": "picked by greedy k-center",
         "all": "all of them",
-    }[selected.spec["method"]]
-    return f"A control: real training images, {how}, seed {selected.spec['seed']}. Nothing here is generated."
+    }[own.spec["method"]]
+    return f"A control: real training images, {how}, seed {own.spec['seed']}. Nothing here is generated."

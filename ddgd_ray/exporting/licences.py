@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddgd_ray.exporting.lineage import Lineage
-from ddgd_ray.sources import synset_name
+from ddgd_ray.sources import embedded_fashion, synset_name
 
 NON_COMMERCIAL = "cc-by-nc-4.0"
 
@@ -18,7 +18,7 @@ class Note:
     text: str
 
 
-FASHION = Note("mit", "Real images: Fashion-MNIST, copyright (c) 2017 Zalando SE, MIT licence.")
+FASHION = Note("mit", "Real images: Fashion-MNIST, copyright (c) 2017 Zalando SE, MIT licence: its text is in NOTICE.")
 DIGITS = Note(
     "cc-by-4.0",
     "Real images: Optical Recognition of Handwritten Digits (E. Alpaydin and C. Kaynak, 1998), UCI Machine Learning "
@@ -65,6 +65,14 @@ def notes(images: Mapping[str, Any], made_from: Lineage | None) -> list[Note]:
     if made_from.first("finetune") is not None and made_from.first("adopt") is None:
         found.append(Note("", TRAINED_HERE))
     return found
+
+
+def notice_files(found: Sequence[Note]) -> dict[str, str]:
+    """Licence texts that must go along, by file name."""
+    if FASHION not in found:
+        return {}
+    notice = embedded_fashion().with_name("NOTICE").read_text()
+    return {"NOTICE": f"Made from Fashion-MNIST, under the MIT License:\n\n{notice[notice.index('Copyright') :]}"}
 
 
 def licence_of(found: Sequence[Note]) -> str:

@@ -37,12 +37,8 @@ class Lineage:
     links: tuple[Link, ...]
     outside: Mapping[str, str]
 
-    def first(self, *stages: str, **fields: object) -> Link | None:
-        """The first of these stages whose spec has these values."""
-        for link in self.links:
-            if link.stage in stages and all(link.spec.get(name) == value for name, value in fields.items()):
-                return link
-        return None
+    def first(self, stage: str) -> Link | None:
+        return next((link for link in self.links if link.stage == stage), None)
 
     def as_json(self) -> dict[str, Any]:
         """Stages with keys, specs, inputs and versions: what a key was computed from, and with which libraries."""

@@ -1,10 +1,11 @@
-"""The card of an exported model, its README.md."""
+"""What lies beside an exported model: its card, README.md, and what it was made from."""
 
 from collections.abc import Mapping, Sequence
 
 from ddgd_ray.exporting.choose import Choice
-from ddgd_ray.exporting.licences import licence_of, notes
+from ddgd_ray.exporting.licences import licence_of, notes, notice_files
 from ddgd_ray.exporting.lineage import Lineage
+from ddgd_ray.exporting.provenance import PROVENANCE, as_text, provenance
 from ddgd_ray.exporting.sections import (
     front_matter,
     joined,
@@ -15,10 +16,13 @@ from ddgd_ray.exporting.sections import (
 )
 
 
-def model_card(
+def model_texts(
     name: str, choice: Choice | None, made_from: Lineage, weights: str, labels: Mapping[int, str], command: str
-) -> str:
-    """README.md of a model, its last section says how to load it. choice: whose set it made, None when asked by key alone."""
+) -> dict[str, str]:
+    """{file name: text} to put beside a model; the card's last section says how to load it.
+
+    choice: whose set it made, None when asked by key alone.
+    """
     (encode,) = (link for link in made_from.links if link.stage == "encode")
     terms = notes(encode.spec["images"], made_from)
     adapter = made_from.first("finetune")
@@ -41,7 +45,9 @@ def model_card(
         "How to load": _loading(choice, list(labels)[:2]),
     }
     head = [f"license: {licence_of(terms)}", "library_name: diffusers", "tags: [dit, dataset-distillation]"]
-    return front_matter(head) + joined(parts)
+    texts = {"README.md": front_matter(head) + joined(parts)}
+    texts[PROVENANCE] = as_text(provenance(choice, encode.spec["images"], made_from))
+    return texts | notice_files(terms)
 
 
 def _loading(choice: Choice | None, some: Sequence[int]) -> str:

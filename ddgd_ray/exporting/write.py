@@ -1,6 +1,5 @@
 """Write a set for others: whole or not at all, and twice the same bytes."""
 
-import json
 import os
 import shutil
 import uuid
@@ -15,7 +14,9 @@ from ddgd_ray.exporting.card import set_card
 from ddgd_ray.exporting.choose import Choice
 from ddgd_ray.exporting.images import LABELS, ImageSet, read_images
 from ddgd_ray.exporting.layouts import LAYOUTS
+from ddgd_ray.exporting.licences import notes, notice_files
 from ddgd_ray.exporting.lineage import Lineage, lineage
+from ddgd_ray.exporting.provenance import PROVENANCE, as_text, provenance
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.store import file_sha256
 
@@ -89,9 +90,11 @@ def place(target: Path, make: Callable[[Path], None], *, is_file: bool = False) 
 
 def _fill(out: Path, choice: Choice, images: ImageSet, made_from: Lineage | None, layout: str, command: str) -> None:
     LAYOUTS[layout](images, out)
-    _write_json(out / LABELS, _label_map(images))
-    _write_json(out / "provenance.json", _provenance(choice, images, made_from))
+    (out / LABELS).write_text(as_text(_label_map(images)), encoding="utf-8")
+    (out / PROVENANCE).write_text(as_text(provenance(choice, images.spec, made_from)), encoding="utf-8")
     (out / "README.md").write_text(set_card(choice, images, made_from, layout, command), encoding="utf-8")
+    for name, text in notice_files(notes(images.spec, made_from)).items():
+        (out / name).write_text(text, encoding="utf-8")
     files = sorted((path.relative_to(out).as_posix(), path) for path in out.rglob("*") if path.is_file())
     (out / SUMS).write_text("".join(f"{file_sha256(path)}  {name}\n" for name, path in files), encoding="utf-8")
 
@@ -114,15 +117,3 @@ def _label_map(images: ImageSet) -> dict[str, Any]:
         | {key: value for key, value in about.items() if key != "label"}
         for label, (folder, name, about) in enumerate(zip(images.folders, images.classes, images.about, strict=True))
     }
-
-
-def _provenance(choice: Choice, images: ImageSet, made_from: Lineage | None) -> dict[str, Any]:
-    """No path and no name of a machine: what the content depends on."""
-    spec = choice.run.spec
-    asked = {name: spec[name] for name in ("name", "preset", "recipe", "vary", "seeds", "evaluate", "controls", "objective")}
-    arm = {"arm": choice.arm, "seed": choice.seed, "params": choice.record["params"], "evaluators": choice.record["evaluators"]}
-    return {"run": asked, "trial": arm, "images": images.spec} | (made_from.as_json() if made_from else {})
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

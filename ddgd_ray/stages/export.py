@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ddgd_ray.stages.adapters import load_finetuned
 from ddgd_ray.stages.backbone import DIFFUSERS_SHIFT, TIMESTEP_SHIFT, Autoencoder, timestep_shift
 
 PIPELINE_CLASSES = 1000  # DiTPipeline takes this label for "no class", whatever the model says
+CARD = "README.md"
 README = "A DiT fine-tuned and exported by ddgd-ray. Load it with `DiTPipeline.from_pretrained(FOLDER)`.\n"
 SHIFT_NOTE = """
 ### Timesteps: set this before sampling
@@ -38,13 +40,13 @@ def export_pipeline(
     autoencoder: Path,
     weights: str,
     labels: Mapping[int, str],
-    card: str = README,
+    texts: Mapping[str, str] = MappingProxyType({CARD: README}),
 ) -> bool:
     """Fill the new folder `target` with what DiTPipeline.from_pretrained loads; it appears whole or not at all.
 
-    weights: `ema` or `raw`. labels: the generator's label of each class. card: README.md, whose last section says how to load.
-    Returns whether plain diffusers computes the same timesteps; where it does not, README.md also says what to set. Raises
-    StageError when `target` holds something, or the autoencoder is the identity, which no pipeline knows.
+    weights: `ema` or `raw`. labels: the generator's label of each class. texts: files to put beside, README.md among them.
+    Returns whether plain diffusers computes the same timesteps; where it does not, README.md says at its end what to set.
+    Raises StageError when `target` holds something, or the autoencoder is the identity, which no pipeline knows.
     """
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise StageError("is there already and not empty", code="exists", where=str(target), fix="name another folder")
@@ -65,8 +67,9 @@ def export_pipeline(
         pipeline.save_pretrained(unfinished)
         _add(unfinished / "model_index.json", id2label={str(label): name for label, name in labels.items()})
         _add(unfinished / "transformer" / "config.json", **{TIMESTEP_SHIFT: shift})
-        note = SHIFT_NOTE if shift != DIFFUSERS_SHIFT else ""
-        (unfinished / "README.md").write_text(card + note, encoding="utf-8")
+        for name, text in texts.items():
+            note = SHIFT_NOTE if name == CARD and shift != DIFFUSERS_SHIFT else ""
+            (unfinished / name).write_text(text + note, encoding="utf-8")
         if target.exists():
             target.rmdir()
         os.rename(unfinished, target)

@@ -118,11 +118,22 @@ def test_a_control_of_real_images_says_so(run: Path, tmp_path: Path) -> None:
     assert "generative model" not in text
 
 
+def test_a_selection_by_features_is_called_by_its_own_name(made_run: Callable[..., Path], tmp_path: Path) -> None:
+    picked = made_run({"controls": ("herding",), "quality": (), "seeds.distill": (0,)})
+    out = exported(picked, tmp_path / "out", "herding")
+    assert "A control: real training images, picked by herding, seed 0." in (out / "README.md").read_text()
+    stages = [stage["stage"] for stage in json.loads((out / "provenance.json").read_text())["stages"]]
+    assert stages == ["decode", "select", "evaluate", "features", "select"]
+
+
 def test_fashion_mnist_brings_its_mit_notice(made_run: Callable[..., Path], tmp_path: Path) -> None:
     fashion = made_run({"preset": "fashion", "quality": (), "seeds.distill": (0,)})
-    text = card(fashion, tmp_path / "out")
+    out = exported(fashion, tmp_path / "out")
+    text = (out / "README.md").read_text()
     assert "license: mit\n" in text
     assert "copyright (c) 2017 Zalando SE, MIT licence" in text
+    assert (out / "NOTICE").read_text().splitlines()[2].startswith("Copyright (c) 2017 Zalando SE")
+    assert "  NOTICE\n" in (out / "SHA256SUMS").read_text()
 
 
 def test_published_dit_weights_and_imagenet_bring_their_terms(
@@ -134,6 +145,7 @@ def test_published_dit_weights_and_imagenet_bring_their_terms(
     assert f"Autoencoder: stabilityai/sd-vae-ft-mse@{'ab' * 20}, MIT licence." in text
     assert "Its terms of access allow non-commercial research and education alone" in text
     assert "Fashion" not in text
+    assert not (tmp_path / "out" / "NOTICE").exists()
 
 
 @pytest.mark.parametrize("repo", ["none", "somebody/else"])

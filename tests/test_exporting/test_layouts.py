@@ -88,11 +88,15 @@ def test_webdataset_loads_every_image_classes_interleaved(run: Path, tmp_path: P
 def test_many_images_go_into_several_shards(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import webdataset
 
-    monkeypatch.setattr("ddgd_ray.exporting.layouts.SHARD", 12)
+    for room in ("layouts", "card"):
+        monkeypatch.setattr(f"ddgd_ray.exporting.{room}.SHARD", 12)
     out = export(run, "webdataset", tmp_path / "out")
     shards = sorted(map(str, out.glob("*.tar")))
     assert [Path(shard).name for shard in shards] == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
-    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pill").to_tuple("png", "cls"))
+    assert "FOLDER/train-{000000..000002}.tar" in (out / "README.md").read_text()
+    samples = list(
+        webdataset.WebDataset(str(out / "train-{000000..000002}.tar"), shardshuffle=False).decode("pill").to_tuple("png", "cls")
+    )
     assert {pixels(image): label for image, label in samples} == expected(run)
 
 

@@ -71,6 +71,9 @@ def test_the_best_model_of_a_run_is_exported_and_draws(fashion: Path, tmp_path: 
     assert "### Measured, 2 images per class" in card
     assert f"`{finetune_key(fashion, '0.008-s0')}`" in card
     assert "ddgd-ray export-model runs/made --arm 0.008 --seed 0 --weights ema" in card
+    assert (tmp_path / "model" / "NOTICE").is_file()
+    made_from = json.loads((tmp_path / "model" / "provenance.json").read_text())
+    assert [stage["stage"] for stage in made_from["stages"]] == ["autoencoder", "encode", "pretrain", "finetune"]
     assert "pipeline(class_labels=[0, 1], guidance_scale=1.5, num_inference_steps=20).images" in card
     assert card.rstrip().endswith(
         "what the two draw differs for that."
