@@ -9,7 +9,7 @@ from typing import Any
 from ddgd_ray import __version__
 from ddgd_ray.commands.models import export_command, pretrain_command
 from ddgd_ray.commands.output import absolute
-from ddgd_ray.commands.records import report_command, status_command, sync_command
+from ddgd_ray.commands.records import compare_command, report_command, status_command, sync_command
 from ddgd_ray.commands.sweeps import evaluate_command, plan_command, run_sweep_command
 from ddgd_ray.errors import DdgdError
 
@@ -69,8 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     status.add_argument("--json", action="store_true")
-    report = command("report", report_command, "write tables and pictures of a run again from the store")
-    report.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
+    report = command("report", report_command, "write tables, pictures and a page of a run from the store")
+    report.add_argument("run_folder", type=absolute, metavar="RUN", nargs="+", help="runs/NAME")
+    report.add_argument("--to", type=absolute, metavar="FOLDER", help="write here (default: RUN/report)")
+    report.add_argument("--all-pictures", action="store_true", help="of every arm, not of the best dozen alone")
+    report.add_argument(
+        "--verify", action="store_true", help="write nothing: check every hash, key and number behind the report"
+    )
+    compare = command("compare", compare_command, "two sweeps side by side: arms by name, paired differences, settings")
+    compare.add_argument("first", type=absolute, metavar="RUN_A")
+    compare.add_argument("second", type=absolute, metavar="RUN_B")
+    compare.add_argument("--html", type=absolute, metavar="FILE", help="write it as a page too")
     sync = command("sync", sync_command, "send what waits in the outbox to MLflow; sending twice changes nothing")
     sync.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     sync.add_argument("--tracking-uri")

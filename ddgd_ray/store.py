@@ -35,7 +35,12 @@ VERSIONED = ("torch", "diffusers", "numpy", "ray", "optuna")
 
 def key_of(spec: StageSpec, inputs: Mapping[str, str]) -> str:
     """sha256 (64 hex digits) of stage, version, resolved spec and the keys or fingerprints of the inputs."""
-    identity = {"stage": spec.stage, "version": spec.version, "spec": spec.canonical(), "inputs": dict(inputs)}
+    return key_of_identity(spec.stage, spec.version, spec.canonical(), inputs)
+
+
+def key_of_identity(stage: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The same of a manifest's fields. spec: as `canonical` gives it."""
+    identity = {"stage": stage, "version": version, "spec": spec, "inputs": dict(inputs)}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 
@@ -65,8 +70,8 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def make_writable(what: str, *folders: Path) -> None:
-    """Create the folders and write into the first one. Raises StageError that names `what`."""
+def make_writable(what: str, *folders: Path, fix: str = "choose another --run-dir") -> None:
+    """Create the folders and write into the first one. Raises StageError that names `what` and says how to `fix` it."""
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -74,9 +79,7 @@ def make_writable(what: str, *folders: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as err:
-        raise StageError(
-            f"{what} cannot be written: {err.strerror}", where=str(folders[0]), fix="choose another --run-dir"
-        ) from err
+        raise StageError(f"{what} cannot be written: {err.strerror}", where=str(folders[0]), fix=fix) from err
 
 
 @dataclass(frozen=True)

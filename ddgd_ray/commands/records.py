@@ -1,10 +1,13 @@
-"""Look at runs: `status`, `report`, `sync`."""
+"""Look at runs: `status`, `report`, `compare`, `sync`."""
 
 import argparse
 import json
 import os
 import signal
 from collections import Counter
+from pathlib import Path
+
+from ddgd_ray.errors import ArtifactError, SpecError
 
 
 def status_command(args: argparse.Namespace) -> int:
@@ -35,13 +38,56 @@ def status_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
+    """With --to and several runs, each has a folder of its name there."""
+    folders: list[Path] = args.run_folder
+    code = 0
+    names = [folder.name for folder in folders]
+    if args.to is not None and len(set(names)) < len(names):
+        raise SpecError("two of these runs have one name", where="ddgd-ray report --to", fix="report them one by one")
+    for folder in folders:
+        to = args.to / folder.name if args.to is not None and len(folders) > 1 else args.to
+        code = max(code, _verify(folder, to) if args.verify else _report(folder, to, args.all_pictures))
+    return code
+
+
+def _report(folder: Path, to: Path | None, all_pictures: bool) -> int:
     from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.report.write import write_report
 
-    report = write_report(args.run_folder, open_store(args.run_folder.parent))
+    report = write_report(folder, open_store(folder.parent), to=to, all_pictures=all_pictures, with_page=True)
     print(report.markdown)
-    for file in (*report.tables, report.results, *report.pictures):
+    for file in (report.page, *report.tables, report.results, *report.pictures):
         print(file)
+    return 0
+
+
+def _verify(folder: Path, to: Path | None) -> int:
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.report.verify import verify_run
+
+    found = verify_run(folder, open_store(folder.parent), to or folder / "report")
+    for line in (*found.problems, *(f"note: {note}" for note in found.notes)):
+        print(line)
+    print(
+        f"{folder.name}: {found.num_artifacts} artifacts, {found.num_files} files, {found.num_bytes / 1e6:.1f} MB "
+        f"hashed again, {found.num_cells} cells of the report computed again: {len(found.problems)} problems"
+    )
+    return ArtifactError.exit_code if found.problems else 0
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.report.compare_runs import compare_runs
+    from ddgd_ray.report.run import open_for_report
+    from ddgd_ray.store import make_writable, write_atomically
+
+    first, second = (open_for_report(folder, open_store(folder.parent)) for folder in (args.first, args.second))
+    compared = compare_runs(first, second)
+    print(compared.as_markdown())
+    if args.html is not None:
+        make_writable("the page", args.html.parent, fix="give another --html FILE")
+        write_atomically(args.html, compared.as_html())
+        print(args.html)
     return 0
 
 

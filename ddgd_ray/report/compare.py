@@ -46,6 +46,11 @@ def compare(arms: Mapping[str, Sequence[Row]], reference: str, metric: str) -> d
             found = list(paired_differences(rows, arms[reference], metric).values())
             if found:
                 differences[arm] = found
+    return tested_pairs(differences)
+
+
+def tested_pairs(differences: Mapping[str, Sequence[float]]) -> dict[str, Paired]:
+    """{arm: differences over shared seeds} with intervals and p values, these corrected over the arms that have one."""
     tested = [arm for arm, found in differences.items() if len(found) >= MIN_SEEDS]
     raw = {arm: sign_flip_p(differences[arm]) for arm in tested}
     corrected = dict(zip(tested, holm(list(raw.values())), strict=True))

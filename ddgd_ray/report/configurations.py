@@ -25,7 +25,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Importance:
-    """share: of the variance of the objective's ranks, in [0, 1], small samples allowed for. trend: Spearman's rho, of numbers."""
+    """share: of the variance of the objective's ranks, in [0, 1], above chance. trend: Spearman's rho, of numbers."""
 
     field: str
     share: float

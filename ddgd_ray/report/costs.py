@@ -22,9 +22,11 @@ def cost_table(run: Run) -> Table | None:
     total = [str(sums[0]), str(sums[1]), str(sums[0] - sums[1]), str(missing), "", f"{spent:.0f}", f"{saved:.0f}"]
     lines.append(("all", [Cell(text) for text in total]))
     heads = ["stage", "needed by trials", "made (misses)", "shared (hits)", "not made yet", "s each", "s in all", "s saved"]
-    share = f" Without sharing this run would have taken {spent + saved:.0f} s of work, {(spent + saved) / spent:.1f} times as much."
     note = (
-        "Seconds of the process that made each artifact, whichever run it was; equal artifacts once. Needed: summed over trials, what "
-        "each of them needs; saved: that, less what was made." + (share if spent > 0 else "")
+        "Seconds of the process that made each artifact, whichever run it was; equal artifacts once. Needed: what each trial "
+        "needs, summed over trials; saved: that, less what was made."
     )
+    if spent > 0:
+        whole = spent + saved
+        note += f" Without sharing this run would have taken {whole:.0f} s of work, {whole / spent:.1f} times as much."
     return Table("Cost and sharing", [Column(head) for head in heads], lines, note)

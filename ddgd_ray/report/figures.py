@@ -100,11 +100,15 @@ def set_scale(axis: Any, values: Sequence[float], *, is_x: bool = True) -> None:
     positive = [value for value in values if value > 0]
     if not positive or min(values) < 0 or max(positive) < 20 * min(positive):
         return
-    set_it = axis.set_xscale if is_x else axis.set_yscale
+    from matplotlib.ticker import LogFormatter
+
+    set_it, ticked = (axis.set_xscale, axis.xaxis) if is_x else (axis.set_yscale, axis.yaxis)
     if len(positive) == len(values):
         set_it("log")
     else:
         set_it("symlog", linthresh=min(positive), linscale=0.5)
+    ticked.set_major_formatter(lambda value, place: f"{value:g}")  # matplotlib's own writes powers of ten in TeX
+    ticked.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def mark_values(axis: Any, values: Sequence[float]) -> None:
@@ -206,11 +210,21 @@ def scatter(
         for group in sorted({dot.group for dot in dots}):
             mine = [dot for dot in dots if dot.group == group]
             axes.scatter([dot.x for dot in mine], [dot.y for dot in mine], s=26, color=series_colour(group), linewidths=0)
-        for dot in dots if len(dots) <= named else front:
-            axes.annotate(dot.label, (dot.x, dot.y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        _name(axes, dots if len(dots) <= named else front)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(True)
 
     listed = "; ".join(f"{dot.label}: {dot.x:.4g}, {dot.y:.4g}" for dot in dots[:40])
     return draw(title, paint, alt=f"{y_label} against {x_label}, {len(dots)} points. {listed}", caption=caption)
+
+
+def _name(axes: Any, dots: Sequence[Dot]) -> None:
+    """Labels, but for dots so near to a labelled one that both could not be read."""
+    taken: list[tuple[float, float]] = []
+    axes.autoscale_view()
+    for dot in dots:
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform((dot.x, dot.y)))
+        if all(abs(x - other[0]) > 0.12 or abs(y - other[1]) > 0.04 for other in taken):
+            axes.annotate(dot.label, (dot.x, dot.y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+            taken.append((float(x), float(y)))

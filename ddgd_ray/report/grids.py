@@ -71,7 +71,7 @@ def chosen_arms(run: Run, limit: int = MAX_ARMS) -> list[str]:
 def write_grids(
     records: Sequence[Mapping[str, Any]], store: Store, out: Path, *, arms: Collection[str] | None = None
 ) -> list[Path]:
-    """grid-ARM.png for the first seed of every arm, or of `arms`: real images (random_real) on the left when the run has them."""
+    """grid-ARM.png for the first seed of every arm, or of `arms`: real images (random_real) on the left if the run has them."""
     first: dict[str, Path] = {}
     titles: dict[str, str] = {}
     for record in sorted(records, key=lambda record: record["seed"]):

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
@@ -33,13 +35,14 @@ def nearest_pictures(run: Run, arms: Sequence[str]) -> PictureTable | None:
     """A column for each of `arms`; None where the store holds no real images."""
     records = run.first_records()
     everything = _all_real(run)
+    candidates = _Candidates(run, everything)
     found: dict[str, Nearest] = {}
     for arm in arms:
         folder = set_folder(records[arm], run.store) if arm in records and arm not in (CEILING, RANDOM) else None
         nearest = None
         if folder is not None:
             made = images_by_class(folder, PER_CLASS)
-            nearest = _by_features(run, records[arm], made, everything) or _by_pixels(run, made, everything)
+            nearest = _by_features(run, records[arm], made, everything) or candidates.nearest(made)
         if nearest is not None:
             found[arm] = nearest
     if not found:
@@ -71,13 +74,12 @@ def _all_real(run: Run) -> Artifact | None:
 
 
 def _by_features(
-    run: Run, record: Mapping[str, object], made: Mapping[str, Sequence[Path]], everything: Artifact | None
+    run: Run, record: Mapping[str, Any], made: Mapping[str, Sequence[Path]], everything: Artifact | None
 ) -> Nearest | None:
     """What the first quality of the set found, every training image considered."""
     import numpy as np
 
-    quality: Sequence[Sequence[str]] = record.get("quality", ())  # type: ignore[assignment]
-    for stage, key, label in quality:
+    for stage, key, label in record.get("quality", ()):
         artifact = run.store.get(stage, key)
         inputs = artifact.manifest["inputs"] if artifact is not None else {}
         features = [run.store.get("features", inputs[name]) if name in inputs else None for name in ("set", "real")]
@@ -104,39 +106,45 @@ def _by_features(
     return None
 
 
-def _by_pixels(run: Run, made: Mapping[str, Sequence[Path]], everything: Artifact | None) -> Nearest | None:
-    """Among the training images of the store: all of them, evenly thinned out, or those that a control drew."""
-    import numpy as np
+class _Candidates:
+    """Training images that the store has, as pixels: all of them, evenly thinned out, or those that a control drew."""
 
-    if everything is not None:
-        by_class = images_by_class(everything.path, 10**9)
-    else:
-        drawn = run.first_records().get(RANDOM)
-        folder = set_folder(drawn, run.store) if drawn is not None else None
-        by_class = images_by_class(folder, 10**9) if folder is not None else {}
-    candidates = [path for paths in by_class.values() for path in paths]
-    num = len(candidates)
-    candidates = candidates[:: max(1, -(-num // MAX_CANDIDATES))]
-    if not candidates:
-        return None
-    real = np.stack([_pixels(path) for path in candidates])
-    squares = (real**2).sum(axis=1)
-    pairs: dict[str, list[tuple[Path, Path]]] = {}
-    for name, paths in made.items():
-        own = np.stack([_pixels(path) for path in paths])
-        closest = (squares - 2 * own @ real.T).argmin(axis=1)
-        pairs[name] = [(path, candidates[int(place)]) for path, place in zip(paths, closest, strict=True)]
-    among = f"{len(candidates)} of {num}" if len(candidates) < num else f"{num}"
-    of = "training images" if everything is not None else "training images that the control random_real drew"
-    return Nearest(pairs, f"Nearest in pixels, among {among} {of}.")
+    def __init__(self, run: Run, everything: Artifact | None) -> None:
+        folder, of = everything.path if everything is not None else None, "training images"
+        if folder is None:
+            drawn = run.first_records().get(RANDOM)
+            folder, of = set_folder(drawn, run.store) if drawn is not None else None, f"training images that {RANDOM} drew"
+        found = [path for paths in images_by_class(folder, 10**9).values() for path in paths] if folder is not None else []
+        self._paths = found[:: max(1, -(-len(found) // MAX_CANDIDATES))]
+        among = f"{len(self._paths)} of {len(found)}" if len(self._paths) < len(found) else str(len(found))
+        self._how = f"Nearest in pixels, among {among} {of}."
+
+    @cached_property
+    def _pixels_nf(self) -> Any:
+        import numpy as np
+
+        return np.stack([_pixels(path) for path in self._paths])
+
+    def nearest(self, made: Mapping[str, Sequence[Path]]) -> Nearest | None:
+        import numpy as np
+
+        if not self._paths:
+            return None
+        squares_N = (self._pixels_nf**2).sum(axis=1)
+        pairs: dict[str, list[tuple[Path, Path]]] = {}
+        for name, paths in made.items():
+            own_MF = np.stack([_pixels(path) for path in paths])
+            closest = (squares_N - 2 * own_MF @ self._pixels_nf.T).argmin(axis=1)
+            pairs[name] = [(path, self._paths[int(place)]) for path, place in zip(paths, closest, strict=True)]
+        return Nearest(pairs, self._how)
 
 
-def _pixels(path: Path):  # type: ignore[no-untyped-def]  # numpy is imported when first used
+def _pixels(path: Path) -> Any:
     import numpy as np
     from PIL import Image
 
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    if image.size != (COMPARED_SIDE, COMPARED_SIDE):
+    if max(image.size) > COMPARED_SIDE:
         image = image.resize((COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BILINEAR)
     return np.asarray(image, np.float32).reshape(-1) / 255

@@ -75,7 +75,9 @@ class Section:
 def write_page(run: Run, tables: Sequence[Table], out: Path, *, all_pictures: bool = False) -> Path:
     """`out`/index.html."""
     path = out / PAGE
-    write_atomically(path, render(f"{run.spec['name']}: preset {run.spec['preset']}", _lead(run), sections_of(run, tables, all_pictures)))
+    write_atomically(
+        path, render(f"{run.spec['name']}: preset {run.spec['preset']}", _lead(run), sections_of(run, tables, all_pictures))
+    )
     return path
 
 
@@ -93,7 +95,10 @@ def sections_of(run: Run, tables: Sequence[Table], all_pictures: bool = False) -
         Section("Search", search_figures(run)),
         Section("Trade-offs", tradeoff_figures(run)),
         Section("Classes", _heats(run)),
-        Section("Pictures", [one for one in (set_pictures(run, all_pictures=all_pictures), nearest_pictures(run, nearest_arms)) if one]),
+        Section(
+            "Pictures",
+            [one for one in (set_pictures(run, all_pictures=all_pictures), nearest_pictures(run, nearest_arms)) if one],
+        ),
         Section("Memories", [*memory_figures(run, shown), *memory_pictures(run, memory_arms)]),
         Section("Cost", [cost] if cost else []),
         Section("Failed trials", _failures(run)),
@@ -112,9 +117,10 @@ def _lead(run: Run) -> str:
     finished = max((float(record.get("finished", 0)) for record in run.records), default=0.0)
     until = f", finished {time.strftime('%Y-%m-%d %H:%M', time.gmtime(finished))} UTC" if finished else ""
     return (
-        f"{len(run.records)} trials{until}. Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation seeds (n); "
-        f"protocol {run.protocol or '-'}; networks {', '.join(spec['evaluate']['networks'])}; images per class "
-        f"{', '.join(map(str, spec['evaluate']['ipc']))}; {len(spec['seeds']['evaluate'])} classifier seeds a set, averaged first."
+        f"{len(run.records)} trials{until}. Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation "
+        f"seeds (n); protocol {run.protocol or '-'}; networks {', '.join(spec['evaluate']['networks'])}; images per class "
+        f"{', '.join(map(str, spec['evaluate']['ipc']))}; {len(spec['seeds']['evaluate'])} classifier seeds "
+        f"a set, averaged first."
     )
 
 
@@ -135,10 +141,12 @@ def _heats(run: Run) -> list[Heat]:
 
 def _heat(run: Run, ipc: int, table: ClassTable) -> Heat:
     order = [arm for arm in [*run.ranked, *run.controls, CEILING] if arm in table.values]
-    arms = order if len(order) <= MAX_HEAT_ROWS else [arm for arm in [*chosen_arms(run, MAX_HEAT_ROWS), CEILING] if arm in order]
+    arms = (
+        order if len(order) <= MAX_HEAT_ROWS else [arm for arm in [*chosen_arms(run, MAX_HEAT_ROWS), CEILING] if arm in order]
+    )
     classes = table.classes[:MAX_HEAT_COLUMNS]
     rows = [(arm, table.values[arm][:MAX_HEAT_COLUMNS]) for arm in arms]
-    note = f"Mean top-1 on {table.measured_on} images of each class, arms from the best to the worst. Every classifier: per_class.csv."
+    note = f"Mean top-1 on {table.measured_on} images of each class, the best arms first. Every classifier: per_class.csv."
     note += left_out(len(arms), len(order), "arms") + left_out(len(classes), len(table.classes), "classes")
     return Heat(f"Accuracy of each class, {ipc} images per class, protocol {run.protocol}", classes, rows, note)
 
@@ -174,7 +182,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     """{dotted path: value} of nested objects."""
     if not isinstance(value, Mapping):
         return {path: value}
-    found = {}
+    found: dict[str, Any] = {}
     for name, inner in value.items():
         found |= flat(inner, f"{path}.{name}" if path else str(name))
     return found
@@ -194,15 +202,18 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     environment.filters["inline"] = inline
     environment.filters["heat"] = lambda value: round(100 * max(0.0, min(1.0, value)))
     template = environment.from_string((source / "page.html.j2").read_text())
-    return template.render(
-        title=title,
-        lead=lead,
-        sections=sections,
-        style=Markup((source / "page.css").read_text()),
-        script=Markup(script),
-        script_sha256=digest,
-        max_rows=MAX_ROWS,
-        version=__version__,
-        kind=lambda block: type(block).__name__,
-        markup=Markup,
-    ) + "\n"
+    return (
+        template.render(
+            title=title,
+            lead=lead,
+            sections=sections,
+            style=Markup((source / "page.css").read_text()),
+            script=Markup(script),
+            script_sha256=digest,
+            max_rows=MAX_ROWS,
+            version=__version__,
+            kind=lambda block: type(block).__name__,
+            markup=Markup,
+        )
+        + "\n"
+    )

@@ -146,7 +146,7 @@ def _memory_table(arm: str, folder: Path, index: Sequence[Mapping[str, Any]]) ->
     columns = list(dict.fromkeys((entry["memory"], entry["step"]) for entry in index))
     classes = list(dict.fromkeys(entry["class"] for entry in index))
     at = {(entry["memory"], entry["step"], entry["class"]): [folder / name for name in entry["files"]] for entry in index}
-    side = side_for(sum(map(len, at.values())), native_side({"": {"": paths for paths in at.values()}}))
+    side = side_for(sum(map(len, at.values())), native_side({"": {str(place): paths for place, paths in at.items()}}))
     names = {"real": "real memory", "gen": "generated memory"}
     rows = []
     for name in classes:

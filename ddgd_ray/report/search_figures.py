@@ -78,7 +78,7 @@ def _importance(ranked: Sequence[Importance], num: int) -> Drawing:
         axes.set_xlabel("share of the variance of ranks")
 
     caption = (
-        f"Kruskal-Wallis eta squared of each field alone over {num} configurations (numbers in four bins of equal count), corrected "
+        f"Kruskal-Wallis eta squared of each field alone over {num} configurations (numbers in four equal bins), corrected "
         f"for chance; rho: Spearman's rank correlation. The search picks where it looks: this ranks, and proves nothing."
     )
     alt = "Importance of the searched fields. " + "; ".join(f"{one.field}: {one.share:.2f}" for one in ranked)

@@ -8,7 +8,7 @@ from ddgd_ray.report.figures import Drawing, Line, Point, sensitivity
 from ddgd_ray.report.results import Row, over_seeds, seed_means
 from ddgd_ray.report.run import Run
 from ddgd_ray.report.statistics import mean_interval
-from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric
+from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric
 
 MAX_LINES = 6
 MAX_FIGURES = 8
@@ -37,7 +37,7 @@ def sensitivity_figures(run: Run) -> list[Drawing]:
 
 def _figure(run: Run, path: str, ipc: int) -> Drawing | None:
     rows = at_ipc(run.main_rows, ipc)
-    metric = main_metric(rows)
+    metric = common_metric(rows)
     varied = [row for row in rows if path in row.params and metric in row.metrics]
     lines = _lines(varied, path, metric)
     if not lines:

@@ -7,7 +7,7 @@ from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.figures import Dot, Drawing, scatter
 from ddgd_ray.report.results import Row, over_seeds
 from ddgd_ray.report.run import Run
-from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric
+from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric
 
 
 def tradeoff_figures(run: Run) -> list[Drawing]:
@@ -64,7 +64,7 @@ def _quality(run: Run, label: str, metric: str) -> tuple[int, dict[str, float]]:
 def _against_coverage(run: Run, label: str) -> Drawing | None:
     ipc, coverage = _quality(run, label, "coverage")
     rows = [row for row in at_ipc(run.main_rows, ipc) if row.arm != CEILING]
-    metric = main_metric(rows)
+    metric = common_metric(rows)
     dots = _dots(rows, metric, coverage)
     if len(dots) < 2:
         return None
@@ -81,7 +81,7 @@ def _against_coverage(run: Run, label: str) -> Drawing | None:
 def _against_cost(run: Run) -> Drawing | None:
     ipc = max(run.spec["evaluate"]["ipc"])
     rows = [row for row in at_ipc(run.main_rows, ipc) if row.arm != CEILING]
-    metric = main_metric(rows)
+    metric = common_metric(rows)
     dots = _dots(rows, metric, build_seconds(run))
     if len(dots) < 2:
         return None

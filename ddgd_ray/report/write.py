@@ -9,6 +9,7 @@ from ddgd_ray.report.compare import CEILING, choose_control
 from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
 from ddgd_ray.report.grids import chosen_arms, write_grids
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
+from ddgd_ray.report.page import write_page
 from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.render import Table, latex, markdown
@@ -29,6 +30,8 @@ class Report:
     results: Path
     """results.csv: every evaluator."""
     pictures: tuple[Path, ...]
+    page: Path | None = None
+    """index.html, where it was asked for."""
 
 
 def tables_of(run: Run) -> list[Table]:
@@ -50,12 +53,17 @@ def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:
     }
 
 
-def write_report(path: Path, store: Store, *, to: Path | None = None, all_pictures: bool = False) -> Report:
-    """Tables, results and a grid for each of the chosen arms, under `path`/report or `to`. Raises StageError."""
+def write_report(
+    path: Path, store: Store, *, to: Path | None = None, all_pictures: bool = False, with_page: bool = False
+) -> Report:
+    """Tables, results and a grid for each of the chosen arms, under `path`/report or `to`. Raises StageError.
+
+    with_page: index.html too; its drawings take some seconds.
+    """
     run = open_for_report(path, store)
     tables = tables_of(run)
     out = to or path / "report"
-    make_writable("the report", out)
+    make_writable("the report", out, fix="say where it may lie: --to FOLDER")
     texts = report_texts(run, tables)
     for name, content in texts.items():
         write_atomically(out / name, content)
@@ -63,8 +71,9 @@ def write_report(path: Path, store: Store, *, to: Path | None = None, all_pictur
     brief = markdown_report(run.spec, run.rows, arms, run.records)
     shown = None if all_pictures else chosen_arms(run)
     pictures = write_grids(run.records, store, out, arms=shown)
+    page = write_page(run, tables, out, all_pictures=all_pictures) if with_page else None
     written = (out / "table.md", out / "table.tex", out / "table.csv")
-    return Report(texts["table.md"], brief, written, out / "results.csv", tuple(pictures))
+    return Report(texts["table.md"], brief, written, out / "results.csv", tuple(pictures), page)
 
 
 def result_tables(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
