@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--verify", action="store_true", help="write nothing: check every hash, key and number behind the report"
     )
+    help_ = "decode what the best arms' memories held; takes torch, and a store that can be written, the first time"
+    report.add_argument("--memories", action="store_true", help=help_)
     compare = command("compare", compare_command, "two sweeps side by side: arms by name, paired differences, settings")
     compare.add_argument("first", type=absolute, metavar="RUN_A")
     compare.add_argument("second", type=absolute, metavar="RUN_B")

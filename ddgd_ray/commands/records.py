@@ -6,8 +6,12 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddgd_ray.errors import ArtifactError, SpecError
+
+if TYPE_CHECKING:
+    from ddgd_ray.store import Store
 
 
 def status_command(args: argparse.Namespace) -> int:
@@ -46,19 +50,37 @@ def report_command(args: argparse.Namespace) -> int:
         raise SpecError("two of these runs have one name", where="ddgd-ray report --to", fix="report them one by one")
     for folder in folders:
         to = args.to / folder.name if args.to is not None and len(folders) > 1 else args.to
-        code = max(code, _verify(folder, to) if args.verify else _report(folder, to, args.all_pictures))
+        code = max(code, _verify(folder, to) if args.verify else _report(folder, to, args))
     return code
 
 
-def _report(folder: Path, to: Path | None, all_pictures: bool) -> int:
+def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
     from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.report.write import write_report
 
-    report = write_report(folder, open_store(folder.parent), to=to, all_pictures=all_pictures, with_page=True)
+    store = open_store(folder.parent)
+    if args.memories:
+        _portray(folder, store, args)
+    report = write_report(folder, store, to=to, all_pictures=args.all_pictures, with_page=True)
     print(report.markdown)
     for file in (report.page, *report.tables, report.results, *report.pictures):
         print(file)
     return 0
+
+
+def _portray(folder: Path, store: "Store", args: argparse.Namespace) -> None:
+    """Decode the memories of the arms that the page shows; what was decoded before is there already."""
+    from ddgd_ray.report.memories import portrait_inputs
+    from ddgd_ray.report.page import portrayed_arms
+    from ddgd_ray.report.run import open_for_report
+    from ddgd_ray.stages.base import Context, StageCall, publish_call
+
+    run = open_for_report(folder, store)
+    store.prepare()
+    for arm in portrayed_arms(run, args.all_pictures):
+        found = portrait_inputs(run, arm)
+        if found is not None:
+            publish_call(StageCall(*found), store, Context(num_threads=os.cpu_count() or 1))
 
 
 def _verify(folder: Path, to: Path | None) -> int:

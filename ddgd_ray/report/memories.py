@@ -1,11 +1,14 @@
 """How the memories fared while a model was fine-tuned: how much of the real latents they cover, how varied, how old."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddgd_ray.report.figures import Drawing, draw, series_colour
 from ddgd_ray.report.run import Run
+from ddgd_ray.spec.evaluation import PortraySpec
+from ddgd_ray.spec.stages import ImagesSpec
+from ddgd_ray.store import Artifact, key_of
 
 MAX_ARMS = 6
 MEASURES = {
@@ -62,3 +65,28 @@ def _figure(kind: str, curves: dict[str, list[dict[str, float]]]) -> Drawing:
     )
     alt = f"{title}: {', '.join(MEASURES[name] for name in names)}. {MEASURES[names[0]]} at the end: {last}."
     return draw(title, paint, alt=alt, caption="Means over the classes, first seed of each arm.", width=7.4, height=4.2)
+
+
+def portrait_inputs(run: Run, arm: str) -> tuple[PortraySpec, dict[str, tuple[str, str]]] | None:
+    """The call of stage portray for the first seed of an arm; None where it was not fine-tuned, or nothing is published."""
+    record: Mapping[str, Any] = run.first_records().get(arm, {"build": ()})
+    refs: dict[str, str] = dict(record["build"])
+    tuned = run.store.get("finetune", refs["finetune"]) if "finetune" in refs else None
+    sample = run.store.get("sample", refs["sample"]) if "sample" in refs else None
+    if tuned is None or sample is None or not any(name.startswith("memories/") for name in tuned.manifest["files"]):
+        return None
+    decoder = sample.manifest["inputs"]["autoencoder"]
+    stage = next((stage for stage in ("autoencoder", "adopt") if run.store.has(stage, decoder)), None)
+    if stage is None:
+        return None
+    images = ImagesSpec.model_validate_json(json.dumps(sample.manifest["spec"]["images"]))
+    return PortraySpec(images=images), {"adapter": ("finetune", tuned.key), "autoencoder": (stage, decoder)}
+
+
+def portrait_of(run: Run, arm: str) -> Artifact | None:
+    """Its memories in pictures, where somebody asked for them before."""
+    found = portrait_inputs(run, arm)
+    if found is None:
+        return None
+    spec, inputs = found
+    return run.store.get(spec.stage, key_of(spec, {name: key for name, (_, key) in inputs.items()}))

@@ -85,7 +85,7 @@ def sections_of(run: Run, tables: Sequence[Table], all_pictures: bool = False) -
     """Those that have something to show."""
     sensitivity = sensitivity_figures(run)
     nearest_arms = [arm for arm in chosen_arms(run) if arm != CEILING] if all_pictures else _nearest_arms(run)
-    memory_arms = run.ranked if all_pictures else run.ranked[:NUM_MEMORIES]
+    memory_arms = portrayed_arms(run, all_pictures)
     shown = [*run.ranked[:4], *(arm for arm in run.controls if arm == "plain")]
     cost = cost_table(run)
     found = [
@@ -105,6 +105,11 @@ def sections_of(run: Run, tables: Sequence[Table], all_pictures: bool = False) -
         Section("Settings", _settings(run)),
     ]
     return [section for section in found if section.blocks]
+
+
+def portrayed_arms(run: Run, all_pictures: bool = False) -> list[str]:
+    """Whose memories are shown: the best, or all."""
+    return run.ranked if all_pictures else run.ranked[:NUM_MEMORIES]
 
 
 def _nearest_arms(run: Run) -> list[str]:

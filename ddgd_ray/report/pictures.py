@@ -13,6 +13,7 @@ from PIL import Image
 from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.report.grids import chosen_arms, images_by_class, set_folder
+from ddgd_ray.report.memories import portrait_of
 from ddgd_ray.report.run import Run
 
 PER_CLASS = 5
@@ -129,15 +130,12 @@ def title_of(arm: str) -> str:
 
 
 def memory_pictures(run: Run, arms: Sequence[str]) -> list[PictureTable]:
-    """Contents of the memories over fine-tuning, one table an arm, where its sample artifact has them decoded."""
-    records = run.first_records()
+    """Contents of the memories over fine-tuning, one table for each arm that was portrayed."""
     tables = []
     for arm in arms:
-        folder = set_folder(records[arm], run.store) if arm in records else None
-        listing = folder / "memories" / "index.json" if folder is not None else None
-        if listing is None or not listing.is_file():
-            continue
-        tables.append(_memory_table(arm, listing.parent, json.loads(listing.read_text())))
+        portrait = portrait_of(run, arm)
+        if portrait is not None:
+            tables.append(_memory_table(arm, portrait.path, json.loads((portrait.path / "index.json").read_text())))
     return tables
 
 
@@ -157,5 +155,5 @@ def _memory_table(arm: str, folder: Path, index: Sequence[Mapping[str, Any]]) ->
             cells.append(strip([paths], side, alt) if paths else None)
         rows.append((name, cells))
     titles = [f"{names[memory]}, step {step}" for memory, step in columns]
-    note = "Latents in the memories, decoded: the oldest rows first, evenly over the memory."
+    note = "Latents in the memories of the first seed, decoded: a few rows from the oldest to the newest, after so many steps."
     return PictureTable(f"Memories of {arm}", titles, rows, note)
