@@ -15,9 +15,13 @@ class Paired:
     """Differences of one arm to a reference over their shared seeds; p values are None where n carries none."""
 
     stat: Stat
-    interval: Interval | None
+    differences: tuple[float, ...]
     p: float | None
     p_holm: float | None
+
+    @property
+    def interval(self) -> Interval | None:
+        return mean_interval(self.differences)
 
     @property
     def is_distinguishable(self) -> bool:
@@ -58,7 +62,7 @@ def tested_pairs(differences: Mapping[str, Sequence[float]]) -> dict[str, Paired
     for arm, found in differences.items():
         stat = stat_of(found)
         assert stat is not None
-        result[arm] = Paired(stat, mean_interval(found), raw.get(arm), corrected.get(arm))
+        result[arm] = Paired(stat, tuple(found), raw.get(arm), corrected.get(arm))
     return result
 
 
