@@ -12,7 +12,8 @@ from ddgd_ray.commands.exports import export_command, export_model_command
 from ddgd_ray.commands.models import pretrain_command
 from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.plans import plan_command
-from ddgd_ray.commands.records import report_command, status_command, stop_command, sync_command
+from ddgd_ray.commands.records import status_command, stop_command, sync_command
+from ddgd_ray.commands.reports import compare_command, report_command
 from ddgd_ray.commands.stores import store_command
 from ddgd_ray.commands.submit import add_submit, split_options, submit_command
 from ddgd_ray.commands.sweeps import evaluate_command, run_sweep_command
@@ -93,8 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     stop = command("stop", stop_command, "tell a running sweep to keep what it has and stop; the same command continues it")
     stop.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     stop.add_argument("--now", action="store_true", help="classifiers and the like do not run to their end either")
-    report = command("report", report_command, "write tables and pictures of a run again from the store")
-    report.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
+    report = command("report", report_command, "write tables, pictures and a page of a run from the store")
+    report.add_argument("run_folder", type=absolute, metavar="RUN", nargs="+", help="runs/NAME")
+    report.add_argument("--to", type=absolute, metavar="FOLDER", help="write here (default: RUN/report)")
+    report.add_argument("--all-pictures", action="store_true", help="of every arm, not of the best dozen alone")
+    report.add_argument(
+        "--verify", action="store_true", help="write nothing: check every hash, key and number behind the report"
+    )
+    help_ = "decode what the best arms' memories held; takes torch, and a store that can be written, the first time"
+    report.add_argument("--memories", action="store_true", help=help_)
+    compare = command("compare", compare_command, "two sweeps side by side: arms by name, paired differences, settings")
+    compare.add_argument("first", type=absolute, metavar="RUN_A")
+    compare.add_argument("second", type=absolute, metavar="RUN_B")
+    compare.add_argument("--html", type=absolute, metavar="FILE", help="write it as a page too")
     sync = command("sync", sync_command, "send what waits in the outbox to MLflow; sending twice changes nothing")
     sync.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     sync.add_argument("--tracking-uri")

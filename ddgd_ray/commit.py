@@ -141,7 +141,7 @@ def disk_full(err: Exception, folder: Path, need_bytes: int) -> StageError:
     )
 
 
-def make_writable(what: str, *folders: Path) -> None:
+def make_writable(what: str, *folders: Path, fix: str = "choose another --run-dir") -> None:
     """Create the folders and write into the first one. Raises StageError that names `what`."""
     try:
         for folder in folders:
@@ -150,6 +150,4 @@ def make_writable(what: str, *folders: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as err:
-        raise StageError(
-            f"{what} cannot be written: {err.strerror}", where=str(folders[0]), fix="choose another --run-dir"
-        ) from err
+        raise StageError(f"{what} cannot be written: {err.strerror}", where=str(folders[0]), fix=fix) from err

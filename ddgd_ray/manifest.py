@@ -53,7 +53,12 @@ class Artifact:
 
 def key_of(spec: StageSpec, inputs: Mapping[str, str]) -> str:
     """sha256 (64 hex digits) of stage, version, resolved spec and the keys or fingerprints of the inputs."""
-    identity = {"stage": spec.stage, "version": spec.version, "spec": spec.canonical(), "inputs": dict(inputs)}
+    return key_of_identity(spec.stage, spec.version, spec.canonical(), inputs)
+
+
+def key_of_identity(stage: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The same of a manifest's fields. spec: as `canonical` gives it."""
+    identity = {"stage": stage, "version": version, "spec": spec, "inputs": dict(inputs)}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
 

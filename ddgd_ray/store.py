@@ -27,13 +27,24 @@ from ddgd_ray.manifest import (
     check_identity,
     file_sha256,
     key_of,
+    key_of_identity,
     new_manifest,
     read_manifest,
     write_manifest,
 )
 from ddgd_ray.spec.stages import StageSpec
 
-__all__ = ["MANIFEST", "Artifact", "Store", "crash_point", "file_sha256", "key_of", "make_writable", "write_atomically"]
+__all__ = [
+    "MANIFEST",
+    "Artifact",
+    "Store",
+    "crash_point",
+    "file_sha256",
+    "key_of",
+    "key_of_identity",
+    "make_writable",
+    "write_atomically",
+]
 
 log = logging.getLogger(__name__)
 

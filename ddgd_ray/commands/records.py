@@ -1,4 +1,4 @@
-"""Look at runs, and stop them: `status`, `stop`, `report`, `sync`."""
+"""Look at runs, and stop them: `status`, `stop`, `sync`."""
 
 import argparse
 import json
@@ -46,20 +46,6 @@ def stop_command(args: argparse.Namespace) -> int:
         return 0
     folder.order_stop(now=args.now)
     print(f"told the sweep of {holder} to stop; the same command continues it")
-    return 0
-
-
-def report_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import RunFolder, open_store
-    from ddgd_ray.report.write import write_report
-
-    folder = RunFolder(args.run_folder.parent, args.run_folder.name)
-    folder.place.pull()
-    report = write_report(args.run_folder, open_store(args.run_folder.parent))
-    print(report.markdown)
-    for file in (*report.tables, report.results, *report.pictures):
-        print(file)
-    folder.place.push()
     return 0
 
 

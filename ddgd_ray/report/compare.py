@@ -15,9 +15,13 @@ class Paired:
     """Differences of one arm to a reference over their shared seeds; p values are None where n carries none."""
 
     stat: Stat
-    interval: Interval | None
+    differences: tuple[float, ...]
     p: float | None
     p_holm: float | None
+
+    @property
+    def interval(self) -> Interval | None:
+        return mean_interval(self.differences)
 
     @property
     def is_distinguishable(self) -> bool:
@@ -46,6 +50,11 @@ def compare(arms: Mapping[str, Sequence[Row]], reference: str, metric: str) -> d
             found = list(paired_differences(rows, arms[reference], metric).values())
             if found:
                 differences[arm] = found
+    return tested_pairs(differences)
+
+
+def tested_pairs(differences: Mapping[str, Sequence[float]]) -> dict[str, Paired]:
+    """{arm: differences over shared seeds} with intervals and p values, these corrected over the arms that have one."""
     tested = [arm for arm, found in differences.items() if len(found) >= MIN_SEEDS]
     raw = {arm: sign_flip_p(differences[arm]) for arm in tested}
     corrected = dict(zip(tested, holm(list(raw.values())), strict=True))
@@ -53,7 +62,7 @@ def compare(arms: Mapping[str, Sequence[Row]], reference: str, metric: str) -> d
     for arm, found in differences.items():
         stat = stat_of(found)
         assert stat is not None
-        result[arm] = Paired(stat, mean_interval(found), raw.get(arm), corrected.get(arm))
+        result[arm] = Paired(stat, tuple(found), raw.get(arm), corrected.get(arm))
     return result
 
 

@@ -1,22 +1,27 @@
 """Pictures of sets: real images beside distilled ones, a row per class."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
+from ddgd_ray.report.compare import CEILING
+from ddgd_ray.report.dd_ranking import RANDOM
+from ddgd_ray.report.run import Run
 from ddgd_ray.setfolder import class_folders, set_files
 from ddgd_ray.store import Store
 
 PER_CLASS = 10
+MAX_ARMS = 12
+"""Arms with pictures unless all are asked for, controls among them."""
 GAP = 2
 LABEL_WIDTH = 84
 HEADER = 16
 
 
-def _images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
+def images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
     if not (folder / "metadata.jsonl").is_file():  # a set that was made elsewhere
         names = class_folders(folder)
         return {name: [Path(path) for path in paths[:limit]] for name, paths in set_files(folder, names).items()}
@@ -31,7 +36,7 @@ def _images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
 
 def draw_grid(columns: Mapping[str, Path], per_class: int = PER_CLASS, side: int = 40) -> Image.Image:
     """One row a class, one block of images for each set in {title: artifact folder}, titles above and class names left."""
-    sets = {title: _images_by_class(folder, per_class) for title, folder in columns.items()}
+    sets = {title: images_by_class(folder, per_class) for title, folder in columns.items()}
     classes = list(next(iter(sets.values())))
     step = side + GAP
     block = per_class * step + 4 * GAP
@@ -58,16 +63,25 @@ def set_folder(record: Mapping[str, Any], store: Store) -> Path | None:
     return artifact.path if artifact is not None else None
 
 
-def write_grids(records: Sequence[Mapping[str, Any]], store: Store, out: Path) -> list[Path]:
-    """grid-ARM.png for the first seed of every arm: real images (the random_real control) on the left when the run has them."""
+def chosen_arms(run: Run, limit: int = MAX_ARMS) -> list[str]:
+    """The arms that have pictures unless all are asked for: controls, and the best by the objective up to `limit`."""
+    return [*run.ranked[: max(1, limit - len(run.controls))], *run.controls]
+
+
+def write_grids(
+    records: Sequence[Mapping[str, Any]], store: Store, out: Path, *, arms: Collection[str] | None = None
+) -> list[Path]:
+    """grid-ARM.png for the first seed of every arm, or of `arms`: real images (random_real) on the left if the run has them."""
     first: dict[str, Path] = {}
     titles: dict[str, str] = {}
     for record in sorted(records, key=lambda record: record["seed"]):
+        if record["arm"] in first or record["arm"] == CEILING or not (arms is None or record["arm"] in arms):
+            continue
         folder = set_folder(record, store)
-        if folder is not None and record["arm"] != "full_data":
-            first.setdefault(record["arm"], folder)
+        if folder is not None:
+            first[record["arm"]] = folder
             titles[record["arm"]] = record["arm"] if record["is_control"] else f"distilled: {record['arm']}"
-    real = {"real": first.pop("random_real")} if "random_real" in first else {}
+    real = {"real": first.pop(RANDOM)} if RANDOM in first else {}
     written = []
     for arm, folder in first.items():
         path = out / f"grid-{arm}.png"

@@ -1,6 +1,7 @@
 """The results of a run as plain rows: one per trial and evaluator, with the store's numbers."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,24 +126,41 @@ def protocols_of(rows: Iterable[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class StageCost:
+    """Of the artifacts of one stage behind a run: how many there are, and the seconds that each took when it was made.
+
+    num_uses: how often the trials need one of them, each trial once an artifact. saved_s: seconds that making every artifact
+    anew for every trial would have taken besides.
+    """
+
     stage: str
     count: int
     seconds: float
+    num_uses: int = 0
+    saved_s: float = 0.0
+    num_missing: int = 0
+    """Needed, and not in the store."""
+
+
+def refs_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Stage and key of everything behind one trial, each once, in an order in which it can be made."""
+    refs = [*record["prepare"], *record["build"]]
+    refs += [[item["stage"], item["key"]] for item in record["evaluators"]]
+    refs += [item["test"] for item in record["evaluators"] if item.get("test")]
+    refs += [[stage, key] for stage, key, _ in record.get("quality", ())]
+    return list(dict.fromkeys((stage, key) for stage, key in refs))
 
 
 def stage_costs(records: Iterable[Mapping[str, Any]], store: Store) -> list[StageCost]:
-    """Seconds that the stages behind a run took when they were made, equal ones once, in order of first use."""
-    seen: dict[tuple[str, str], Artifact] = {}
-    for record in records:
-        refs = [*record["prepare"], *record["build"]]
-        refs += [[item["stage"], item["key"]] for item in record["evaluators"]]
-        refs += [item["test"] for item in record["evaluators"] if item.get("test")]
-        refs += [[stage, key] for stage, key, _ in record.get("quality", ())]
-        for stage, key in refs:
-            artifact = store.get(stage, key)
-            if artifact is not None:
-                seen.setdefault((stage, key), artifact)
-    costs: dict[str, list[float]] = {}
-    for (stage, _), artifact in seen.items():
-        costs.setdefault(stage, []).append(artifact.seconds)
-    return [StageCost(stage, len(seconds), sum(seconds)) for stage, seconds in costs.items()]
+    """What the stages behind a run took, equal ones once, in order of first use; those without an artifact left out."""
+    uses = Counter(ref for record in records for ref in refs_of(record))
+    found: dict[str, dict[tuple[str, str], Artifact | None]] = {}
+    for ref in uses:
+        found.setdefault(ref[0], {})[ref] = store.get(*ref)
+    costs = []
+    for stage, artifacts in found.items():
+        made = {ref: artifact.seconds for ref, artifact in artifacts.items() if artifact is not None}
+        if made:
+            again = sum((uses[ref] - 1) * seconds for ref, seconds in made.items())
+            num_uses = sum(uses[ref] for ref in made)
+            costs.append(StageCost(stage, len(made), sum(made.values()), num_uses, again, len(artifacts) - len(made)))
+    return costs

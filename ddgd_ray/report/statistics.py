@@ -25,15 +25,41 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """95 % bootstrap interval of the mean; see bca_interval."""
+    """95 % bootstrap interval of the mean: what bca_interval gives for it, some twenty times as fast."""
     return _mean_interval(tuple(values))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def _mean_interval(values: tuple[float, ...]) -> Interval | None:
+    """Efron and Tibshirani 1993, Eq. 14.9 to 14.15, with the resamples that scipy's bootstrap draws from the same seed."""
+    if _is_undefined(values):
+        return None
+    import numpy as np
+    from scipy.special import ndtr, ndtri
+
+    sample, n = np.asarray(values), len(values)
+    means_B = sample[_resamples(n)].mean(axis=1)
+    mean = sample.mean()
+    below = (np.count_nonzero(means_B < mean) + np.count_nonzero(means_B <= mean)) / (2 * NUM_RESAMPLES)
+    without_n = (sample.sum() - sample) / (n - 1)
+    u_n = (n - 1) * (without_n.mean() - without_n)
+    a = (u_n**3).sum() / n**3 / 6 / ((u_n**2).sum() / n**2) ** 1.5
+    z0, z = ndtri(below), ndtri(np.array([ALPHA / 2, 1 - ALPHA / 2]))
+    low, high = map(float, np.quantile(means_B, ndtr(z0 + (z0 + z) / (1 - a * (z0 + z)))))
+    return Interval(low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+@lru_cache(maxsize=8)
+def _resamples(n: int) -> Any:
+    """(NUM_RESAMPLES, n) places of a sample of n, the same for every sample."""
     import numpy as np
 
-    return bca_interval(values, np.mean)
+    return np.random.default_rng(0).integers(0, n, (NUM_RESAMPLES, n))
+
+
+def _is_undefined(values: Sequence[float]) -> bool:
+    """BCa needs three values that differ."""
+    return len(values) < 3 or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def bca_interval(values: Sequence[float], statistic: Any, confidence: float = 0.95) -> Interval | None:
@@ -41,7 +67,7 @@ def bca_interval(values: Sequence[float], statistic: Any, confidence: float = 0.
 
     statistic: takes an array and `axis`. None below 3 values and for equal ones: there BCa is not defined.
     """
-    if len(values) < 3 or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
+    if _is_undefined(values):
         return None
     import numpy as np
     from scipy import stats
@@ -63,7 +89,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return _sign_flip_p(tuple(differences))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**16)
 def _sign_flip_p(differences: tuple[float, ...]) -> float:
     import numpy as np
     from scipy import stats

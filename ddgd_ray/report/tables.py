@@ -51,6 +51,13 @@ def main_metric(rows: Sequence[Row]) -> str:
     return "top1_last" if len(tested) >= min(2, len(arms)) and tested else "val_top1"
 
 
+def common_metric(rows: Sequence[Row]) -> str:
+    """Test accuracy where every arm has it, else validation accuracy: the one by which most arms can be drawn."""
+    arms = {row.arm for row in rows if row.arm != CEILING}
+    tested = {row.arm for row in rows if "top1_last" in row.metrics and row.arm != CEILING}
+    return "top1_last" if tested == arms or not any("val_top1" in row.metrics for row in rows) else "val_top1"
+
+
 def grid_table(rows: Sequence[Row], vary: Mapping[str, Any]) -> Table | None:
     """First varied field down, second across, as the paper's Table 3; None unless two fields vary.
 
@@ -113,7 +120,7 @@ def comparison_table(rows: Sequence[Row], control: str) -> Table:
         stat = over_seeds(found, metric)
         if stat is None:
             continue
-        cells = [Cell(stat.value), Cell(_interval(mean_interval(means))), *_paired_cells(compared.get(arm))]
+        cells = [Cell(stat.value), Cell(_interval(mean_interval(means))), *paired_cells(compared.get(arm))]
         lines.append((_name(arm, found), cells))
     heads = ["arm", METRIC_TITLES[metric], "95 % interval", "difference", "95 % interval of it", "shared n", "p", "p (Holm)"]
     groups = ["", "", "", *[f"paired difference to {control}"] * 5]
@@ -130,7 +137,7 @@ def comparison_table(rows: Sequence[Row], control: str) -> Table:
     return Table(f"Arms against {control}, {under(rows)}", columns, lines, note.strip())
 
 
-def _paired_cells(paired: Paired | None) -> list[Cell]:
+def paired_cells(paired: Paired | None) -> list[Cell]:
     if paired is None:
         return [Cell("-")] * 5
     stat = paired.stat

@@ -1,30 +1,23 @@
 """All files of a report in one go."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.errors import ArtifactError
-from ddgd_ray.report.compare import CEILING, by_arm, choose_control
+from ddgd_ray.report.compare import CEILING, choose_control
 from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
-from ddgd_ray.report.grids import write_grids
+from ddgd_ray.report.grids import chosen_arms, write_grids
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
+from ddgd_ray.report.page import write_page
 from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.render import Table, latex, markdown
-from ddgd_ray.report.results import Row, protocols_of, rows_of
-from ddgd_ray.report.tables import (
-    arm_table,
-    at_ipc,
-    averaged_csv,
-    comparison_table,
-    csv_table,
-    grid_table,
-    in_order_of,
-)
-from ddgd_ray.store import Store, write_atomically
+from ddgd_ray.report.results import Row, protocols_of
+from ddgd_ray.report.run import Run, open_for_report
+from ddgd_ray.report.run import read_run as read_run
+from ddgd_ray.report.tables import arm_table, at_ipc, averaged_csv, comparison_table, csv_table, grid_table
+from ddgd_ray.store import Store, make_writable, write_atomically
 
 
 @dataclass(frozen=True)
@@ -37,49 +30,50 @@ class Report:
     results: Path
     """results.csv: every evaluator."""
     pictures: tuple[Path, ...]
+    page: Path | None = None
+    """index.html, where it was asked for."""
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """sweep.json and the trial records of a run folder. Raises ArtifactError when it is none."""
-    try:
-        sweep = json.loads((path / "sweep.json").read_text())
-    except (OSError, ValueError) as err:
-        raise ArtifactError(
-            "this is no run folder: expected a readable sweep.json",
-            code="no-run",
-            where=str(path),
-            fix="give runs/NAME, or run the sweep again: it rebuilds its records from the store",
-        ) from err
-    records = []
-    for file in sorted((path / "trials").glob("*.json")):
-        try:
-            records.append(json.loads(file.read_text()))
-        except ValueError as err:
-            raise ArtifactError("cannot be read", where=str(file), fix="run the sweep again: it writes this file anew") from err
-    return sweep, records
+def tables_of(run: Run) -> list[Table]:
+    """Of results under each protocol, then of quality."""
+    order = run.arms
+    place = {arm: index for index, arm in enumerate(order)}
+    of_arms = sorted(run.records, key=lambda record: place.get(record["arm"], len(order)))
+    return [*result_tables(run.spec, run.rows), *quality_tables(of_arms, run.store)]
 
 
-def write_report(path: Path, store: Store) -> Report:
-    """Tables, results and one grid an arm under `path`/report."""
-    sweep, records = read_run(path)
-    spec = sweep["spec"]
-    rows = in_order_of(spec["vary"], rows_of(records, store))
-    order = list(by_arm(rows))
-    of_arms = sorted(records, key=lambda record: order.index(record["arm"]) if record["arm"] in order else len(order))
-    tables = [*result_tables(spec, rows), *quality_tables(of_arms, store)]
-    out = path / "report"
-    out.mkdir(exist_ok=True)
-    text = markdown_report(spec, rows, tables, records)
-    files = {"table.md": text, "table.tex": latex_report(spec, tables)}
-    files |= {"table.csv": averaged_csv(rows, spec["evaluate"]["networks"]), "results.csv": csv_table(rows)}
-    files["per_class.csv"] = per_class_csv(rows, store)
-    for name, content in files.items():
+def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:
+    """{file name: content} of all but the pictures and the page: a function of the run folder and the store alone."""
+    return {
+        "table.md": markdown_report(run.spec, run.rows, tables, run.records),
+        "table.tex": latex_report(run.spec, tables),
+        "table.csv": averaged_csv(run.rows, run.spec["evaluate"]["networks"]),
+        "results.csv": csv_table(run.rows),
+        "per_class.csv": per_class_csv(run.rows, run.store),
+    }
+
+
+def write_report(
+    path: Path, store: Store, *, to: Path | None = None, all_pictures: bool = False, with_page: bool = False
+) -> Report:
+    """Tables, results and a grid for each of the chosen arms, under `path`/report or `to`. Raises StageError.
+
+    with_page: index.html too; its drawings take some seconds.
+    """
+    run = open_for_report(path, store)
+    tables = tables_of(run)
+    out = to or path / "report"
+    make_writable("the report", out, fix="say where it may lie: --to FOLDER")
+    texts = report_texts(run, tables)
+    for name, content in texts.items():
         write_atomically(out / name, content)
-    protocol = next(iter(protocols_of(rows)), "-")
-    arms = [table for table in tables if table.title.startswith("Arms, ") and table.title.endswith(f"protocol {protocol}")]
-    brief = markdown_report(spec, rows, arms, records)
+    arms = [table for table in tables if table.title.startswith("Arms, ") and table.title.endswith(f"protocol {run.protocol}")]
+    brief = markdown_report(run.spec, run.rows, arms, run.records)
+    shown = None if all_pictures else chosen_arms(run)
+    pictures = write_grids(run.records, store, out, arms=shown)
+    page = write_page(run, tables, out, all_pictures=all_pictures) if with_page else None
     written = (out / "table.md", out / "table.tex", out / "table.csv")
-    return Report(text, brief, written, out / "results.csv", tuple(write_grids(records, store, out)))
+    return Report(texts["table.md"], brief, written, out / "results.csv", tuple(pictures), page)
 
 
 def result_tables(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:

@@ -84,6 +84,15 @@ class QualitySpec(StageSpec):
     """An image nearer to a training image than this quantile of the training images' own nearest distances is a copy."""
 
 
+class PortraySpec(StageSpec):
+    """Pictures of what the memories of a fine-tuning held, for a report that asks for them."""
+
+    stage: ClassVar[str] = "portray"
+    version: ClassVar[int] = 1
+
+    images: ImagesSpec
+
+
 class EvaluateSpec(StageSpec):
     """Train one classifier from scratch on a set, test it on real images."""
 
@@ -151,5 +160,6 @@ _SPECS = (
     QualitySpec,
     EvaluateSpec,
     TestSpec,
+    PortraySpec,
 )
 STAGE_SPECS: dict[str, type[StageSpec]] = {cls.stage: cls for cls in _SPECS}

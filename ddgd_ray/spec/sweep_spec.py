@@ -28,6 +28,7 @@ StageName = Literal[
     "quality",
     "evaluate",
     "test",
+    "portray",
 ]
 WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 

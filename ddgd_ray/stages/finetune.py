@@ -33,12 +33,14 @@ from ddgd_ray.stages.checkpoint import (
 from ddgd_ray.stages.finite import FiniteWatch
 from ddgd_ray.stages.latents import EpochSampler, LatentCache
 from ddgd_ray.stages.memory_losses import Batch, MemoryLosses
+from ddgd_ray.stages.memory_snapshots import MemorySnapshots
 
 log = logging.getLogger(__name__)
 
 
 def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes the trainable tensors, raw and averaged. Returns the last losses and the memories' diagnostics.
+    """Writes the trainable tensors, raw and averaged, and some rows of the memories. Returns the last losses and the
+    memories' diagnostics.
 
     Goes on from the newest sound checkpoint in ctx.keep: on a CPU, to the bit what an undisturbed run gives.
     Raises Stopped after a checkpoint when it is told to stop, and StageError when a loss is not finite, before the optimizer
@@ -49,10 +51,12 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
     tuning = Tuning(spec, LatentCache(inputs["latents"]), inputs["backbone"], ctx)
     checkpoints = Checkpoints(ctx.keep, every=ctx.checkpoint_steps, rank=ctx.rank, num_ranks=ctx.num_ranks)
     start, orders = tuning.resume(checkpoints), StopOrders(ctx)
+    snapshots = MemorySnapshots(ctx.keep, out, spec.steps, is_writer=ctx.rank == 0)
     report_every = max(5, spec.steps // 200)
     metrics: dict[str, float] = {}
     for step in range(start, spec.steps):
         tuning.step(step)
+        snapshots.after(step + 1, tuning.losses)
         is_last = step == spec.steps - 1
         if step % report_every == 0 or is_last:
             metrics = tuning.watch.newest_terms()
@@ -66,6 +70,7 @@ def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
         if must_stop:
             raise Stopped(f"told to stop after step {step + 1} of {spec.steps}", where="finetune")
     save_adapter(out, Adapter.of(spec), tuning.trainable, tuning.averaged)
+    snapshots.finish()
     return {**metrics, "num_trainable": float(sum(tensor.numel() for tensor in tuning.trainable.values()))}
 
 

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
+from ddgd_ray.engine.sweep import run_sweep
+from ddgd_ray.engine.work import run_in_process
 from ddgd_ray.report.results import Row
+from ddgd_ray.report.run import Run
+from ddgd_ray.spec.preset import read_preset
+from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.store import Store
 
 Publish = Callable[..., list[str]]
@@ -44,3 +49,26 @@ def publish(store: Store) -> Publish:
         return [stage, key]
 
     return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Sweep]) -> Path:
+    """The folder of a small run with a numeric grid, controls and quality. Made once: copy it before changing anything."""
+    runs = tmp_path_factory.mktemp("report-runs")
+    changes = {"vary": {"finetune.lambda_g": (0.0, 0.128)}, "controls": ("random_real", "plain", "full_data")}
+    sweep = tiny({**changes, "quality": ("latents",), "seeds.distill": (0, 1)})
+    return run_sweep(sweep, runs, run_in_process).folder.path
+
+
+@pytest.fixture
+def run_of(store: Store, tmp_path: Path) -> Callable[..., Run]:
+    """run_of(rows, **of the spec): a run that has these rows and no artifacts."""
+
+    def build(rows: list[Row], records: list[dict[str, Any]] | None = None, **given: Any) -> Run:
+        spec = {"name": "made", "preset": "digits", "vary": {}, "search": None, "quality": [], "controls": []}
+        spec |= {"seeds": {"distill": [0], "evaluate": [0]}, "evaluate": {"networks": ["net"], "ipc": [20]}}
+        spec |= {"objective": {"metric": "val_top1", "direction": "maximize"}, **given}
+        identity = {"settings": read_preset("digits").data, "space": {}, "preset": "digits", "vary": spec["vary"]}
+        return Run(tmp_path / "made", {"spec": spec, "identity": identity}, records or [], rows, store)
+
+    return build

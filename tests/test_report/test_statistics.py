@@ -48,7 +48,16 @@ def test_bca_gives_efrons_interval_of_a_variance() -> None:
 
 
 def test_intervals_are_the_same_each_time() -> None:
-    assert bca_interval(SPATIAL_A, np.mean) == bca_interval(SPATIAL_A, np.mean) == mean_interval(SPATIAL_A)
+    assert bca_interval(SPATIAL_A, np.mean) == bca_interval(SPATIAL_A, np.mean)
+
+
+@pytest.mark.parametrize("n", [3, 4, 6, 12, 26])
+def test_the_interval_of_a_mean_is_scipys(n: int) -> None:
+    values = [0.7 + 0.001 * value for value in SPATIAL_A[:n]]
+    slow, quick = bca_interval(values, np.mean), mean_interval(values)
+    assert slow is not None
+    assert quick is not None
+    assert (quick.low, quick.high) == pytest.approx((slow.low, slow.high), abs=1e-12)  # sums in another order
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [0.5, 0.6], [0.7] * 6, [0.1 + 0.2, 0.3, 0.3, 0.3]])

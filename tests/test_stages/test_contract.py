@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ddgd_ray.engine.sweep import planned_trials
-from ddgd_ray.spec.evaluation import STAGE_SPECS
+from ddgd_ray.spec.evaluation import STAGE_SPECS, PortraySpec
 from ddgd_ray.spec.stages import AdoptSpec
 from ddgd_ray.stages.base import CURVES, Context, Outside, StageCall, publish_call, run_call
 from ddgd_ray.store import Store, file_sha256
@@ -32,6 +32,11 @@ def made(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, di
     adopt = StageCall(AdoptSpec(part="backbone", timestep_shift=1), {"weights": Outside("of the tiny DiT", str(trained.path))})
     publish_call(adopt, store, Context())
     calls["adopt"] = adopt
+    images = calls["sample"].spec.images  # type: ignore[attr-defined]
+    calls["portray"] = StageCall(
+        PortraySpec(images=images), {"adapter": calls["finetune"].ref, "autoencoder": calls["autoencoder"].ref}
+    )
+    publish_call(calls["portray"], store, Context())
     return store, calls
 
 

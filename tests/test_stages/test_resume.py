@@ -112,6 +112,11 @@ def test_stopping_after_any_step_gives_the_bits_of_a_calm_run(
     kept = sorted(path.name for path in (tmp_path / "b" / "keep").glob("step-*"))
     assert len(kept) == min(KEPT, stop_at // every)
     assert_same(tune(latent_inputs, tmp_path / "b", every=every), calm)
+    looks = [
+        {path.name: path.read_bytes() for path in (tmp_path / run / "out" / "memories").iterdir()} for run in ("calm", "b")
+    ]
+    assert looks[0] == looks[1]
+    assert len(looks[0]) == 7  # two memories after 3, 6 and 12 steps, and the labels
 
 
 @pytest.mark.parametrize("pop", ["fifo", "reservoir", "kcenter", "min_similarity"])

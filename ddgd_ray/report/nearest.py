@@ -1,0 +1,150 @@
+"""Each distilled image above the real training image nearest to it: copies would be seen at once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray.report.compare import CEILING
+from ddgd_ray.report.dd_ranking import RANDOM
+from ddgd_ray.report.grids import images_by_class, set_folder
+from ddgd_ray.report.pictures import MAX_CLASSES, PictureTable, left_out, native_side, side_for, strip
+from ddgd_ray.report.results import refs_of
+from ddgd_ray.report.run import Run
+from ddgd_ray.store import Artifact
+
+PER_CLASS = 5
+MAX_CANDIDATES = 2000
+"""Real images that pixels are compared with."""
+COMPARED_SIDE = 32
+
+Pairs = Mapping[str, Sequence[tuple[Path, Path]]]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """pairs: {class: (image of the set, real image)}; how: in which space, among which images."""
+
+    pairs: Pairs
+    how: str
+
+
+def nearest_pictures(run: Run, arms: Sequence[str]) -> PictureTable | None:
+    """A column for each of `arms`; None where the store holds no real images."""
+    records = run.first_records()
+    everything = _all_real(run)
+    candidates = _Candidates(run, everything)
+    found: dict[str, Nearest] = {}
+    for arm in arms:
+        folder = set_folder(records[arm], run.store) if arm in records and arm not in (CEILING, RANDOM) else None
+        nearest = None
+        if folder is not None:
+            made = images_by_class(folder, PER_CLASS)
+            nearest = _by_features(run, records[arm], made, everything) or candidates.nearest(made)
+        if nearest is not None:
+            found[arm] = nearest
+    if not found:
+        return None
+    classes = list(dict.fromkeys(name for nearest in found.values() for name in nearest.pairs))
+    shown = classes[:MAX_CLASSES]
+    sets = {arm: {name: [real for _, real in pairs] for name, pairs in one.pairs.items()} for arm, one in found.items()}
+    side = side_for(2 * PER_CLASS * len(shown) * len(found), native_side(sets))
+    rows = []
+    for name in shown:
+        cells = []
+        for arm, nearest in found.items():
+            pairs = nearest.pairs.get(name, ())
+            alt = f"{len(pairs)} images of class {name}, {arm}, each above the real image nearest to it"
+            cells.append(strip([[made for made, _ in pairs], [real for _, real in pairs]], side, alt) if pairs else None)
+        rows.append((name, cells))
+    how = " ".join(dict.fromkeys(nearest.how for nearest in found.values()))
+    note = f"Above: the first {PER_CLASS} images of each class; below each: the real training image nearest to it. {how}"
+    return PictureTable("Nearest real images", list(found), rows, note + left_out(len(shown), len(classes), "classes"))
+
+
+def _all_real(run: Run) -> Artifact | None:
+    """The artifact that holds every training image, where anything needed it."""
+    for stage, key in dict.fromkeys(ref for record in run.records for ref in refs_of(record) if ref[0] == "select"):
+        artifact = run.store.get(stage, key)
+        if artifact is not None and artifact.manifest["spec"]["method"] == "all":
+            return artifact
+    return None
+
+
+def _by_features(
+    run: Run, record: Mapping[str, Any], made: Mapping[str, Sequence[Path]], everything: Artifact | None
+) -> Nearest | None:
+    """What the first quality of the set found, every training image considered."""
+    import numpy as np
+
+    for stage, key, label in record.get("quality", ()):
+        artifact = run.store.get(stage, key)
+        inputs = artifact.manifest["inputs"] if artifact is not None else {}
+        features = [run.store.get("features", inputs[name]) if name in inputs else None for name in ("set", "real")]
+        if artifact is None or everything is None or features[0] is None or features[1] is None:
+            continue
+        of_set, of_real = features[0], features[1]
+        labels, rows = np.load(of_real.path / "labels.npy"), np.load(of_real.path / "rows.npy")
+        places = {int(row): place for place, row in enumerate(rows)}
+        order = np.empty(len(labels), np.int64)  # of each real image inside its class
+        for known in np.unique(labels):
+            mine = np.flatnonzero(labels == known)
+            order[mine] = np.argsort(np.argsort(rows[mine]))
+        real = images_by_class(everything.path, len(labels))
+        names = list(everything.manifest["spec"]["images"]["classes"])
+        nearest = [int(entry["row"]) for entry in json.loads((artifact.path / "copies.json").read_text())["nearest"]]
+        made_labels = np.load(of_set.path / "labels.npy")
+        pairs: dict[str, list[tuple[Path, Path]]] = {}
+        for name, paths in made.items():
+            indices = np.flatnonzero(made_labels == names.index(name))
+            for path, index in zip(paths, indices, strict=False):
+                place = places[nearest[index]]
+                pairs.setdefault(name, []).append((path, real[names[int(labels[place])]][int(order[place])]))
+        return Nearest(pairs, f"Nearest by features {label.partition(',')[0]}, among all {len(labels)} training images.")
+    return None
+
+
+class _Candidates:
+    """Training images that the store has, as pixels: all of them, evenly thinned out, or those that a control drew."""
+
+    def __init__(self, run: Run, everything: Artifact | None) -> None:
+        folder, of = everything.path if everything is not None else None, "training images"
+        if folder is None:
+            drawn = run.first_records().get(RANDOM)
+            folder, of = set_folder(drawn, run.store) if drawn is not None else None, f"training images that {RANDOM} drew"
+        found = [path for paths in images_by_class(folder, 10**9).values() for path in paths] if folder is not None else []
+        self._paths = found[:: max(1, -(-len(found) // MAX_CANDIDATES))]
+        among = f"{len(self._paths)} of {len(found)}" if len(self._paths) < len(found) else str(len(found))
+        self._how = f"Nearest in pixels, among {among} {of}."
+
+    @cached_property
+    def _pixels_nf(self) -> Any:
+        import numpy as np
+
+        return np.stack([_pixels(path) for path in self._paths])
+
+    def nearest(self, made: Mapping[str, Sequence[Path]]) -> Nearest | None:
+        import numpy as np
+
+        if not self._paths:
+            return None
+        squares_N = (self._pixels_nf**2).sum(axis=1)
+        pairs: dict[str, list[tuple[Path, Path]]] = {}
+        for name, paths in made.items():
+            own_MF = np.stack([_pixels(path) for path in paths])
+            closest = (squares_N - 2 * own_MF @ self._pixels_nf.T).argmin(axis=1)
+            pairs[name] = [(path, self._paths[int(place)]) for path, place in zip(paths, closest, strict=True)]
+        return Nearest(pairs, self._how)
+
+
+def _pixels(path: Path) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if max(image.size) > COMPARED_SIDE:
+        image = image.resize((COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float32).reshape(-1) / 255

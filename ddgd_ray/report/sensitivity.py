@@ -1,0 +1,84 @@
+"""Figure 4 of the paper for every numeric field that varies: accuracy over its values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ddgd_ray.report.compare import CEILING, by_arm
+from ddgd_ray.report.figures import Drawing, Line, Point, sensitivity
+from ddgd_ray.report.results import Row, over_seeds, seed_means
+from ddgd_ray.report.run import Run
+from ddgd_ray.report.statistics import mean_interval
+from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric
+
+MAX_LINES = 6
+MAX_FIGURES = 8
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numeric_fields(run: Run) -> list[str]:
+    """Of a grid, those with three or more values at least, all of them numbers."""
+    vary = run.spec["vary"]
+    return [path for path, values in vary.items() if len(values) > 1 and all(map(is_number, values))]
+
+
+def sensitivity_figures(run: Run) -> list[Drawing]:
+    """One for each field and number of images a class, under the main protocol; at most MAX_FIGURES."""
+    found = []
+    for path in numeric_fields(run):
+        for ipc in run.spec["evaluate"]["ipc"]:
+            drawing = _figure(run, path, ipc)
+            if drawing is not None:
+                found.append(drawing)
+    return found[:MAX_FIGURES]
+
+
+def _figure(run: Run, path: str, ipc: int) -> Drawing | None:
+    rows = at_ipc(run.main_rows, ipc)
+    metric = common_metric(rows)
+    varied = [row for row in rows if path in row.params and metric in row.metrics]
+    lines = _lines(varied, path, metric)
+    if not lines:
+        return None
+    controls = {arm: over_seeds(found, metric) for arm, found in by_arm(rows).items() if found[0].is_control}
+    references = [(arm if arm != CEILING else "full_data (ceiling)", stat.mean) for arm, stat in controls.items() if stat]
+    default = run.default(path)
+    caption = (
+        f"Mean over networks at {ipc} images per class, protocol {run.protocol}; dots: distillation seeds; band: 95 % BCa "
+        f"interval of the mean, from three seeds on."
+    )
+    num_lines = len({_others(row, path) for row in varied})
+    if num_lines > len(lines):
+        caption += f" {len(lines)} of {num_lines} combinations of the other fields are drawn."
+    return sensitivity(
+        f"{path} at {ipc} images per class",
+        path,
+        f"top-1, {METRIC_TITLES[metric]}",
+        lines,
+        default=float(default) if is_number(default) else None,
+        references=references,
+        caption=caption,
+    )
+
+
+def _others(row: Row, path: str) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in row.params.items() if name != path)
+
+
+def _lines(rows: Sequence[Row], path: str, metric: str) -> list[Line]:
+    """One for each combination of the other varied fields."""
+    found: dict[str, dict[float, list[Row]]] = {}
+    for row in rows:
+        if is_number(row.params[path]):
+            found.setdefault(_others(row, path), {}).setdefault(float(row.params[path]), []).append(row)
+    lines = []
+    for label, by_value in list(found.items())[:MAX_LINES]:
+        points = []
+        for value in sorted(by_value):
+            stat, seeds = over_seeds(by_value[value], metric), list(seed_means(by_value[value], metric).values())
+            if stat is not None:
+                points.append(Point(value, seeds, stat, mean_interval(seeds)))
+        lines.append(Line(label, points))
+    return lines

@@ -1,0 +1,242 @@
+"""Is everything behind a run what it was when it was published, and does the report say what the artifacts say?"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import unified_diff
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray.errors import ArtifactError
+from ddgd_ray.report.page import MAX_ROWS, PAGE
+from ddgd_ray.report.render import Table
+from ddgd_ray.report.results import refs_of
+from ddgd_ray.report.run import Run, open_for_report
+from ddgd_ray.report.write import report_texts, tables_of
+from ddgd_ray.spec.evaluation import STAGE_SPECS
+from ddgd_ray.store import MANIFEST, Artifact, Store, key_of_identity
+
+Ref = tuple[str, str]
+MAX_LINES = 6
+"""Of a file that differs, shown."""
+
+
+@dataclass
+class Verification:
+    """problems: a line each, with the name of what is damaged or differs; notes: what could not be looked at."""
+
+    num_artifacts: int = 0
+    num_files: int = 0
+    num_bytes: int = 0
+    num_cells: int = 0
+    """Numbers of the report's tables that were computed again and compared."""
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify_run(path: Path, store: Store, report: Path) -> Verification:
+    """Hashes every file behind the run, derives every key anew, and compares the report files with what they should be.
+
+    report: the folder of the report. Raises ArtifactError when `path` is no run folder.
+    """
+    found = Verification()
+    run = _opened(path, store, found)
+    if run is None:
+        return found
+    artifacts = _behind(run, found)
+    for artifact in artifacts.values():
+        _check_artifact(artifact, store, found)
+    for record in run.records:
+        found.problems += [f"trial {record['name']}: {what}" for what in _contradictions(record, artifacts)]
+    if report.is_dir():
+        _check_report(run, report, found)
+    else:
+        found.notes.append(f"no report on disk at {report}")
+    return found
+
+
+def _opened(path: Path, store: Store, found: Verification) -> Run | None:
+    """None where manifests are so damaged that there are no rows; the damage is then among the problems."""
+    try:
+        return open_for_report(path, store)
+    except ArtifactError as err:
+        if err.code == "no-run":
+            raise
+        found.problems.append(f"{err.where}: {err.what}")
+        return None
+
+
+def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
+    """Every artifact of the records and, from there, of their inputs."""
+    artifacts: dict[Ref, Artifact] = {}
+    absent: set[str] = set()
+    open_: list[Ref] = []
+    for record in run.records:
+        for ref in refs_of(record):
+            if run.store.has(*ref):
+                open_.append(ref)
+            elif record["state"] == "done":
+                found.problems.append(f"{ref[0]} {ref[1]}: is not in the store, trial {record['name']} is done with it")
+    while open_:
+        ref = open_.pop()
+        if ref in artifacts:
+            continue
+        try:
+            artifact = run.store.get(*ref)
+        except ArtifactError as err:
+            found.problems.append(f"{err.where}: {err.what}")
+            continue
+        assert artifact is not None, "has() said that it is there"
+        artifacts[ref] = artifact
+        for key in artifact.manifest["inputs"].values():
+            if re.fullmatch("[0-9a-f]{64}", key):  # others are fingerprints of what no stage made
+                stages = [stage for stage in STAGE_SPECS if run.store.has(stage, key)]
+                open_ += [(stage, key) for stage in stages]
+                absent |= set() if stages else {key}
+    if absent:
+        found.notes.append(f"{len(absent)} inputs are no longer in the store and could not be looked at")
+    return artifacts
+
+
+def _check_artifact(artifact: Artifact, store: Store, found: Verification) -> None:
+    manifest, name = artifact.manifest, f"{artifact.manifest['stage']} {artifact.key}"
+    found.num_artifacts += 1
+    found.num_files += len(manifest["files"])
+    found.num_bytes += sum(entry["bytes"] for entry in manifest["files"].values())
+    if key_of_identity(manifest["stage"], manifest["version"], manifest["spec"], manifest["inputs"]) != artifact.key:
+        found.problems.append(f"{name}: its key does not follow from its spec and inputs")
+    try:
+        store.verify(artifact)
+    except ArtifactError as err:
+        found.problems.append(f"{name}: {err.what}")
+        return
+    listed = {*manifest["files"], MANIFEST}
+    there = {str(path.relative_to(artifact.path)) for path in artifact.path.rglob("*") if path.is_file()}
+    found.problems += [f"{name}: {extra} was not published with it" for extra in sorted(there - listed)]
+    found.problems += [f"{name}: {what}" for what in _wrong_metrics(artifact)]
+
+
+def _wrong_metrics(artifact: Artifact) -> Iterator[str]:
+    """Metrics that do not follow from the classifier's own files: the confusion matrix and the curve."""
+    if artifact.manifest["stage"] not in ("evaluate", "test"):
+        return
+    metrics, expected = artifact.metrics, dict[str, float]()
+    curve = artifact.path / "curves.jsonl"
+    points = [json.loads(line) for line in curve.read_text().splitlines()] if curve.is_file() else []
+    tested = [point["test_top1"] for point in points if "test_top1" in point]
+    if points and "val_top1" in points[-1]:
+        expected["val_top1"] = points[-1]["val_top1"]
+    if tested and "test_top1" in points[-1]:
+        expected["top1_last"] = tested[-1]
+        if artifact.manifest["spec"].get("tests") == "all":
+            expected["top1_best"] = max(tested)
+    result = artifact.path / "result.json"
+    if result.is_file():
+        content = json.loads(result.read_text())
+        counts = content["confusion"]
+        share = sum(row[place] for place, row in enumerate(counts)) / max(1.0, sum(map(sum, counts)))
+        expected["top1_last" if content["measured_on"] == "test" else "val_top1"] = share
+    for name, value in expected.items():
+        if name in metrics and not math.isclose(metrics[name], value, abs_tol=1e-6):
+            yield f"{name} is {metrics[name]:.6f} in its manifest, {value:.6f} by its own files"
+
+
+def _contradictions(record: Mapping[str, Any], artifacts: Mapping[Ref, Artifact]) -> Iterator[str]:
+    """Where the trial's line in the ledger says other things than the artifacts that it names."""
+    build = [artifact for ref in record["build"] if (artifact := artifacts.get(tuple(ref))) is not None]
+    for path, value in record["params"].items():
+        section, *names = path.split(".")
+        for artifact in build:
+            if artifact.manifest["stage"] == section:
+                inner: Any = artifact.manifest["spec"]
+                for name in names:
+                    inner = inner.get(name) if isinstance(inner, Mapping) else None
+                if inner != value:
+                    yield f"{path} is {value!r} in its record, {inner!r} in {section} {artifact.key[:8]}"
+    for item in record["evaluators"]:
+        evaluator = artifacts.get((item["stage"], item["key"]))
+        if evaluator is None:
+            continue
+        for name in ("network", "ipc", "seed"):
+            told, made = item[name], evaluator.manifest["spec"][name]
+            if told != made:
+                yield f"{name} is {told!r} in its record, {made!r} in evaluate {item['key'][:8]}"
+        if record["build"] and evaluator.manifest["inputs"]["set"] != record["build"][-1][1]:
+            yield f"evaluate {item['key'][:8]} was trained on another set"
+
+
+def _check_report(run: Run, report: Path, found: Verification) -> None:
+    tables = tables_of(run)
+    for name, text in report_texts(run, tables).items():
+        path = report / name
+        if not path.is_file():
+            found.notes.append(f"{name} is not there")
+            continue
+        before = path.read_text()
+        found.num_cells += len(re.findall(r"\d+\.\d+", text))
+        if before != text:
+            found.problems.append("\n    ".join([f"{path}: differs from what the artifacts say", *_difference(before, text)]))
+    page = report / PAGE
+    if page.is_file():
+        _check_page(page, tables, found)
+    else:
+        found.notes.append(f"{PAGE} is not there")
+
+
+def _difference(before: str, after: str) -> list[str]:
+    lines = unified_diff(before.splitlines(), after.splitlines(), "file", "artifacts", n=0, lineterm="")
+    changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    more = [f"... {len(changed) - MAX_LINES} lines more"] if len(changed) > MAX_LINES else []
+    return [*changed[:MAX_LINES], *more]
+
+
+def _check_page(page: Path, tables: list[Table], found: Verification) -> None:
+    shown = _PageTables()
+    shown.feed(page.read_text())
+    for table in tables:
+        cells = shown.tables.get(table.title)
+        if cells is None:
+            found.problems.append(f"{page}: has no table {table.title!r}")
+            continue
+        expected = [[name, *(cell.text for cell in row)] for name, row in table.rows[:MAX_ROWS]]
+        found.num_cells += sum(map(len, expected))
+        for place, (was, should) in enumerate(zip(cells, expected, strict=False)):
+            if was != should:
+                found.problems.append(f"{page}: {table.title}, line {place + 1}: {was} where the artifacts say {should}")
+        if len(cells) != len(expected):
+            found.problems.append(f"{page}: {table.title} has {len(cells)} lines, expected {len(expected)}")
+
+
+class _PageTables(HTMLParser):
+    """{title: lines of cells} of the page's tables of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tables: dict[str, list[list[str]]] = {}
+        self._rows: list[list[str]] | None = None
+        self._is_body = self._is_cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        title = dict(attrs).get("data-title")
+        if tag == "table":
+            self._rows = self.tables.setdefault(title, []) if title else None
+        elif tag == "tbody":
+            self._is_body = True
+        elif self._rows is not None and self._is_body and tag == "tr":
+            self._rows.append([])
+        elif self._rows is not None and self._is_body and tag in ("td", "th"):
+            self._rows[-1].append("")
+            self._is_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._is_cell = False
+        elif tag == "tbody":
+            self._is_body = False
+
+    def handle_data(self, data: str) -> None:
+        if self._is_cell and self._rows:
+            self._rows[-1][-1] += data
