@@ -18,6 +18,8 @@ EPILOG = (
 )
 EPILOG += "missing, 6 store or run locked or damaged, 75 interrupted: run the same command again, 130 left at once"
 
+TRACKING_URI = "MLflow server or database; passwords go into $MLFLOW_TRACKING_URI, the default, else RUN_DIR/mlflow.db"
+
 
 def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
@@ -56,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     def runs(added: argparse.ArgumentParser) -> None:
         added.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
         added.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: one job at a time, without ray")
-        added.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
-        added.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
+        added.add_argument("--tracking-uri", help=TRACKING_URI)
+        tracking = added.add_mutually_exclusive_group()
+        tracking.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
+        tracking.add_argument("--tracking-required", action="store_true", help="exit 5 when MLflow lacks something at the end")
 
     sweep = command("sweep", run_sweep_command, "run a sweep, or continue it: finished stages are not repeated")
     takes_sweep(sweep)
@@ -71,9 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true")
     report = command("report", report_command, "write tables and pictures of a run again from the store")
     report.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
-    sync = command("sync", sync_command, "send what waits in the outbox to MLflow; sending twice changes nothing")
+    tracking = commands.add_parser("mlflow", help="send results to MLflow").add_subparsers(required=True, metavar="COMMAND")
+    text = "send what waits in the outbox to MLflow, and what it refused before; sending twice changes nothing"
+    sync = tracking.add_parser("sync", help=text, description=text)
+    sync.set_defaults(run=sync_command)
     sync.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
-    sync.add_argument("--tracking-uri")
+    sync.add_argument("--tracking-uri", help=TRACKING_URI)
     sync.add_argument("--follow", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
     export = command("export", export_command, "write a fine-tuned model as a plain diffusers DiTPipeline folder")
     export.add_argument("key", metavar="KEY", help="of a finetune artifact, or its first digits; `ddgd-ray plan` shows them")

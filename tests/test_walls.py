@@ -15,6 +15,7 @@ ALLOWED = {
     "spec": {"errors"},
     "store": {"errors", "spec"},
     "hashes": {"errors"},
+    "redact": set(),
     "imagefolder": {"errors", "spec"},
     "setfolder": {"errors", "imagefolder"},
     "sources": {"errors", "spec", "hashes", "imagefolder", "setfolder"},
@@ -22,17 +23,17 @@ ALLOWED = {
     "method": {"method"},
     "stages": {"errors", "spec", "store", "imagefolder", "setfolder", "sources", "method"},
     "report": {"errors", "spec", "store", "setfolder"},
-    "engine": {"errors", "spec", "store", "sources", "weights", "report", "stages"},
+    "engine": {"errors", "spec", "store", "redact", "sources", "weights", "report", "stages"},
     "data": {"sources", "spec", "stages"},
     "view": {"engine", "stages"},
-    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages"},
+    "commands": {"errors", "spec", "store", "setfolder", "engine", "report", "view", "stages", "redact"},
     "cli": {"commands", "errors"},
 }
 # framework -> the files that may import it
 DOORS = {
     "ray": {"engine/ray_tune.py", "engine/ray_train.py"},
     "optuna": {"engine/optuna_search.py"},
-    "mlflow": {"engine/mlflow_tracker.py"},
+    "mlflow": {"engine/mlflow_runs.py"},
 }
 
 

@@ -113,6 +113,7 @@ class RunFolder:
         under the same name would mix two tables.
         """
         path = self.path / "sweep.json"
+        started = time.time()
         parts = {
             "preset": sweep.spec.preset,
             "settings": sweep.preset.data,
@@ -122,7 +123,8 @@ class RunFolder:
         }
         identity = json.loads(json.dumps(parts))  # as a file gives it back: lists, not tuples
         if path.is_file():
-            before = json.loads(path.read_text())["identity"]
+            content = json.loads(path.read_text())
+            before, started = content["identity"], content.get("started", started)
             changed = _differences(before, identity)
             # a wider grid keeps all cells of the old one
             widened = [line for line in changed if line.startswith("vary.") and _is_wider(before["vary"], identity["vary"])]
@@ -137,6 +139,7 @@ class RunFolder:
         content = {
             "schema": SCHEMA,
             "ddgd_ray": __version__,
+            "started": started,
             "name": sweep.spec.name,
             "identity": identity,
             "spec": sweep.spec.canonical(),
