@@ -67,11 +67,13 @@ def _scores(evaluator: Mapping[str, Any], store: Store) -> dict[str, Point]:
 
 
 def evaluator_points(artifact: Artifact, tested: Artifact | None, without: Collection[str] = ()) -> list[Point]:
-    """The evaluator's numbers, and those of what looked at the test images for it. without: names that a curve has already."""
-    points = {name: Point(name, value, artifact.manifest["created"]) for name, value in artifact.metrics.items()}
-    if tested is not None:
-        points |= {name: Point(name, value, tested.manifest["created"]) for name, value in tested.metrics.items()}
-    return [point for name, point in points.items() if name not in without]
+    """The evaluator's numbers, then those of what looked at the test images for it, which count where both have a name.
+
+    without: names that a curve has already.
+    """
+    made = [artifact] if tested is None else [artifact, tested]
+    points = [Point(name, value, one.manifest["created"]) for one in made for name, value in one.metrics.items()]
+    return [point for point in points if point.name not in without]
 
 
 def curves(artifact: Artifact, prefix: str = "") -> list[Point]:
