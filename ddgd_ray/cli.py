@@ -25,6 +25,8 @@ EPILOG = (
 )
 EPILOG += "missing, 6 store or run locked or damaged, 75 interrupted: run the same command again, 130 left at once"
 
+TRACKING_URI = "MLflow server or database; passwords go into $MLFLOW_TRACKING_URI, the default, else RUN_DIR/mlflow.db"
+
 
 def main(argv: list[str] | None = None) -> None:
     words, options = split_options(sys.argv[1:] if argv is None else argv)
@@ -69,8 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: one job at a time, without ray")
         added.add_argument("--amend", action="store_true", help="continue a run with more seeds, networks, values or trials")
         added.add_argument("--force-unlock", action="store_true", help="the driver on another host that held this run is gone")
-        added.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
-        added.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
+        added.add_argument("--tracking-uri", help=TRACKING_URI)
+        tracking = added.add_mutually_exclusive_group()
+        tracking.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
+        tracking.add_argument("--tracking-required", action="store_true", help="exit 5 when MLflow lacks something at the end")
 
     sweep = command("sweep", run_sweep_command, "run a sweep, or continue it: finished stages are not repeated")
     takes_sweep(sweep)
@@ -107,9 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("first", type=absolute, metavar="RUN_A")
     compare.add_argument("second", type=absolute, metavar="RUN_B")
     compare.add_argument("--html", type=absolute, metavar="FILE", help="write it as a page too")
-    sync = command("sync", sync_command, "send what waits in the outbox to MLflow; sending twice changes nothing")
+    tracking = commands.add_parser("mlflow", help="send results to MLflow").add_subparsers(required=True, metavar="COMMAND")
+    text = "send what waits in the outbox to MLflow, and what it refused before; sending twice changes nothing"
+    sync = tracking.add_parser("sync", help=text, description=text)
+    sync.set_defaults(run=sync_command)
     sync.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
-    sync.add_argument("--tracking-uri")
+    sync.add_argument("--tracking-uri", help=TRACKING_URI)
     sync.add_argument("--follow", type=int, default=0, metavar="PID", help=argparse.SUPPRESS)
     store = command("store", store_command, "compare all artifacts with their manifests, or remove what nobody will use again")
     store.add_argument("action", choices=("verify", "gc"))

@@ -62,14 +62,16 @@ def find_run_dir(path: Path) -> tuple[Path, str]:
             return run_dir, name
     is_run = (path / "sweep.json").is_file()
     what = "there is no MLflow database (mlflow.db) yet" if path.is_dir() else "there is no such folder"
-    fix = f"ddgd-ray sync {path} makes it" if is_run else "run a sweep first, or give the folder that its --run-dir named"
+    fix = (
+        f"ddgd-ray mlflow sync {path} makes it" if is_run else "run a sweep first, or give the folder that its --run-dir named"
+    )
     raise StageError(what, code="no-database", where=str(path), fix=fix)
 
 
 def _refuse_other(database: Path) -> None:
     if not _ask(database, "select name from sqlite_master where name = 'experiments'", ()):
         what = "this is no database of MLflow's, or an empty one"
-        raise StageError(what, code="no-database", where=str(database), fix="run a sweep, or `ddgd-ray sync RUN`")
+        raise StageError(what, code="no-database", where=str(database), fix="run a sweep, or `ddgd-ray mlflow sync RUN`")
 
 
 def experiment_page(run_dir: Path, name: str) -> str:

@@ -175,7 +175,7 @@ def test_a_run_that_was_never_sent_is_told_how(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(StageError) as caught:
         ui.find_run_dir(tmp_path)
-    assert f"ddgd-ray sync {tmp_path}" in caught.value.fix
+    assert f"ddgd-ray mlflow sync {tmp_path}" in caught.value.fix
 
 
 @pytest.mark.parametrize("content", [b"", b"no database " * 100])

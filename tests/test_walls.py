@@ -21,6 +21,7 @@ ALLOWED = {
     "mirror": {"errors", "remote"},
     "remote_store": {"errors", "spec", "store", "manifest", "commit", "leases", "remote", "mirror"},
     "hashes": {"errors"},
+    "redact": set(),
     "imagefolder": {"errors", "spec"},
     "setfolder": {"errors", "imagefolder"},
     "sources": {"errors", "spec", "hashes", "imagefolder", "setfolder"},
@@ -40,6 +41,7 @@ ALLOWED = {
         "leases",
         "sources",
         "weights",
+        "redact",
         "report",
         "stages",
     },
@@ -62,6 +64,7 @@ ALLOWED = {
         "submitting",
         "doctor",
         "ui",
+        "redact",
         "upkeep",
     },
     "api": {"errors", "spec", "store", "report", "exporting", "engine"},
@@ -71,7 +74,7 @@ ALLOWED = {
 DOORS = {
     "ray": {"engine/ray_tune.py", "engine/ray_train.py"},
     "optuna": {"engine/optuna_search.py"},
-    "mlflow": {"engine/mlflow_tracker.py"},
+    "mlflow": {"engine/mlflow_runs.py"},
 }
 
 

@@ -1,7 +1,8 @@
-"""Look at runs, and stop them: `status`, `stop`, `sync`."""
+"""Look at runs, and stop them: `status`, `stop`, `mlflow sync`."""
 
 import argparse
 import json
+import logging
 import os
 import signal
 import time
@@ -51,15 +52,27 @@ def stop_command(args: argparse.Namespace) -> int:
 
 def sync_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine import tracker
+    from ddgd_ray.engine.mlflow_runs import connect, is_refusal
+    from ddgd_ray.engine.mlflow_tracker import Shipper
     from ddgd_ray.engine.run_folder import RunFolder, open_store
+    from ddgd_ray.redact import RedactingFormatter, redact
     from ddgd_ray.report.write import read_run
 
     read_run(args.run_folder)
+    handler = logging.StreamHandler()
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("ddgd_ray").addHandler(handler)
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
-    uri = args.tracking_uri or tracker.default_uri(args.run_folder.parent)
+    uri = tracker.uri_of(args.tracking_uri, args.run_folder.parent)
+    is_server = uri.partition(":")[0] in ("http", "https", "databricks", "uc")
+    store = open_store(args.run_folder.parent)
     if args.follow:
         os.nice(10)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep; it closes the outbox when it stops
-    left = tracker.ship_all(folder, open_store(args.run_folder.parent), uri, follow_pid=args.follow)
-    print(f"{left} trials are left in the outbox" if left else f"all trials are in {uri}")
+
+    def shipper() -> Shipper:
+        return Shipper(folder.path, store, connect(uri), is_server=is_server)
+
+    left = tracker.ship_all(folder, shipper, is_refusal, follow_pid=args.follow)
+    print(left if left else f"all trials are in {redact(uri)}")
     return 5 if left else 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ddgd_ray.engine.sweep import Result
     from ddgd_ray.spec.sweep import Sweep
 
-TRACKER_WAIT_S = 10.0
+TRACKER_WAIT_S = 9.0
 STOPPED = {
     "interrupted": "interrupted: everything finished is kept; run the same command again to continue",
     "failures": "stopped: too many jobs failed (resources.max_failed_share)",
@@ -99,6 +99,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from ddgd_ray.engine.run_folder import RunFolder, open_store
     from ddgd_ray.engine.sweep import run_sweep
     from ddgd_ray.engine.work import run_in_process
+    from ddgd_ray.redact import redact
     from ddgd_ray.view import LiveView, PlainView, machine_busy_s
 
     plan_controls(sweep)  # data and weights are looked for before anything is written
@@ -118,7 +119,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
         run_with_tune(conductor, store, resources, args.address)
 
     shipper = None
-    uri = args.tracking_uri or tracker.default_uri(run_dir)
+    uri = tracker.uri_of(args.tracking_uri, run_dir)
 
     def on_start(conductor: "Conductor") -> None:
         nonlocal shipper
@@ -139,9 +140,11 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     if shipper is not None:
         left = tracker.close(folder, shipper, TRACKER_WAIT_S)
         if left:
-            echo(f"warning: {left} trials are not in MLflow yet; send them with: ddgd-ray sync {folder.path}")
+            echo(f"warning: {left}\n  help: send what waits with: ddgd-ray mlflow sync {folder.path}")
+            if args.tracking_required and result.exit_code in (0, 3):
+                return 5
         else:
-            echo(f"MLflow    {uri}")
+            echo(f"MLflow    {redact(uri)}")
     return result.exit_code
 
 
@@ -199,8 +202,10 @@ def _drain_on_signal(conductor: "Conductor") -> None:
 
 def _log_to(path: Path) -> None:
     """Everything that libraries log goes to the run's file; the terminal belongs to us."""
+    from ddgd_ray.redact import RedactingFormatter
+
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -92,7 +92,7 @@ def _database(path: Path) -> Finding:
     except sqlite3.OperationalError as err:
         return Finding("mlflow", "WARN", f"{path}: {err}", "another program writes it; look again, or end that program")
     except sqlite3.DatabaseError as err:
-        return Finding("mlflow", "FAIL", f"{path}: {err}", "move it away; `ddgd-ray sync RUN` fills a new one")
+        return Finding("mlflow", "FAIL", f"{path}: {err}", "move it away; `ddgd-ray mlflow sync RUN` fills a new one")
     if tables and "experiments" not in tables:
         return Finding("mlflow", "FAIL", f"{path} is a database of something else", "choose another --tracking-uri")
     return passed("mlflow", f"{path} can be written")
@@ -126,6 +126,6 @@ def _server(uri: str, shown: str, environment: Mapping[str, str]) -> Finding:
         return Finding("mlflow", "WARN", f"{shown} answers, not as an MLflow server does", "correct --tracking-uri")
     except OSError as err:
         reason = getattr(err, "reason", err)
-        fix = "start it, or correct --tracking-uri; what is tracked waits on disk, `ddgd-ray sync` sends it later"
+        fix = "start it, or correct --tracking-uri; what is tracked waits on disk, `ddgd-ray mlflow sync` sends it later"
         return Finding("mlflow", "WARN", f"no answer from {shown} within {ANSWER_S:.0f} s: {reason}", fix)
     return passed("mlflow", f"the server at {shown} answers")

@@ -1,142 +1,194 @@
-"""The door to MLflow: ship finished trials from the outbox. Idempotent: shipping a trial again changes nothing.
+"""What a tracking server gets of a run folder: one run for the sweep, one per trial below it, one per evaluator below that.
 
-Runs: one for the sweep, one per trial below it, one per evaluator below that. A run is found by its tag `ddgd.key`; metrics
-carry the time and step at which they were measured, so that sending them twice leaves one row.
+Everything carries the time and step at which it was measured, from the store, so that sending it again leaves the same rows.
 """
 
-import json
-import logging
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from ddgd_ray.engine.mlflow_runs import DataSet, Known, Picture, Runs
+from ddgd_ray.engine.tracked_names import cleaned, short_names, step_of
+from ddgd_ray.engine.tracked_scores import curves, evaluator_points, name_of, trial_points
+from ddgd_ray.errors import StageError
 from ddgd_ray.report.grids import draw_grid, set_folder
-from ddgd_ray.report.results import over_seeds, rows_of
-from ddgd_ray.stages.base import read_curves
+from ddgd_ray.report.write import read_run
 from ddgd_ray.store import Artifact, Store
 
-log = logging.getLogger(__name__)
-
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-SUMMARY = ("val_top1", "top1_last", "top1_selected", "top1_best")
-MAX_POINTS = 200
+MAX_NOTE = 5000
+Record = Mapping[str, Any]
 
 
 class Shipper:
     """Writes one run folder's trials to one tracking server."""
 
-    def __init__(self, path: Path, store: Store, uri: str) -> None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-        for name in ("mlflow", "alembic", "sqlalchemy"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        from mlflow.tracking import MlflowClient
-
+    def __init__(self, path: Path, store: Store, client: Any, *, is_server: bool) -> None:
+        """is_server: it decides where files go; a plain database leaves that to us."""
         self.path, self.store = path, store
-        self.client = MlflowClient(uri)
-        self.sweep = json.loads((path / "sweep.json").read_text())
-        self.name = self.sweep["spec"]["name"]
-        self._experiment = self._open_experiment(is_local=uri.startswith("sqlite:"))
-        self._sweep_run = self._run(self.name, self.name, "sweep", None, {})
+        self.sweep, records = read_run(path)
+        self.name = cleaned(str(self.sweep["spec"]["name"]))
+        location = None if is_server else (path.parent / "mlartifacts" / self.name).absolute().as_uri()
+        self.runs = Runs(client, self.name, location)
+        self._names = short_names([*self.sweep["spec"]["vary"], *self.sweep["identity"]["space"]])
+        self._started = float(self.sweep.get("started") or min((record["finished"] for record in records), default=0.0))
+        self._sweep_run, status = self._open_sweep()
+        self._is_running = status == "RUNNING"
 
-    def _open_experiment(self, *, is_local: bool) -> str:
-        found = self.client.get_experiment_by_name(self.name)
+    def _open_sweep(self) -> tuple[str, str]:
+        found = self.runs.found("ddgd.key", self.name).get(self.name)
         if found is not None:
-            return str(found.experiment_id)
-        location = (self.path.parent / "mlartifacts" / self.name).absolute().as_uri() if is_local else None
-        return str(self.client.create_experiment(self.name, artifact_location=location))
+            return found.id, found.status
+        spec = self.sweep["spec"]
+        tags = self._tags(self.name, "sweep", spec["name"], None) | {"ddgd.name": spec["name"]}
+        tags |= {"ddgd.recipe": spec["recipe"]} if spec.get("recipe") else {}
+        return self.runs.create(tags, self._started), "RUNNING"
 
-    def _run(self, key: str, title: str, kind: str, parent: str | None, tags: Mapping[str, str]) -> str:
-        """Id of the run with this key, made if there is none."""
-        found = self.client.search_runs([self._experiment], f"tags.`ddgd.key` = '{key}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        all_tags = {"ddgd.key": key, "ddgd.kind": kind, "ddgd.sweep": self.name, "mlflow.runName": title, **tags}
-        if parent is not None:
-            all_tags["mlflow.parentRunId"] = parent
-        return str(self.client.create_run(self._experiment, tags=all_tags).info.run_id)
+    def _tags(self, key: str, kind: str, title: str, parent: tuple[str, str] | None) -> dict[str, str]:
+        """What every run has. parent: its run id and key; MLflow's pages show one level of nesting, tags can be filtered by."""
+        tags = {"ddgd.key": key, "ddgd.kind": kind, "ddgd.sweep": self.name, "mlflow.runName": title}
+        tags |= {"mlflow.source.name": "ddgd-ray", "ddgd.preset": self.sweep["spec"]["preset"]}
+        tags |= {"ddgd.version.ddgd_ray": str(self.sweep["ddgd_ray"])}
+        return tags if parent is None else {**tags, "mlflow.parentRunId": parent[0], "ddgd.parent_key": parent[1]}
 
-    def ship(self, record: Mapping[str, Any]) -> None:
+    def ship(self, record: Record) -> None:
         """One trial with its evaluators."""
-        key = f"{self.name}/{record['name']}"
-        tags = {f"ddgd.{stage}": stage_key for stage, stage_key in [*record["prepare"], *record["build"]]}
-        tags |= {"ddgd.preset": self.sweep["spec"]["preset"], "ddgd.control": str(record["is_control"]).lower()}
-        run = self._run(key, record["name"], "trial", self._sweep_run, tags)
-        main = record["evaluators"][0]["protocol"] if record["evaluators"] else ""
-        rows = [row for row in rows_of([record], self.store) if row.protocol == main]
-        means = {name: stat.mean for name in SUMMARY if (stat := over_seeds(rows, name)) is not None}
-        self._log(run, {**record["params"], "arm": record["arm"], "seed": record["seed"]}, means, record["finished"])
-        for stage, stage_key, label in record["quality"]:
-            measured = self.store.get(stage, stage_key)
-            if measured is not None:
-                named = {f"{label.replace(',', '')}/{name}": value for name, value in measured.metrics.items()}
-                self._log(run, {}, named, measured.manifest["created"])
-        for stage, stage_key in record["build"]:
-            artifact = self.store.get(stage, stage_key)
-            if artifact is not None and stage == "finetune":
-                self._curves(run, artifact)
-        folder = set_folder(record, self.store)
-        if folder is not None:
-            with tempfile.TemporaryDirectory() as scratch:
-                picture = Path(scratch) / "distilled.png"
-                draw_grid({record["name"]: folder}).save(picture)
-                self.client.log_artifact(run, str(picture))
+        if not self._is_running:  # a sweep that had ended goes on
+            self.runs.client.update_run(self._sweep_run, status="RUNNING")
+            self._is_running = True
+        key = cleaned(f"{self.name}/{record['name']}")
+        known = self.runs.found("ddgd.trial_key", key)
+        built = self._artifacts(record["build"])
+        tags = self._tags(key, "trial", record["name"], (self._sweep_run, self.name)) | self._trial_tags(key, record)
+        tags |= _version_tags(built[-1] if built else None)
+        run = known[key].id if key in known else self.runs.create(tags, self._start_of(record, built))
+        if "ddgd.error" in (known[key].tags if key in known else {}) and not record["errors"]:
+            self.runs.client.delete_tag(run, "ddgd.error")
+        points = [*trial_points(record, self.store)]
+        for artifact in _tuned(built):
+            points += curves(artifact, "finetune/")
+        self.runs.log(run, points, self._params(record), tags)
+        self.runs.log_data(run, self._data_of_trial(record, built))
+        self.runs.log_pictures(run, self._pictures(record, built))
         for evaluator in record["evaluators"]:
-            self._ship_evaluator(run, key, record, evaluator)
-        if record["errors"]:
-            self.client.set_tag(run, "ddgd.error", "; ".join(sorted(set(record["errors"].values())))[:4000])
-        self._end(run, record["finished"], is_failed=record["state"] == "failed")
+            self._ship_evaluator(known, (run, key), record, evaluator)
+        self.runs.end(run, record["finished"], "FAILED" if record["state"] == "failed" else "FINISHED")
 
-    def _ship_evaluator(self, parent: str, parent_key: str, record: Mapping[str, Any], evaluator: Mapping[str, Any]) -> None:
+    def _trial_tags(self, key: str, record: Record) -> dict[str, str]:
+        tags = {"ddgd.trial_key": key, "ddgd.arm": record["arm"], "ddgd.control": str(record["is_control"]).lower()}
+        tags |= {"ddgd.distill_seed": str(record["seed"])}
+        if record["evaluators"]:
+            tags["ddgd.protocol"] = record["evaluators"][0]["protocol"]
+        keys: dict[str, list[str]] = {}
+        for stage, stage_key in [*record["prepare"], *record["build"]]:
+            keys.setdefault(stage, []).append(stage_key)
+        tags |= {f"ddgd.{stage}": " ".join(found) for stage, found in keys.items()}
+        return tags | ({"ddgd.error": "; ".join(sorted(set(record["errors"].values())))} if record["errors"] else {})
+
+    def _params(self, record: Record) -> dict[str, Any]:
+        varied = {self._names.get(path, path): value for path, value in record["params"].items()}
+        return {**varied, "arm": record["arm"], "distill_seed": record["seed"]}
+
+    def _ship_evaluator(self, known: Mapping[str, Known], parent: tuple[str, str], record: Record, evaluator: Record) -> None:
         artifact = self.store.get(evaluator["stage"], evaluator["key"])
         if artifact is None:
             return
         protocol = evaluator["protocol"]
-        title = f"{evaluator['network']}/ipc{evaluator['ipc'] or 'all'}/seed{evaluator['seed']}"
+        title = f"{name_of(evaluator)}/seed{evaluator['seed']}"
         title += "" if protocol == record["evaluators"][0]["protocol"] else f"/{protocol}"
-        tags = {"ddgd.evaluate": evaluator["key"], "ddgd.parent_key": parent_key, "ddgd.protocol": protocol}
-        run = self._run(f"{parent_key}/{title}", title, "evaluator", parent, tags)
-        params = {name: evaluator[name] for name in ("network", "ipc", "seed")}
-        params |= {**record["params"], "arm": record["arm"], "distill_seed": record["seed"]}
-        tested = self.store.get(*evaluator["test"]) if "test" in evaluator else None
-        self._log(run, params, artifact.metrics | (tested.metrics if tested else {}), artifact.manifest["created"])
-        self._curves(run, artifact)
-        self._end(run, artifact.manifest["created"], is_failed=False)
+        key = cleaned(f"{parent[1]}/{title}")
+        tags = self._tags(key, "evaluator", title, parent) | _version_tags(artifact)
+        tags |= {"ddgd.trial_key": parent[1], "ddgd.evaluate": artifact.key, "ddgd.protocol": protocol}
+        tags |= {"ddgd.arm": record["arm"], "ddgd.distill_seed": str(record["seed"])}
+        tags |= {"ddgd.evaluate_seed": str(evaluator["seed"])}
+        run = known[key].id if key in known else self.runs.create(tags, artifact.manifest["created"] - artifact.seconds)
+        tested = self.store.get(*evaluator["test"]) if evaluator.get("test") else None
+        params = self._params(record) | {name: evaluator[name] for name in ("network", "ipc", "protocol")}
+        along = curves(artifact)
+        points = along + evaluator_points(artifact, tested, without={point.name for point in along})
+        self.runs.log(run, points, params | {"evaluate_seed": evaluator["seed"]}, tags)
+        self.runs.log_data(run, self._data_of_evaluator(artifact))
+        self.runs.end(run, (tested or artifact).manifest["created"], "FINISHED")
 
-    def _log(self, run: str, params: Mapping[str, Any], metrics: Mapping[str, float], seconds: float) -> None:
-        from mlflow.entities import Metric, Param
+    def _data_of_trial(self, record: Record, built: list[Artifact]) -> Iterator[DataSet]:
+        for artifact in [*self._artifacts(record["prepare"]), *built]:
+            if "images" in artifact.manifest["inputs"]:
+                source = {"preset": self.sweep["spec"]["preset"]}
+                yield DataSet(self.sweep["spec"]["preset"], artifact.manifest["inputs"]["images"], source, "training")
+                break
+        evaluators = self._evaluators(record)
+        digest = built[-1].key if built else next((item.manifest["inputs"]["set"] for item in evaluators), "")
+        if digest:
+            yield DataSet(f"distilled {digest[:8]}", digest, {"set": digest}, "distilled")
 
-        points = [Metric(name, value, int(seconds * 1000), 0) for name, value in metrics.items()]
-        settings = [Param(name, str(value)) for name, value in params.items()]
-        self.client.log_batch(run, metrics=points, params=settings)
+    def _data_of_evaluator(self, artifact: Artifact) -> Iterator[DataSet]:
+        inputs = artifact.manifest["inputs"]
+        yield DataSet(f"distilled {inputs['set'][:8]}", inputs["set"], {"set": inputs["set"]}, "training")
+        preset = self.sweep["spec"]["preset"]
+        yield DataSet(f"{preset} test images", inputs["real"], {"preset": preset, "images": inputs["real"]}, "testing")
 
-    def _curves(self, run: str, artifact: Artifact) -> None:
-        from mlflow.entities import Metric
+    def _pictures(self, record: Record, built: list[Artifact]) -> Iterator[Picture]:
+        """The set, and what the fine-tuning kept of its memories."""
+        folder = set_folder(record, self.store)
+        if folder is not None and folder.is_dir():  # one that was made elsewhere may be gone
+            step = max((int(artifact.manifest["spec"]["steps"]) for artifact in _tuned(built)), default=0)
+            seconds = built[-1].manifest["created"] if built else record["finished"]
+            yield Picture(_grid(record["name"], folder), "distilled", step, seconds)
+        for artifact in _tuned(built):
+            for file in sorted((artifact.path / "memory").rglob("*.png")):
+                name, step = step_of(file.stem)
+                place = file.relative_to(artifact.path).with_name(name)
+                with Image.open(file) as opened:
+                    yield Picture(opened.convert("RGB"), place.as_posix(), step, artifact.manifest["created"])
 
-        curves = read_curves(artifact)
-        thin = max(1, len(curves) // MAX_POINTS)
-        points = [
-            Metric(f"{artifact.manifest['stage']}/{name}", value, int(point["time"] * 1000), int(point["step"]))
-            for point in curves[::thin]
-            for name, value in point.items()
-            if name not in ("step", "time")
-        ]
-        for start in range(0, len(points), 1000):
-            self.client.log_batch(run, metrics=points[start : start + 1000])
+    def _start_of(self, record: Record, built: list[Artifact]) -> float:
+        """When work on the trial's own stages began."""
+        starts = [artifact.manifest["created"] - artifact.seconds for artifact in built or self._evaluators(record)]
+        return float(min(starts, default=record["finished"]))
 
-    def _end(self, run: str, seconds: float, *, is_failed: bool) -> None:
-        self.client.set_terminated(run, "FAILED" if is_failed else "FINISHED", end_time=int(seconds * 1000))
+    def _artifacts(self, refs: list[list[str]]) -> list[Artifact]:
+        found = (self.store.get(stage, key) for stage, key in refs)
+        return [artifact for artifact in found if artifact is not None]
 
-    def finish(self, *, is_failed: bool) -> None:
-        """Put the tables and grids on the sweep's run and end it."""
-        for file in sorted((self.path / "report").glob("*")):
-            self.client.log_artifact(self._sweep_run, str(file))
-        self.client.set_terminated(self._sweep_run, "FAILED" if is_failed else "FINISHED")
+    def _evaluators(self, record: Record) -> list[Artifact]:
+        return self._artifacts([[item["stage"], item["key"]] for item in record["evaluators"]])
+
+    def finish(self) -> None:
+        """Put tables and pictures on the sweep's run and end it: FAILED with a failed trial, KILLED while some are missing."""
+        _, records = read_run(self.path)
+        report = self.path / "report"
+        for file in sorted(report.rglob("*")):
+            if file.is_file() and not file.name.startswith("."):
+                inner = file.parent.relative_to(report).as_posix()
+                self.runs.client.log_artifact(self._sweep_run, str(file), "report" if inner == "." else f"report/{inner}")
+        if (report / "table.md").is_file():
+            self.runs.log(self._sweep_run, (), {}, {"mlflow.note.content": _beginning((report / "table.md").read_text())})
+        self.runs.found("ddgd.sweep", self.name)  # deletes twins
+        states = {record["state"] for record in records}
+        status = "KILLED" if "planned" in states else "FAILED" if "failed" in states else "FINISHED"
+        self.runs.end(self._sweep_run, max([self._started, *(record["finished"] for record in records)]), status)
+        self._is_running = False
+
+
+def _grid(title: str, folder: Path) -> Image.Image:
+    try:
+        return draw_grid({title: folder})
+    except (OSError, ValueError) as err:
+        raise StageError(f"its pictures cannot be drawn: {err}", where=str(folder), fix="repair the folder") from err
+
+
+def _tuned(built: list[Artifact]) -> list[Artifact]:
+    return [artifact for artifact in built if artifact.manifest["stage"] == "finetune"]
+
+
+def _version_tags(artifact: Artifact | None) -> dict[str, str]:
+    versions: dict[str, str] = artifact.manifest["versions"] if artifact is not None else {}
+    return {f"ddgd.version.{name}": version for name, version in versions.items()}
+
+
+def _beginning(text: str) -> str:
+    """As many whole lines as a description holds."""
+    if len(text) <= MAX_NOTE:
+        return text
+    return text[: MAX_NOTE - 40].rpartition("\n")[0] + "\n\n(more: report/table.md)"

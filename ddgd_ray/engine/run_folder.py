@@ -154,9 +154,10 @@ class RunFolder:
         preset, grid or recipe under the same name would mix two tables; fewer of anything would leave lines of no use behind.
         """
         path = self.path / "sweep.json"
-        identity = identity_of(sweep)
+        identity, started = identity_of(sweep), time.time()
         if path.is_file():
             before = _read_line(path)
+            started = before.get("started", started)
             if before.get("schema", SCHEMA) != SCHEMA:
                 what = f"expected schema {SCHEMA}, found schema {before['schema']}: another version of ddgd-ray made this run"
                 raise ArtifactError(what, where=str(path), fix="use that version, or another --run-dir")
@@ -180,6 +181,7 @@ class RunFolder:
         content = {
             "schema": SCHEMA,
             "ddgd_ray": __version__,
+            "started": started,
             "name": sweep.spec.name,
             "identity": identity,
             "spec": sweep.spec.canonical(),

@@ -1,89 +1,185 @@
-"""The tracker's outbox: trials wait on disk until a shipper process has sent them. Never on the sweep's path.
+"""Tracking beside the sweep: a shipper process takes finished trials from the outbox on disk. Never on the sweep's path."""
 
-`outbox/NAME.json` waits, `outbox/sent/NAME.json` is sent, `outbox/closed` says that no more will come.
-"""
-
-import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ddgd_ray.engine.outbox import SWEEP, Left, Outbox
 from ddgd_ray.engine.run_folder import RunFolder
-from ddgd_ray.report.write import read_run
-from ddgd_ray.store import Store
+from ddgd_ray.redact import redact
 
 log = logging.getLogger(__name__)
 
-CLOSED = "closed"
-POLL_S = 1.0
+URI = "MLFLOW_TRACKING_URI"
+POLL_S = 0.5
+TRIES = 8
+"""Of one entry while the sweep runs; then it is left for the end."""
+LAST_TRIES = 3
+LAST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+KILL_AFTER_S = 0.5
+
+
+class Shipping(Protocol):
+    """Where records go. Sending one again changes nothing."""
+
+    def ship(self, record: Mapping[str, Any]) -> None: ...
+
+    def finish(self) -> None:
+        """End the sweep's own run, with its report."""
 
 
 def default_uri(run_dir: Path) -> str:
     return f"sqlite:///{(run_dir / 'mlflow.db').absolute()}"
 
 
-def waiting(folder: RunFolder) -> list[Path]:
-    return sorted(folder.outbox.glob("*.json"))
+def uri_of(argument: str | None, run_dir: Path) -> str:
+    """What was asked for, else $MLFLOW_TRACKING_URI (process lists show arguments, passwords included), else the run's own."""
+    return argument or os.environ.get(URI) or default_uri(run_dir)
+
+
+def waiting(folder: RunFolder) -> list[str]:
+    return Outbox(folder.outbox).waiting()
 
 
 def start_shipper(folder: RunFolder, uri: str) -> subprocess.Popen[bytes]:
     """A process of its own, at low priority, that sends what comes into the outbox until it is closed."""
-    (folder.outbox / CLOSED).unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "ddgd_ray.cli",
-        "sync",
-        str(folder.path),
-        "--tracking-uri",
-        uri,
-        "--follow",
-        str(os.getpid()),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    outbox = Outbox(folder.outbox)
+    outbox.open()
+    outbox.note("")
+    command = [sys.executable, "-m", "ddgd_ray.cli", "mlflow", "sync", str(folder.path), "--follow", str(os.getpid())]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {URI: uri}
     with (folder.path / "tracker.log").open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
 
 
-def close(folder: RunFolder, shipper: subprocess.Popen[bytes], wait_s: float) -> int:
-    """No more trials will come: give the shipper `wait_s` to finish; returns how many trials it left behind."""
-    (folder.outbox / CLOSED).write_text("")
+def close(folder: RunFolder, shipper: subprocess.Popen[bytes], wait_s: float) -> Left:
+    """No more trials will come: give the shipper `wait_s` to finish; returns what it left behind."""
+    outbox = Outbox(folder.outbox)
+    outbox.close()
     try:
         shipper.wait(wait_s)
     except subprocess.TimeoutExpired:
         shipper.terminate()
-    return len(waiting(folder))
-
-
-def ship_all(folder: RunFolder, store: Store, uri: str, *, follow_pid: int = 0) -> int:
-    """Send what waits; with `follow_pid`, keep at it until that process closes the outbox or is gone. Returns what is left."""
-    shipper: Any = None
-    (folder.outbox / "sent").mkdir(parents=True, exist_ok=True)
-    while True:
-        is_last = not follow_pid or (folder.outbox / CLOSED).exists() or not _is_alive(follow_pid)
-        entries = waiting(folder)
         try:
-            if shipper is None and (entries or is_last):
-                from ddgd_ray.engine.mlflow_tracker import Shipper
+            shipper.wait(KILL_AFTER_S)
+        except subprocess.TimeoutExpired:
+            shipper.kill()
+    return outbox.left()
 
-                shipper = Shipper(folder.path, store, uri)
-            for entry in entries:
-                record = json.loads(entry.read_text())
-                shipper.ship(record)
-                os.replace(entry, folder.outbox / "sent" / entry.name)
-            if is_last and not waiting(folder):
-                shipper.finish(is_failed=any(record["state"] == "failed" for record in read_run(folder.path)[1]))
-                return 0
-        except Exception as err:  # whatever the server or the database says: the trial stays in the outbox
-            log.warning("tracking: %s: %s", type(err).__name__, err)
-            shipper = None
-            if is_last:
-                return len(waiting(folder))
-        time.sleep(POLL_S)
+
+def ship_all(
+    folder: RunFolder, connect: Callable[[], Shipping], is_refusal: Callable[[Exception], bool], *, follow_pid: int = 0
+) -> Left:
+    """Send what waits, and what was refused before; with `follow_pid`, what comes until that process closes the outbox or is
+    gone. Raises ArtifactError while another process does so. is_refusal: whether an error speaks of the record alone.
+    """
+    outbox = Outbox(folder.outbox)
+    with outbox.lock(wait=bool(follow_pid)):
+        if not follow_pid:
+            outbox.readmit()
+            outbox.add_sweep()
+        delivery = _Delivery(outbox, connect, is_refusal)
+        if follow_pid:
+            delivery.connect()  # importing MLflow takes seconds: not at the end, when somebody waits
+        while follow_pid and not outbox.is_closed:
+            if not _is_alive(follow_pid):
+                outbox.close()
+                break
+            delivery.round()
+            time.sleep(POLL_S)
+        delivery.last_rounds()
+        return outbox.left()
+
+
+class _Delivery:
+    """Tries every entry that is due. One that failed is due again after a pause that doubles; the others do not wait for it."""
+
+    def __init__(self, outbox: Outbox, connect: Callable[[], Shipping], is_refusal: Callable[[Exception], bool]) -> None:
+        self._outbox, self._connect, self._is_refusal = outbox, connect, is_refusal
+        self._shipping: Shipping | None = None
+        self._failures: Counter[str] = Counter()
+        self._due: dict[str, float] = {}
+        self._is_last = False
+
+    def connect(self) -> None:
+        if self._shipping is not None:
+            return
+        try:
+            self._shipping = self._connect()
+        except Exception as err:  # whatever the server or the database says: nothing is lost
+            self._postpone("", err)
+            return
+        self._failures[""] = 0
+
+    def round(self) -> None:
+        for name in self._outbox.waiting():
+            if name == SWEEP and not self._is_last:
+                continue
+            if self._is_due("") and self._is_due(name):
+                self._try(name)
+
+    def last_rounds(self) -> None:
+        """A few more tries for everything, then leave it."""
+        self._is_last = True
+        self._failures.clear()
+        self._due.clear()
+        while self._has_hope():
+            self.round()
+            if self._has_hope():
+                time.sleep(LAST_PAUSE_S / 4)
+
+    def _has_hope(self) -> bool:
+        """Whether an entry that waits, and the server, have tries left."""
+        is_answering = self._failures[""] < LAST_TRIES
+        return is_answering and any(self._failures[name] < LAST_TRIES for name in self._outbox.waiting())
+
+    def _is_due(self, name: str) -> bool:
+        tries = LAST_TRIES if self._is_last else TRIES if name else math.inf  # a server may be away for days
+        return self._failures[name] < tries and time.monotonic() >= self._due.get(name, 0.0)
+
+    def _try(self, name: str) -> None:
+        self.connect()
+        if self._shipping is None:
+            return
+        try:
+            record = self._outbox.take(name)
+            if name == SWEEP:
+                self._shipping.finish()
+            else:
+                self._shipping.ship(record)
+        except Exception as err:
+            if self._is_refusal(err):
+                log.error("tracking: %s is refused: %s", name, _reason(err))
+                self._outbox.refuse(name, _reason(err))
+            else:
+                self._shipping = None  # the next try opens anew, which tells a dead server from one that dislikes this entry
+                self._postpone(name, err)
+            return
+        self._outbox.done(name)
+        self._failures[name] = 0
+        if not any(self._failures.values()):
+            self._outbox.note("")
+
+    def _postpone(self, name: str, err: Exception) -> None:
+        self._failures[name] += 1
+        longest = LAST_PAUSE_S if self._is_last else LONGEST_PAUSE_S
+        self._due[name] = time.monotonic() + min(2.0 ** (self._failures[name] - 1), longest)
+        self._outbox.note(_reason(err))
+        log.warning("tracking: %s, failure %d: %s", name or "the server", self._failures[name], _reason(err))
+
+
+def _reason(err: Exception) -> str:
+    """One line without secrets."""
+    first = next(iter(str(err).splitlines()), "")
+    return redact(f"{type(err).__name__}: {first}")[:300]
 
 
 def _is_alive(pid: int) -> bool:

@@ -157,7 +157,7 @@ def test_damaged_records_are_rebuilt_from_the_store(done: Result, tiny: Any, whi
     assert (again.exit_code, again.num_ran) == (0, 0)
     assert told(done.folder.path) == before
     if which == "sweep.json":
-        assert json.loads(path.read_text()) == json.loads(sound)
+        assert json.loads(path.read_text())["identity"] == json.loads(sound)["identity"]
 
 
 def test_a_run_of_a_newer_version_is_left_alone(done: Result, tiny: Any) -> None:
