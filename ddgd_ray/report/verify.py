@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError
+from ddgd_ray.report.memories import portrait_of
 from ddgd_ray.report.page import MAX_ROWS, PAGE
 from ddgd_ray.report.render import Table
 from ddgd_ray.report.results import refs_of
@@ -80,6 +81,9 @@ def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
                 open_.append(ref)
             elif record["state"] == "done":
                 found.problems.append(f"{ref[0]} {ref[1]}: is not in the store, trial {record['name']} is done with it")
+    for arm in run.arms:  # the page's pictures of memories
+        portrait = portrait_of(run, arm)
+        open_ += [("portray", portrait.key)] if portrait is not None else []
     while open_:
         ref = open_.pop()
         if ref in artifacts:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,12 +14,14 @@ import matplotlib
 import pytest
 from PIL import Image
 
+from ddgd_ray.commands.reports import portray
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.report.page import render, sections_of
-from ddgd_ray.report.pictures import strip
+from ddgd_ray.report.pictures import memory_pictures, strip
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.results import Row
 from ddgd_ray.report.run import Run, open_for_report
+from ddgd_ray.report.verify import verify_run
 from ddgd_ray.report.write import tables_of, write_report
 
 HOSTILE = """"><script>alert('$x^2$')</script>&amp;<img src=x onerror=alert(1)>"""
@@ -146,6 +149,22 @@ def test_each_image_of_the_real_set_is_its_own_nearest_image(finished: Path) -> 
         assert set(found.pairs) == set(made)
         for pairs in found.pairs.values():
             assert all(image.read_bytes() == real.read_bytes() for image, real in pairs)
+
+
+def test_memories_are_decoded_when_asked_for_and_stay_in_the_store(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.parent, tmp_path / "runs")
+    folder, store = tmp_path / "runs" / finished.name, open_store(tmp_path / "runs")
+    run = open_for_report(folder, store)
+    assert memory_pictures(run, run.ranked) == []
+    portray(run, store, run.ranked)
+    tables = memory_pictures(run, run.ranked)
+    assert [table.title for table in tables] == [f"Memories of {arm}" for arm in run.ranked]
+    assert tables[0].columns[0] == "real memory, step 1"
+    assert tables[0].columns[-1] == "generated memory, step 3"
+    assert [name for name, _ in tables[0].rows] == [str(digit) for digit in range(10)]
+    found = verify_run(folder, store, folder / "report")
+    assert found.problems == []
+    assert found.num_artifacts == len(list(store.root.glob("*/*/manifest.json")))
 
 
 def page_of(run: Run) -> Page:
