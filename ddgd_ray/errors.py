@@ -61,6 +61,13 @@ class ArtifactError(DdgdError):
     default_code = "store"
 
 
+class Stopped(DdgdError):
+    """A stage was told to stop before its end; what it can go on from is kept."""
+
+    exit_code = 75
+    default_code = "interrupted"
+
+
 class EngineError(DdgdError):
     """The sweep could not be carried out: too many failures, or the cluster cannot serve it."""
 

@@ -5,24 +5,27 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome
-from ddgd_ray.errors import DdgdError
+from ddgd_ray.errors import DdgdError, Stopped
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
 from ddgd_ray.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
+DEVICE = "DDGD_DEVICE"  # of all stages, whatever they hold: to try GPUs that Ray is only told about
+
 Publish = Callable[[StageCall, Store, Context], tuple[Artifact, bool]]
 
 
-def context_of(resources: ResourcesSpec, stage: str) -> Context:
+def context_of(resources: ResourcesSpec, stage: str, stop_file: Path | None = None) -> Context:
     """What a job of this stage may know of its surroundings."""
     amounts = resources.of(stage)
     return Context(
-        device="cuda" if amounts.gpus else "cpu",
+        device=os.environ.get(DEVICE) or ("cuda" if amounts.gpus else "cpu"),
         chunk=resources.chunk,
         num_threads=max(1, int(amounts.cpus)),
         checkpoint_steps=resources.checkpoint_steps,
@@ -30,19 +33,24 @@ def context_of(resources: ResourcesSpec, stage: str) -> Context:
         compiled=resources.compile,
         recompute=resources.recompute,
         pack=resources.pack,
+        stop_file=stop_file,
     )
 
 
-def run_job(job: Job, store: Store, resources: ResourcesSpec, publish: Publish = publish_call) -> Outcome:
+def run_job(
+    job: Job, store: Store, resources: ResourcesSpec, publish: Publish = publish_call, *, stop_file: Path | None = None
+) -> Outcome:
     """Never raises: an error becomes the outcome's text. Errors that name their cause are final, others may be repeated."""
     started = time.monotonic()
     try:
-        context = context_of(resources, job.stage)
+        context = context_of(resources, job.stage, stop_file)
         if job.kind == "evaluate" and len(job.calls) > 1:
             publish_packed(job.calls, store, context)
         else:
             for call in job.calls:
                 publish(call, store, context)
+    except Stopped as err:
+        return Outcome(str(err), is_lost=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except DdgdError as err:
         return Outcome(str(err), is_final=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except Exception as err:

@@ -78,6 +78,7 @@ class Context:
     compiled: bool = False
     recompute: bool = False
     pack: int = 0
+    stop_file: Path | None = None
 
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
@@ -160,6 +161,15 @@ def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ct
         if bad:
             raise StageError(f"{', '.join(bad)} not finite", code="non-finite", where=f"{call.stage} {call.key[:8]}")
     return found
+
+
+def shares_of(call: StageCall, store: Store, ctx: Context) -> Any:
+    """The stage's work in parts: `len(shares)`, and `shares.make(places)`, which keeps them for the run that gathers them.
+
+    For the holder of the lease and the processes that it has make them.
+    """
+    module: Any = importlib.import_module(f"ddgd_ray.stages.{call.stage}")
+    return module.Shares(call.spec, _input_paths(call, store), store.keep(call.key), ctx)
 
 
 def _reporter(curves: TextIO, ctx: Context) -> Callable[[int, Mapping[str, float]], None]:

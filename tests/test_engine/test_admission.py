@@ -124,8 +124,8 @@ def race(patience: int, num_narrow: int = 200, seed: int = 0) -> int:
     running.add(f"evaluate{num_narrow - 1}")
     count = 0
     while True:
+        admitted.retain(running)
         for queue in (narrow, wide):  # the queue's order: evaluators are always asked first
-            admitted.retain(running)
             if queue and admitted.fits(queue[0]):  # type: ignore[arg-type]
                 running.add(queue.pop(0).id)
                 count += queue is narrow
