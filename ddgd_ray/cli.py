@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def runs(added: argparse.ArgumentParser) -> None:
         added.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
+        added.add_argument(
+            "--runtime-env", type=Path, metavar="FILE", help="of the workers, as Ray takes it: env_vars, pip, ..."
+        )
         added.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: one job at a time, without ray")
         added.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
         added.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")

@@ -73,3 +73,10 @@ class EngineError(DdgdError):
 
     exit_code = 4
     default_code = "engine"
+
+
+class ClusterError(EngineError):
+    """Found before any work: the cluster cannot be reached, has no room for a stage, or its nodes share no storage."""
+
+    exit_code = 5
+    default_code = "cluster"

@@ -11,7 +11,7 @@ from typing import get_args
 
 from ddgd_ray.engine.jobs import Job
 from ddgd_ray.engine.rooms import Amounts, Demand, Node, Rooms, Seat
-from ddgd_ray.errors import EngineError
+from ddgd_ray.errors import ClusterError
 from ddgd_ray.spec.sweep_spec import AmountsSpec, ResourcesSpec, StageName
 
 PATIENCE = 4
@@ -56,7 +56,7 @@ class Admission:
     """`fits` seats a job or refuses it; `retain` says, before each round of asking, who still runs."""
 
     def __init__(self, nodes: Iterable[Node], resources: ResourcesSpec, patience: int = PATIENCE) -> None:
-        """Raises EngineError when jobs of some stage could never run, with what would."""
+        """Raises ClusterError when jobs of some stage could never run, with what would."""
         self._resources, self._patience = resources, patience
         self._seats: dict[str, tuple[Seat, ...]] = {}
         self._waits: dict[str, _Wait] = {}
@@ -149,7 +149,7 @@ class Admission:
 
 
 def refuse_what_never_fits(stage: str, demand: Demand, nodes: Mapping[str, Node]) -> None:
-    """Raises EngineError when not even the empty cluster has room; Ray would wait for ever."""
+    """Raises ClusterError when not even the empty cluster has room; Ray would wait for ever."""
     empty = Rooms.empty(nodes)
     if empty.place(demand) is not None:
         return
@@ -158,7 +158,7 @@ def refuse_what_never_fits(stage: str, demand: Demand, nodes: Mapping[str, Node]
         num -= 1
     workers = f"{demand.num} workers with {shown(demand.each)} each" if demand.num > 1 else shown(demand.each)
     nearest = f"resources.workers: {num}" if num else f"{_nearest(demand.each, nodes)} a worker"
-    raise EngineError(
+    raise ClusterError(
         f"{stage} asks for {workers}, which never fits; the cluster offers {_offers(demand.each, nodes)}",
         code="infeasible",
         where="resources",

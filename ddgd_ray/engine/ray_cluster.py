@@ -1,4 +1,4 @@
-"""The door to a Ray cluster: reach it or say within seconds why not, know its nodes, see that they share our storage."""
+"""The door to a Ray cluster: reach it, or say within seconds why not."""
 
 import json
 import logging
@@ -7,13 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray import __version__
-from ddgd_ray.engine.rooms import Node
-from ddgd_ray.errors import EngineError, SpecError
+from ddgd_ray.errors import ClusterError, SpecError
 from ddgd_ray.spec.load import read
 
 SETTINGS = {
@@ -30,8 +28,6 @@ SETTINGS = {
 
 ANSWER_S = 4.5  # the user hears within 5 s
 ASK_S = 20.0  # a process that imports ray and asks the head for its versions: 1-2 s, more on busy cores
-NODES_S = 120.0  # a node may have to install the runtime environment first
-SEEN_S = 10.0  # network file systems show new files after up to some seconds
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 HTTP2_SETTINGS = 4
 
@@ -53,7 +49,7 @@ log = logging.getLogger(__name__)
 def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None) -> None:
     """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine.
 
-    Raises EngineError within 5 s when nobody answers, and before any work when versions or the token do not match.
+    Raises ClusterError within 5 s when nobody answers, and before any work when versions or the token do not match.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # workers import torch and diffusers: 2-3 x dearer without bytecode
     for name, value in SETTINGS.items():
@@ -89,7 +85,7 @@ def hush() -> None:
 
 
 def resolve(address: str) -> str:
-    """HOST:PORT of the head. Raises EngineError for what is no address, and when `auto` finds no cluster."""
+    """HOST:PORT of the head. Raises ClusterError for what is no address, and when `auto` finds no cluster."""
     if address.startswith("ray://"):
         raise _cluster_error(
             "the driver must run on a node of the cluster, not through Ray Client",
@@ -115,7 +111,7 @@ def resolve(address: str) -> str:
 
 
 def knock(found: str, address: str) -> None:
-    """Raises EngineError when nobody is there, or somebody who does not speak gRPC. ray.init would hang for minutes."""
+    """Raises ClusterError when nobody is there, or somebody who does not speak gRPC. ray.init would hang for minutes."""
     host, _, port = found.rpartition(":")
     fix = "expected HOST:PORT of a Ray head, usually port 6379"
     deadline = time.monotonic() + ANSWER_S
@@ -133,7 +129,7 @@ def knock(found: str, address: str) -> None:
 
 
 def ask_versions(found: str, address: str) -> None:
-    """Raises EngineError when the head has another Ray or Python, or refuses our token.
+    """Raises ClusterError when the head has another Ray or Python, or refuses our token.
 
     A process of its own asks: Ray's client ends the process it is in when it finds no token, and tries on for ever elsewhere.
     """
@@ -148,7 +144,7 @@ def ask_versions(found: str, address: str) -> None:
         answer = {"error": "AuthenticationError" if "oken" in done.stderr else "no answer"}
     if answer.get("error") == "AuthenticationError":
         used = f"the token in {token} is not that of the cluster" if token else "the cluster asks for a token, none was found"
-        raise EngineError(
+        raise ClusterError(
             used,
             code="token",
             where=f"--address {address}",
@@ -160,14 +156,14 @@ def ask_versions(found: str, address: str) -> None:
 
 
 def refuse_other_versions(head: Mapping[str, str], address: str) -> None:
-    """head: ray_version and python_version of the cluster. Raises EngineError unless both are ours."""
+    """head: ray_version and python_version of the cluster. Raises ClusterError unless both are ours."""
     import platform
 
     import ray
 
     here = {"ray_version": ray.__version__, "python_version": platform.python_version()}
     if any(head.get(name) != version for name, version in here.items()):
-        raise EngineError(
+        raise ClusterError(
             f"the head has Ray {head.get('ray_version')} on Python {head.get('python_version')}, "
             f"here is Ray {here['ray_version']} on Python {here['python_version']}",
             code="version",
@@ -177,7 +173,7 @@ def refuse_other_versions(head: Mapping[str, str], address: str) -> None:
 
 
 def token_source() -> str:
-    """Where Ray takes its token from, "" for nowhere. Raises EngineError when it cannot be read. Never its value."""
+    """Where Ray takes its token from, "" for nowhere. Raises ClusterError when it cannot be read. Never its value."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return ""
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -189,7 +185,7 @@ def token_source() -> str:
     except (OSError, UnicodeDecodeError) as err:
         if given:
             fix = "give the path of a file that you can read, with the cluster's token in it"
-            raise EngineError(
+            raise ClusterError(
                 f"the token cannot be read: {getattr(err, 'strerror', None) or 'no text'}",
                 code="token",
                 where=f"RAY_AUTH_TOKEN_PATH {path}",
@@ -197,7 +193,7 @@ def token_source() -> str:
             ) from err
         has_token = False
     if not has_token and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
-        raise EngineError(
+        raise ClusterError(
             "RAY_AUTH_MODE is token, but there is no token",
             code="token",
             where=f"RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, {path}",
@@ -206,8 +202,8 @@ def token_source() -> str:
     return str(path) if has_token else ""
 
 
-def _cluster_error(what: str, address: str, fix: str) -> EngineError:
-    return EngineError(what, code="cluster", where=f"--address {address}", fix=fix)
+def _cluster_error(what: str, address: str, fix: str) -> ClusterError:
+    return ClusterError(what, where=f"--address {address}", fix=fix)
 
 
 def read_runtime_env(path: Path) -> dict[str, Any]:
@@ -235,104 +231,3 @@ def _plain(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {name: _plain(value) for name, value in data.items()}
     return [_plain(value) for value in data] if isinstance(data, list | tuple) else data
-
-
-def cluster_nodes() -> list[Node]:
-    """Those that are alive, with all they offer."""
-    import ray
-
-    return [Node(one["NodeID"], one["Resources"], one["NodeManagerHostname"]) for one in ray.nodes() if one["Alive"]]
-
-
-def check_nodes(root: Path, nodes: list[Node]) -> None:
-    """Every node must have this package and see the same storage. Raises EngineError that names those that do not.
-
-    root: a folder on the storage that should be shared. One node is this machine and is not asked.
-    """
-    if len(nodes) > 1:
-        check_shared(root, nodes, _ask_nodes)
-
-
-Ask = Callable[[Path, str, list[Node]], Mapping[str, str]]
-
-
-def check_shared(root: Path, nodes: list[Node], ask: Ask) -> None:
-    """ask(marker, text, nodes): {node id: "" or what went wrong there}; each node reads the marker and leaves one beside it."""
-    text = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
-    folder = root / "scratch"
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / f"shared-{time.time_ns()}"
-    marker.write_text(text)
-    try:
-        found = ask(marker, text, nodes)
-        problems = {node.id: found.get(node.id, "no answer") for node in nodes}
-        deadline = time.monotonic() + SEEN_S
-        for node in nodes:
-            answer = answer_of(marker, node.id)
-            while not problems[node.id] and not answer.is_file() and time.monotonic() < deadline:
-                time.sleep(0.1)
-                list(folder.iterdir())  # makes a network file system look again
-            if not problems[node.id] and not answer.is_file():
-                problems[node.id] = "what it writes cannot be seen here"
-            answer.unlink(missing_ok=True)
-    finally:
-        marker.unlink(missing_ok=True)
-    bad = {node: problems[node.id] for node in nodes if problems[node.id]}
-    if bad:
-        lines = "\n".join(f"    {node.name or 'node'} ({node.id[:8]}): {problem}" for node, problem in bad.items())
-        raise NotShared(
-            f"{len(bad)} of {len(nodes)} nodes cannot work on this run:\n{lines}",
-            code="not-shared",
-            where=str(root),
-            fix="choose a --run-dir on storage that all nodes mount at the same path, or an s3:// address",
-        )
-
-
-class NotShared(EngineError):
-    """Found before any work: storage, or a node that cannot run our code."""
-
-    exit_code = 5
-
-
-def answer_of(marker: Path, node_id: str) -> Path:
-    return marker.with_name(f"{marker.name}.{node_id[:16]}")
-
-
-def look(marker: Path, text: str, node_id: str, version: str) -> str:
-    """On a node: "" when all is well, or what is wrong."""
-    if version != __version__:
-        return f"it has ddgd-ray {__version__}, the driver {version}"
-    deadline = time.monotonic() + SEEN_S
-    while not marker.is_file():
-        if time.monotonic() > deadline:
-            return f"{marker.parent} is not the same folder there"
-        time.sleep(0.1)
-    if marker.read_text() != text:
-        return f"{marker} has another content there"
-    try:
-        answer_of(marker, node_id).write_text(text)
-    except OSError as err:
-        return f"it cannot write there: {err.strerror}"
-    return ""
-
-
-def _ask_nodes(marker: Path, text: str, nodes: list[Node]) -> Mapping[str, str]:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(look)
-    asked = {}
-    for node in nodes:
-        pinned = task.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-        )
-        asked[node.id] = pinned.remote(marker, text, node.id, __version__)
-    deadline = time.monotonic() + NODES_S
-    found = {}
-    for node_id, answer in asked.items():
-        try:
-            found[node_id] = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
-        except Exception as err:
-            log.exception("node %s", node_id[:8])
-            found[node_id] = f"{type(err).__name__}: ddgd-ray cannot be run there ({str(err).strip().splitlines()[-1][:200]})"
-    return found

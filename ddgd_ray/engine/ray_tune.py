@@ -17,8 +17,9 @@ from ddgd_ray.engine.admission import Admission, amounts_of, is_spread_over_clus
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.engine.ray_cluster import SETTINGS as SETTINGS
-from ddgd_ray.engine.ray_cluster import check_nodes, cluster_nodes, hush, start_ray
+from ddgd_ray.engine.ray_cluster import hush, start_ray
 from ddgd_ray.engine.ray_encode import encode_over_cluster
+from ddgd_ray.engine.ray_nodes import check_nodes, cluster_nodes
 from ddgd_ray.engine.ray_train import NODE, Width, publish_with_train
 from ddgd_ray.engine.work import run_job
 from ddgd_ray.errors import EngineError
@@ -41,12 +42,12 @@ def run_with_tune(
 ) -> None:
     """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop.
 
-    Raises EngineError before any work: no cluster, another version, no room for a stage, storage that nodes do not share.
+    Raises ClusterError before any work: no cluster, another version, no room for a stage, storage that nodes do not share.
     """
     start_ray(address, runtime_env)
     hush()
     cluster = _Cluster(conductor, resources)
-    check_nodes(store.root, list(cluster.admission.nodes.values()))
+    check_nodes(store, list(cluster.admission.nodes.values()))
     from ray import tune
 
     stop_file = getattr(conductor.folder, "stop_file", None)

@@ -8,7 +8,7 @@ import pytest
 
 from ddgd_ray.engine.admission import WAITER, Admission, amounts_of
 from ddgd_ray.engine.rooms import Demand, Node, Room, Rooms, Seat
-from ddgd_ray.errors import EngineError
+from ddgd_ray.errors import ClusterError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 
 
@@ -205,13 +205,13 @@ def test_every_job_ends_and_nothing_is_overbooked_whatever_comes() -> None:
 
 
 def test_what_can_never_run_is_refused_with_what_could() -> None:
-    with pytest.raises(EngineError, match="4 workers with 1 CPU, 1 GPU each.*2 nodes with 8 CPU, 1 GPU") as caught:
+    with pytest.raises(ClusterError, match="4 workers with 1 CPU, 1 GPU each.*2 nodes with 8 CPU, 1 GPU") as caught:
         admission([node("a", gpus=1), node("b", gpus=1)], stages={"finetune": {"workers": 4, "gpus": 1}})
     assert "resources.workers: 2" in caught.value.fix
-    with pytest.raises(EngineError, match="evaluate asks for 1 CPU, 4 GPU") as caught:
+    with pytest.raises(ClusterError, match="evaluate asks for 1 CPU, 4 GPU") as caught:
         admission([node(gpus=2)], stages={"evaluate": {"gpus": 4}})
     assert "1 CPU, 2 GPU a worker" in caught.value.fix
-    with pytest.raises(EngineError, match="200 GB memory, a node with A100.*64 GB memory"):
+    with pytest.raises(ClusterError, match="200 GB memory, a node with A100.*64 GB memory"):
         admission([node(gpus=1)], stages={"sample": {"memory_gb": 200, "accelerator": "A100"}})
 
 
