@@ -86,9 +86,9 @@ def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
             board.remove(answer)
     finally:
         board.remove(name)
-    bad = {node: problems[node.id] for node in nodes if problems[node.id]}
+    bad = [f"{node.name or 'node'} ({node.id[:8]}): {problems[node.id]}" for node in nodes if problems[node.id]]
     if bad:
-        lines = "\n".join(f"    {node.name or 'node'} ({node.id[:8]}): {problem}" for node, problem in bad.items())
+        lines = "\n".join(f"    {line}" for line in bad)
         raise ClusterError(
             f"{len(bad)} of {len(nodes)} nodes cannot work on this run:\n{lines}",
             code="not-shared",

@@ -184,6 +184,9 @@ def _worker(settings: dict[str, Any]) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+    except Exception:
+        if rank == 0 or not store.has(*call.ref):  # once rank 0 has published, nothing of the others counts
+            raise
 
 
 def _run_rank(call: StageCall, store: Store, ctx: Context) -> None:

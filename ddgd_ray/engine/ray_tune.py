@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,11 @@ def run_with_tune(
     resources: ResourcesSpec,
     address: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
+    work: Callable[..., Outcome] = run_job,
 ) -> None:
     """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop.
+
+    work: what a worker does with a job; with the arguments of run_job.
 
     Raises ClusterError before any work: no cluster, another version, no room for a stage, storage that nodes do not share.
     """
@@ -52,7 +55,7 @@ def run_with_tune(
 
     stop_file = getattr(conductor.folder, "stop_file", None)
     trainable = tune.with_resources(
-        tune.with_parameters(_trainable(), store=store, resources=resources, stop_file=stop_file), _request
+        tune.with_parameters(_trainable(), store=store, resources=resources, stop_file=stop_file, work=work), _request
     )
     tuner = tune.Tuner(
         trainable,
@@ -214,10 +217,11 @@ def _trainable() -> type:
     from ray import tune
 
     class JobTrainable(tune.Trainable):
-        def setup(self, config: dict[str, Any], store: Any = None, resources: Any = None, stop_file: Any = None) -> None:
-            self.store: Store = store  # all three come by tune.with_parameters
-            self.stop_file: Path | None = stop_file
-            self.resources: ResourcesSpec = resources
+        def setup(self, config: dict[str, Any], **given: Any) -> None:
+            self.store: Store = given["store"]  # all come by tune.with_parameters
+            self.resources: ResourcesSpec = given["resources"]
+            self.stop_file: Path | None = given["stop_file"]
+            self.work: Callable[..., Outcome] = given["work"]
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return True  # the process stays, and with it all imports
@@ -244,7 +248,7 @@ def _trainable() -> type:
                     return encode_over_cluster(call, store, ctx, width)
                 return publish_with_train(call, store, ctx, width)
 
-            outcome = run_job(job, self.store, self.resources, publish, stop_file=self.stop_file)
+            outcome = self.work(job, self.store, self.resources, publish, stop_file=self.stop_file)
             return {"done": True, **vars(outcome)}
 
     return JobTrainable
