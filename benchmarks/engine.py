@@ -6,8 +6,9 @@ A trial is one unit of work for each side: for ours a job of a sweep (a fine-tun
 digits) that publishes an empty artifact into a real store; for Tune a function trainable that reports once, all settings at
 their defaults; for Optuna an objective that returns 0, in two processes on one SQLite file. Every side runs in a process of its
 own. `ms` is wall time a trial without the start of Ray, `cpu_ms` the driver's processor time a trial, which a loaded machine
-changes less; `rss_mb` of the driver at the end (of it, PyTorch's 350), `rss_growth_mb` since before the first trial. Ratio: plain Tune's ms a trial over
-ours under Tune. `own_ms`, ours in this process, is what we add: conductor, admission, ledger and store; `tune_ms` the rest.
+changes less; `rss_mb` is the driver's at the end (of it, PyTorch's 350), `rss_growth_mb` since before the first trial.
+Ratio: plain Tune's ms a trial over ours under Tune. `own_ms`, ours in this process, is what we add: conductor, admission,
+ledger and store; `tune_ms` is the rest.
 
 Then each side runs trials of --seconds on --workers workers: the share of their time in which they work, and the time from
 submission to the first step, the start of Ray counted.

@@ -76,6 +76,6 @@ def ray_cluster() -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     yield
     ray.shutdown()
