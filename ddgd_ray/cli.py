@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def runs(added: argparse.ArgumentParser) -> None:
         added.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
+        added.add_argument(
+            "--runtime-env", type=Path, metavar="FILE", help="of the workers, as Ray takes it: env_vars, pip, ..."
+        )
         added.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: one job at a time, without ray")
         added.add_argument("--amend", action="store_true", help="continue a run with more seeds, networks, values or trials")
         added.add_argument("--force-unlock", action="store_true", help="the driver on another host that held this run is gone")

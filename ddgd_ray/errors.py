@@ -79,3 +79,10 @@ class DamagedArtifact(ArtifactError):
     """An artifact is not what was published; a job that needs it may be repeated once it is made again."""
 
     default_code = "damaged"
+
+
+class ClusterError(EngineError):
+    """Found before any work: the cluster cannot be reached, has no room for a stage, or its nodes share no storage."""
+
+    exit_code = 5
+    default_code = "cluster"

@@ -96,15 +96,13 @@ def s3_bucket() -> Iterator[str]:
 def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that need it: starting one costs seconds."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ddgd_ray.engine.ray_tune import SETTINGS, WAITER
+    from ddgd_ray.engine.ray_cluster import SETTINGS
 
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
 
-    ray.init(
-        num_cpus=2, resources={WAITER: 1000}, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000
-    )
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     yield
     ray.shutdown()
 

@@ -72,7 +72,7 @@ ALLOWED = {
 }
 # framework -> the files that may import it
 DOORS = {
-    "ray": {"engine/ray_tune.py", "engine/ray_train.py"},
+    "ray": {f"engine/ray_{name}.py" for name in ("cluster", "nodes", "tune", "train", "encode")},
     "optuna": {"engine/optuna_search.py"},
     "mlflow": {"engine/mlflow_runs.py"},
 }

@@ -102,6 +102,11 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from ddgd_ray.redact import redact
     from ddgd_ray.view import LiveView, PlainView, machine_busy_s
 
+    runtime_env = None
+    if args.runtime_env is not None:
+        from ddgd_ray.engine.ray_cluster import read_runtime_env
+
+        runtime_env = read_runtime_env(args.runtime_env)
     plan_controls(sweep)  # data and weights are looked for before anything is written
     run_dir = run_dir_of(args)
     folder = RunFolder(run_dir, sweep.spec.name)
@@ -116,7 +121,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
             return
         from ddgd_ray.engine.ray_tune import run_with_tune
 
-        run_with_tune(conductor, store, resources, args.address)
+        run_with_tune(conductor, store, resources, args.address, runtime_env)
 
     shipper = None
     uri = tracker.uri_of(args.tracking_uri, run_dir)

@@ -1,82 +1,279 @@
 """The door to Ray Train: fine-tuning and sampling on one or several workers."""
 
+import json
+import logging
+import shutil
 import tempfile
+import time
 import uuid
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.errors import DdgdError
+from ddgd_ray import errors
+from ddgd_ray.engine.rooms import Amounts, Placement
+from ddgd_ray.errors import DdgdError, EngineError
 from ddgd_ray.spec.sweep_spec import WIDE_STAGES
 from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
 from ddgd_ray.store import Artifact, Store
 
+NAMESPACE = "ddgd"
+NODE = "ray.io/node-id"
+AGREE_S = 5.0
+START_ATTEMPTS = 5  # Train waits a minute for room each time; admission has made sure that there is some
 
-def publish_with_train(call: StageCall, store: Store, ctx: Context, *, workers: int, gpus: float) -> tuple[Artifact, bool]:
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Width:
+    """The workers of one stage. nodes: where each must run, in order; none: Ray chooses. max_failures: losses to make up for.
+
+    On pinned nodes Train makes up for none: with the node the place is gone, and the job is handed out again as a whole.
+    """
+
+    workers: int = 1
+    each: Amounts = field(default_factory=dict)
+    placement: Placement = "pack"
+    nodes: tuple[str, ...] = ()
+    max_failures: int = 0
+
+
+def publish_with_train(call: StageCall, store: Store, ctx: Context, width: Width) -> tuple[Artifact, bool]:
     """Like stages.base.publish_call; a fine-tuning, and with several workers a sampling, runs under a TorchTrainer.
 
     One worker is Train's local mode: this process, no start-up. More are processes of their own, gloo or NCCL between them.
     """
-    if call.stage != "finetune" and not (call.stage in WIDE_STAGES and workers > 1):
+    if call.stage != "finetune" and not (call.stage in WIDE_STAGES and width.workers > 1):
         return publish_call(call, store, ctx)
     with store.lease(call.key):
         found = store.get(*call.ref)
         if found is not None:
             return found, True
-        _fit(call, store, ctx, workers, gpus)
+        if width.workers == 1:
+            _fit_here(call, store, ctx)
+        else:
+            _fit(call, store, ctx, width)
         made = store.get(*call.ref)
         assert made is not None
         return made, False
 
 
-def _fit(call: StageCall, store: Store, ctx: Context, workers: int, gpus: float) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+def _fit_here(call: StageCall, store: Store, ctx: Context) -> None:
+    from ray.train import RunConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig
 
-    is_local = workers == 1
+    with _run_name(call, store) as (name, storage):
+
+        def only_rank() -> None:
+            make(call, store, ctx)
+
+        trainer = TorchTrainer(
+            only_rank,
+            scaling_config=ScalingConfig(num_workers=0),
+            run_config=RunConfig(name=name, storage_path=storage),
+        )
+        _raising_ours(trainer)
+
+
+def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
+    """Raises what a rank raised; EngineError when workers were lost more often than Train may make up for."""
+    from ray.train import RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, ScalingConfig  # what ray.train gives is typed as the older one
+
+    each, gpus = dict(width.each), width.each.get("GPU", 0)
     scaling = ScalingConfig(
-        num_workers=0 if is_local else workers,
-        use_gpu=bool(gpus) and not is_local,
-        resources_per_worker=None if is_local else ({"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}),
+        num_workers=width.workers,
+        use_gpu=bool(gpus),
+        resources_per_worker=each,
+        placement_strategy=width.placement.upper(),
+        label_selector=[{NODE: node} for node in width.nodes] or None,
     )
-    # Train resumes silently under a name it knows; without checkpoints of ours to resume from, every attempt has a new name
-    run = RunConfig(
-        name=f"{call.key[:16]}-{uuid.uuid4().hex[:6]}",
-        storage_path=str((store.root / "train").absolute()),
-        failure_config=FailureConfig(max_failures=0),
-    )
-    settings = {"call": call, "store": store, "ctx": ctx, "is_local": is_local}
+    is_whole = gpus >= 1 and ctx.device != "cpu"  # NCCL refuses two ranks on one GPU
+    retries = 0 if width.nodes else width.max_failures
+    _remove_groups(call.key[:16])  # of a process that died before it could
+    with _run_name(call, store) as (name, storage):
+        run = RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=retries, controller_failure_limit=START_ATTEMPTS),
+        )
+        settings = {"call": call, "store": store, "ctx": ctx, "name": name}
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config=settings,
+            scaling_config=scaling,
+            run_config=run,
+            torch_config=TorchConfig(backend="nccl" if is_whole else "gloo"),
+        )
+        try:
+            _raising_ours(trainer)
+        except DdgdError:
+            raise
+        except Exception as err:
+            verdict = _verdict(name)
+            if verdict is not None:
+                raise verdict from err
+            if not retries:
+                raise
+            last = next(iter(getattr(err, "worker_failures", {}).values()), err)
+            raise EngineError(
+                f"its workers were lost {retries + 1} times, the last time by {type(last).__name__}: {_last_line(last)}",
+                code="workers",
+                where=f"{call.stage} {call.key[:8]}",
+                fix="see the run's log; run the same command again to go on from its last checkpoint",
+            ) from err
+        finally:
+            _remove_groups(name)
+        verdict = _verdict(name)
+        if verdict is not None:
+            raise verdict
+
+
+@contextmanager
+def _run_name(call: StageCall, store: Store) -> Iterator[tuple[str, str]]:
+    """Name and storage of one of Train's runs, gone afterwards.
+
+    Train resumes silently under a name it knows, with another configuration too: the checkpoints are the stage's own
+    (stages/checkpoint.py), so every attempt has a new name.
+    """
+    name, folder = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}", (store.root / "train").absolute()
     try:
-        TorchTrainer(_worker, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
+        yield name, str(folder)
+    finally:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        _forget(name)
+
+
+def _raising_ours(trainer: Any) -> None:
+    try:
+        trainer.fit()
     except Exception as err:
-        cause = _ours(err)
+        cause = ours_behind(err)
         if cause is not None:
             raise cause from err
         raise
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """One rank. Rank 0 publishes; the others compute their share and drop what they wrote."""
-    call, store, ctx = settings["call"], settings["store"], settings["ctx"]
-    if settings["is_local"]:
+    """One rank. Rank 0 publishes; the others compute their share and drop what they wrote.
+
+    An error of ours ends the run and is not repeated: each rank leaves word of it. When all do so at once, they return; one
+    alone raises, so that Train ends the others, which wait for it.
+    """
+    from ray import train
+
+    call, store, name = settings["call"], settings["store"], settings["name"]
+    world = train.get_context()
+    rank, num_ranks = world.get_world_rank(), world.get_world_size()
+    if rank == 0:
+        _record_group(name)
+    if _verdict(name) is not None or store.has(*call.ref):  # known to those who were before us
+        return
+    try:
+        _run_rank(call, store, replace(settings["ctx"], device=_device(settings["ctx"]), rank=rank, num_ranks=num_ranks))
+    except DdgdError as err:
+        said = {"class": type(err).__name__, "what": err.what, "code": err.code, "where": err.where, "fix": err.fix}
+        _tell(f"{name}/verdict/{rank}", json.dumps(said))
+        deadline = time.monotonic() + AGREE_S
+        while len(_keys(f"{name}/verdict/")) < num_ranks:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    except Exception:
+        if rank == 0 or not store.has(*call.ref):  # once rank 0 has published, nothing of the others counts
+            raise
+
+
+def _run_rank(call: StageCall, store: Store, ctx: Context) -> None:
+    if ctx.rank == 0:
         make(call, store, ctx)
         return
-    from ray import train
+    with tempfile.TemporaryDirectory() as folder:
+        run_call(call, store, Path(folder), ctx)
+
+
+def _device(ctx: Context) -> str:
     from ray.train.torch import get_device
 
-    world = train.get_context()
-    mine = replace(ctx, device=str(get_device()), rank=world.get_world_rank(), num_ranks=world.get_world_size())
-    if mine.rank == 0:
-        make(call, store, mine)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run_call(call, store, Path(folder), mine)
+    return ctx.device if ctx.device == "cpu" else str(get_device())
 
 
-def _ours(err: BaseException) -> DdgdError | None:
+def _verdict(name: str) -> DdgdError | None:
+    """The error of ours that a rank left word of; the lowest rank's."""
+    for key in sorted(_keys(f"{name}/verdict/")):
+        said = json.loads(_told(key))
+        cls = getattr(errors, said.pop("class"), EngineError)
+        return cls(said.pop("what"), **said)
+    return None
+
+
+def _record_group(name: str) -> None:
+    """Train's placement group has no name; without a dashboard it outlives a trial that was stopped, and holds its GPUs."""
+    from ray.util import get_current_placement_group
+
+    group = get_current_placement_group()
+    if group is not None:
+        _tell(f"{name}/group/{group.id.hex()}", "")
+
+
+def _remove_groups(prefix: str) -> None:
+    """Those recorded under names that begin so."""
+    from ray import PlacementGroupID
+    from ray.util import remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for key in _keys(prefix):
+        kind, _, hex_id = key.partition("/")[2].partition("/")
+        if kind == "group":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hex_id)))
+            _drop(key)
+
+
+def _forget(name: str) -> None:
+    for key in _keys(f"{name}/"):
+        _drop(key)
+
+
+# What ranks tell the process that waits for them: in the cluster's own table, which needs no shared folder.
+
+
+def _tell(key: str, text: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, text or " ", namespace=NAMESPACE)
+
+
+def _told(key: str) -> str:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return (_internal_kv_get(key, namespace=NAMESPACE) or b"{}").decode()
+
+
+def _keys(prefix: str) -> list[str]:
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    return [key.decode() for key in _internal_kv_list(prefix, namespace=NAMESPACE)]
+
+
+def _drop(key: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key, namespace=NAMESPACE)
+
+
+def _last_line(err: BaseException) -> str:
+    return (str(err).strip().splitlines() or [""])[-1][:300]
+
+
+def ours_behind(err: BaseException) -> DdgdError | None:
     """The DdgdError behind what Train raises: workers' errors come wrapped."""
     if isinstance(err, DdgdError):
         return err
     behind = [*getattr(err, "worker_failures", {}).values(), err.__cause__, err.__context__, getattr(err, "cause", None)]
-    found = (_ours(inner) for inner in behind if isinstance(inner, BaseException))
+    found = (ours_behind(inner) for inner in behind if isinstance(inner, BaseException))
     return next((inner for inner in found if inner is not None), None)

@@ -1,109 +1,84 @@
 """The door to Ray Tune: every job is a trial with its own resources, handed out by a Searcher that asks the conductor.
 
-Tune executes, packs resources and keeps worker processes alive between trials. What is done and what is not, it is never
-asked: each start is a new experiment, and `Tuner.restore` is not used (shared notes on the engine: it repeats or loses trials).
+Tune executes and keeps worker processes alive between trials. What may run at once and where, our own admission says; what is
+done and what is not, the store: each start is a new experiment, and `Tuner.restore` is not used (it repeats or loses trials).
+A trial is never stopped by Tune, which would leave Train's placement group behind: it is told to, and ends itself.
 """
 
 import dataclasses
 import logging
-import os
 import pickle
-import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddgd_ray.engine.admission import Admission, amounts_of, is_spread_over_cluster
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome
-from ddgd_ray.engine.ray_train import publish_with_train
-from ddgd_ray.engine.signals import kept_signals
+from ddgd_ray.engine.ray_cluster import SETTINGS as SETTINGS
+from ddgd_ray.engine.ray_cluster import hush, start_ray
+from ddgd_ray.engine.ray_encode import encode_over_cluster
+from ddgd_ray.engine.ray_nodes import check_nodes, cluster_nodes
+from ddgd_ray.engine.ray_train import NODE, Width, publish_with_train
 from ddgd_ray.engine.work import run_job
 from ddgd_ray.errors import EngineError
-from ddgd_ray.spec.sweep_spec import WIDE_STAGES, ResourcesSpec
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the first Ctrl-C drains; ours is installed by the cli
-    "TUNE_MAX_PENDING_TRIALS_PG": "8",
-    "OMP_WAIT_POLICY": "PASSIVE",  # two busy-waiting threads on a loaded core: 5.7 s a step in place of 0.24
-}
-
-WAITER = "ddgd_waiter"  # what a trial holds that only waits for Train's workers; no share of a core is lost to it
+LOOK_S = 2.0  # between looks at the nodes
+NODE_WAIT_S = 600.0  # how long a sweep waits for nodes that were lost, when nothing can run without them
+UNPLACEABLE = ("PENDING", "RESCHEDULING")
 
 log = logging.getLogger(__name__)
 
 
-def start_ray(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine. Raises EngineError within 5 s when nobody answers."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # workers import torch and diffusers: 2-3 x dearer without bytecode
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import ray
+def run_with_tune(
+    conductor: Conductor,
+    store: Store,
+    resources: ResourcesSpec,
+    address: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    work: Callable[..., Outcome] = run_job,
+) -> None:
+    """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop.
 
-    _hush()
-    if ray.is_initialized():
-        return
-    if address is None:
-        with kept_signals():
-            ray.init(
-                resources={WAITER: 1000},
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
-        token = Path("~/.ray/auth_token").expanduser()
-        if token.is_file():
-            token.chmod(0o600)  # ray writes it readable for everybody
-        return
-    _probe(address)
-    with kept_signals():
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    work: what a worker does with a job; with the arguments of run_job.
 
-
-def _hush() -> None:
-    """ray puts a handler for stderr on its logger, at import and at init; what it says goes to the run's log file instead."""
-    for name in ("_private.authentication.authentication_token_setup", "tune.analysis.experiment_analysis"):
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # advice for who calls ray himself; metrics are in our store
-    logger = logging.getLogger("ray")
-    for handler in list(logger.handlers):
-        if type(handler) is not logging.FileHandler:
-            logger.removeHandler(handler)
-
-
-def _probe(address: str) -> None:
-    """ray.init to a dead address hangs for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as err:
-        raise EngineError(
-            f"no answer within 5 s: {err}",
-            code="cluster",
-            where=f"--address {address}",
-            fix="expected HOST:PORT of a ray head",
-        ) from err
-
-
-def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, address: str | None = None) -> None:
-    """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop."""
-    start_ray(address)
-    _hush()
-    import ray
+    Raises ClusterError before any work: no cluster, another version, no room for a stage, storage that nodes do not share.
+    """
+    start_ray(address, runtime_env)
+    hush()
+    cluster = _Cluster(conductor, resources)
+    check_nodes(store, list(cluster.admission.nodes.values()))
     from ray import tune
+
+    trainable = tune.with_resources(
+        tune.with_parameters(_trainable(), store=store, resources=resources, stop_file=conductor.folder.stop_file, work=work),
+        _request,
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(cluster),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            trial_name_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("attempt-%Y%m%d-%H%M%S"),
+            storage_path=str((conductor.folder.path / "tune").absolute()),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    if cluster.error is not None:
+        raise cluster.error
+
+
+def _searcher(cluster: "_Cluster") -> Any:
     from ray.tune.search import Searcher
-
-    admission = Admission(ray.cluster_resources(), resources)
-
-    here = _Here(conductor)
 
     class ConductorSearch(Searcher):
         def __init__(self) -> None:
@@ -111,24 +86,21 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
             self._jobs: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            if here.conductor.is_finished:
-                return Searcher.FINISHED
-            job = here.conductor.next(lambda job: admission.has_room(job, here.conductor.running.values()))
+            job = cluster.next()
             if job is None:
-                return Searcher.FINISHED if here.conductor.is_finished else None
+                return Searcher.FINISHED if cluster.is_over else None
             self._jobs[trial_id] = job.id
-            return {"job": pickle.dumps(job).hex(), "label": job.label, "is_wide": admission.is_wide(job)}
+            return cluster.trial(job)
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             job_id = self._jobs.pop(trial_id, None)
-            if job_id is None or job_id not in here.conductor.running:
+            if job_id is None:
                 return
             if error or result is None or "is_final" not in result:
-                here.conductor.ended(job_id, Outcome("the worker process died"))
+                outcome = Outcome("the worker process died")
             else:
-                here.conductor.ended(
-                    job_id, Outcome(**{field.name: result[field.name] for field in dataclasses.fields(Outcome)})
-                )
+                outcome = Outcome(**{field.name: result[field.name] for field in dataclasses.fields(Outcome)})
+            cluster.ended(job_id, outcome)
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_text("{}")  # nothing of ours lives here
@@ -136,87 +108,120 @@ def run_with_tune(conductor: Conductor, store: Store, resources: ResourcesSpec, 
         def restore(self, checkpoint_path: str) -> None:
             raise AssertionError("each start is a new experiment")
 
-    attempt = time.strftime("attempt-%Y%m%d-%H%M%S")
-    trainable = tune.with_resources(
-        tune.with_parameters(_trainable(), store=store, resources=resources, stop_file=conductor.folder.stop_file),
-        lambda config: admission.bundle(config["is_wide"]),
-    )
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=ConductorSearch(),
-            num_samples=-1,
-            reuse_actors=resources.workers == 1,  # an idle process keeps its resources: Train's workers would wait for ever
-            trial_dirname_creator=lambda trial: trial.trial_id,
-            trial_name_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(name=attempt, storage_path=str((conductor.folder.path / "tune").absolute()), verbose=0),
-    )
-    tuner.fit()
+    return ConductorSearch()
 
 
-class Admission:
-    """Which jobs may run at once. A wide job's shared stages run in a placement group of Train's own, its trial only waits."""
+class _Cluster:
+    """Conductor, admission and the nodes that are alive, in this process alone."""
 
-    def __init__(self, cluster: dict[str, float], resources: ResourcesSpec) -> None:
-        """cluster: what ray offers, {"CPU": 2.0, ...}. Raises EngineError when no job could ever fit: ray would wait."""
-        self._cluster, self._resources = cluster, resources
-        wanted = {name: amount * resources.workers for name, amount in self._narrow().items()}
-        lacking = {name: amount for name, amount in wanted.items() if amount > cluster.get(name, 0)}
-        if lacking:
-            asked = ", ".join(f"{amount:g} {name}" for name, amount in lacking.items())
-            offered = ", ".join(f"{cluster.get(name, 0):g} {name}" for name in lacking)
-            raise EngineError(
-                f"a job asks for {asked}, the cluster has {offered}",
-                code="infeasible",
-                where="resources",
-                fix="lower resources.workers, cpus or gpus, or join a larger cluster with --address",
-            )
-
-    def _narrow(self) -> dict[str, float]:
-        amounts = {"CPU": self._resources.cpus, "GPU": self._resources.gpus}
-        return {name: amount for name, amount in amounts.items() if amount}
-
-    def is_wide(self, job: Job) -> bool:
-        return self._resources.workers > 1 and any(call.stage in WIDE_STAGES for call in job.calls)
-
-    def has_room(self, job: Job, running: Iterable[Job]) -> bool:
-        """Whether `job` fits beside what runs; with one worker a job, one more is let in so that it starts without delay."""
-        ahead = 1 if self._resources.workers == 1 else 0
-        for name, amount in self._narrow().items():
-            used = sum(amount * self._width(other) for other in running)
-            if used + amount * (self._width(job) - ahead) > self._cluster.get(name, 0):
-                return False
-        return True
-
-    def _width(self, job: Job) -> int:
-        return self._resources.workers if self.is_wide(job) else 1
-
-    def bundle(self, is_wide: bool) -> Any:
-        from ray.tune import PlacementGroupFactory
-
-        waiting = {WAITER: 1.0} if WAITER in self._cluster else {"CPU": 0.01}  # a bundle must ask for something
-        return PlacementGroupFactory([waiting if is_wide else self._narrow()])
-
-
-class _Here:
-    """Keeps the conductor, and with it the view and its locks, out of what Tune pickles: it lives in this process alone."""
-
-    def __init__(self, conductor: Conductor) -> None:
-        self.conductor = conductor
+    def __init__(self, conductor: Conductor, resources: ResourcesSpec) -> None:
+        self.conductor, self.resources = conductor, resources
+        nodes = cluster_nodes()
+        self.admission = Admission(nodes, resources)
+        self.is_pinned = len(nodes) > 1
+        """With several nodes every job is told its own, so that we know what is free on each of them."""
+        self.error: EngineError | None = None
+        self._looked = self._moved = time.monotonic()
+        self._has_lost = False
 
     def __reduce__(self) -> tuple[object, ...]:
+        """Keeps the conductor, and with it the view and its locks, out of what Tune pickles."""
         return (object, ())
+
+    @property
+    def is_over(self) -> bool:
+        return self.conductor.is_finished or self.error is not None
+
+    def next(self) -> Job | None:
+        """The next job that has room; None: nothing now, or never again."""
+        if self.is_over:
+            return None
+        self.look()
+        self.admission.retain(self.conductor.running)
+        job = self.conductor.next(self.admission.fits)
+        if job is not None or self.conductor.running:
+            self._moved = time.monotonic()
+        elif not self.conductor.is_finished and time.monotonic() - self._moved > NODE_WAIT_S:
+            self.error = EngineError(
+                f"no node has had room for a job for {NODE_WAIT_S:.0f} s",
+                code="nodes-lost",
+                where="cluster",
+                fix="run the same command again when its nodes are back: finished stages are not repeated",
+            )
+        return job
+
+    def trial(self, job: Job) -> dict[str, Any]:
+        """What Tune hands to the worker process."""
+        *workers, last = self.admission.seats(job.id)
+        nodes = [seat.node for seat in workers] if self.is_pinned else []
+        return {
+            "job": pickle.dumps(job).hex(),
+            "label": job.label,
+            "holds": dict(last.amounts),
+            "node": last.node if self.is_pinned else "",
+            "num_workers": max(1, len(workers)),
+            "nodes": nodes,
+        }
+
+    def ended(self, job_id: str, outcome: Outcome) -> None:
+        if job_id not in self.conductor.running:
+            return
+        if outcome.error and not outcome.is_lost:
+            self.look(force=True)
+            gone = {seat.node for seat in self.admission.seats(job_id)} - self.admission.nodes.keys()
+            if gone:  # no fault of the job's: it uses up no attempt
+                nodes = ", ".join(sorted(node[:8] for node in gone))
+                outcome = dataclasses.replace(outcome, error=f"node {nodes} was lost", is_lost=True, is_final=False)
+        self.conductor.ended(job_id, outcome)
+
+    def look(self, force: bool = False) -> None:
+        """See which nodes are alive; jobs that wait on one that is gone are let go."""
+        if not force and time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        nodes = cluster_nodes()
+        known = self.admission.nodes
+        if {node.id for node in nodes} != known.keys():
+            for node_id in known.keys() - {node.id for node in nodes}:
+                log.warning("node %s (%s) was lost", node_id[:8], known[node_id].name)
+                self._has_lost = True
+            self.admission.set_nodes(nodes)
+        if self._has_lost and self.is_pinned:
+            _release_unplaceable()
+
+
+def _release_unplaceable() -> None:
+    """Remove our placement groups that wait for a node that is gone: who waits for one then fails, and is handed out anew."""
+    import ray
+    from ray import PlacementGroupID
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    ours = ray.get_runtime_context().get_job_id()
+    for group_id, group in placement_group_table().items():
+        is_stuck = group["state"] in UNPLACEABLE and group["stats"]["scheduling_state"] == "INFEASIBLE"
+        if is_stuck and group_id.endswith(ours):
+            log.warning("placement group %s waits for a node that is gone: removed", group_id[:8])
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
+
+
+def _request(config: Mapping[str, Any]) -> Any:
+    """What the trial's own process holds, and where. Tune reuses a process for trials with an equal request alone."""
+    from ray.tune import PlacementGroupFactory
+
+    where: dict[str, Any] = {"bundle_label_selector": [{NODE: config["node"]}]} if config["node"] else {}
+    return PlacementGroupFactory([dict(config["holds"])], **where)
 
 
 def _trainable() -> type:
     from ray import tune
 
     class JobTrainable(tune.Trainable):
-        def setup(self, config: dict[str, Any], store: Any = None, resources: Any = None, stop_file: Any = None) -> None:
-            self.store: Store = store  # all three come by tune.with_parameters
-            self.stop_file: Path = stop_file
-            self.resources: ResourcesSpec = resources
+        def setup(self, config: dict[str, Any], **given: Any) -> None:
+            self.store: Store = given["store"]  # all come by tune.with_parameters
+            self.resources: ResourcesSpec = given["resources"]
+            self.stop_file: Path | None = given["stop_file"]
+            self.work: Callable[..., Outcome] = given["work"]
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             return True  # the process stays, and with it all imports
@@ -229,12 +234,21 @@ def _trainable() -> type:
 
         def step(self) -> dict[str, Any]:
             job: Job = pickle.loads(bytes.fromhex(self.config["job"]))
-            workers = self.resources.workers
+            amounts = self.resources.of(job.stage)
+            width = Width(
+                self.config["num_workers"],
+                amounts_of(amounts),
+                self.resources.placement,
+                tuple(self.config["nodes"]),
+                self.resources.max_failures,
+            )
 
             def publish(call: Any, store: Store, ctx: Any) -> Any:
-                return publish_with_train(call, store, ctx, workers=workers, gpus=self.resources.gpus)
+                if is_spread_over_cluster(call.stage, self.resources):
+                    return encode_over_cluster(call, store, ctx, width)
+                return publish_with_train(call, store, ctx, width)
 
-            outcome = run_job(job, self.store, self.resources, publish, stop_file=self.stop_file)
+            outcome = self.work(job, self.store, self.resources, publish, stop_file=self.stop_file)
             return {"done": True, **vars(outcome)}
 
     return JobTrainable

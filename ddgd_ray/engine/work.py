@@ -16,6 +16,8 @@ from ddgd_ray.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
+DEVICE = "DDGD_DEVICE"  # of all stages, whatever they hold: to try GPUs that Ray is only told about
+
 Publish = Callable[[StageCall, Store, Context], tuple[Artifact, bool]]
 
 
@@ -23,7 +25,7 @@ def context_of(resources: ResourcesSpec, stage: str, stop_file: Path | None = No
     """What a job of this stage may know of its surroundings."""
     amounts = resources.of(stage)
     return Context(
-        device="cuda" if amounts.gpus else "cpu",
+        device=os.environ.get(DEVICE) or ("cuda" if amounts.gpus else "cpu"),
         chunk=resources.chunk,
         num_threads=max(1, int(amounts.cpus)),
         checkpoint_steps=resources.checkpoint_steps,

@@ -130,6 +130,10 @@ class ResourcesSpec(AmountsSpec):
 
     stages: dict[StageName, AmountsSpec] = Field(default_factory=dict)
     """Other amounts for a stage: {evaluate: {gpus: 0.25}}; what is left out there is as above."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Workers of one fine-tuning or sampling: on as few nodes as can be, or on as many."""
+    encode: Literal["local", "cluster"] = "local"
+    """cluster: the shards of a latent cache are made by tasks all over the cluster, for millions of images; same bytes."""
     chunk: int = Field(256, ge=1)
     """Images a forward pass without gradient may hold."""
     checkpoint_steps: int = Field(500, ge=0)

@@ -184,6 +184,15 @@ def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ct
     return found
 
 
+def shares_of(call: StageCall, store: Store, ctx: Context) -> Any:
+    """The stage's work in parts: `len(shares)`, and `shares.make(places)`, which keeps them for the run that gathers them.
+
+    For the holder of the lease and the processes that it has make them.
+    """
+    module: Any = importlib.import_module(f"ddgd_ray.stages.{call.stage}")
+    return module.Shares(call.spec, _input_paths(call, store), store.keep(call.key), ctx)
+
+
 def _reporter(curves: TextIO, call: StageCall, ctx: Context) -> Callable[[int, Mapping[str, float]], None]:
     def report(step: int, metrics: Mapping[str, float]) -> None:
         """Also where an order to stop is obeyed; not with several ranks, of which the others would wait for this one."""

@@ -5,7 +5,7 @@ Shapes: N images, n images of a shard, B batch, 2 image and mirror image, 2c pos
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,21 +38,37 @@ def run(spec: EncodeSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> d
     Finished shards stay in ctx.keep: a restart goes on with those that are missing or damaged. With several ranks each makes
     every num_ranks-th shard, and rank 0 gathers them; its metrics are those that count.
     """
-    torch.set_num_threads(ctx.num_threads)
-    (listing,) = list_splits(spec.images, inputs["images"], "train")
-    autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
-    shards = plan_shards(len(listing), _latent_shape(autoencoder, spec.images))
     folder = ctx.keep or out / "making"
     folder.mkdir(exist_ok=True)
-    _make(spec.images, inputs["images"], listing, autoencoder, shards[ctx.rank :: ctx.num_ranks], folder, ctx)
+    shares = Shares(spec, inputs, folder, ctx)
+    shares.make(range(ctx.rank, len(shares), ctx.num_ranks))
     if ctx.num_ranks > 1:
         torch.distributed.barrier()
         if ctx.rank:
             return {}
-    metrics = _gather(spec.images, inputs["images"], listing, shards, folder, out)
+    metrics = _gather(spec.images, inputs["images"], shares.listing, shares.shards, folder, out)
     if ctx.keep is None:
         shutil.rmtree(folder)
     return metrics
+
+
+class Shares:
+    """The stage's work in parts that may be made anywhere, in any order: one shard each, kept in `folder` for `run`."""
+
+    def __init__(self, spec: EncodeSpec, inputs: dict[str, Path], folder: Path, ctx: Context) -> None:
+        torch.set_num_threads(ctx.num_threads)
+        self.images, self.root, self.folder, self.ctx = spec.images, inputs["images"], folder, ctx
+        (self.listing,) = list_splits(spec.images, self.root, "train")
+        self.autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
+        self.shards = plan_shards(len(self.listing), _latent_shape(self.autoencoder, spec.images))
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def make(self, places: Sequence[int]) -> None:
+        """Those that are not kept already. The bytes of a shard do not depend on who makes it, or with which others."""
+        shards = [self.shards[place] for place in places]
+        _make(self.images, self.root, self.listing, self.autoencoder, shards, self.folder, self.ctx)
 
 
 def _latent_shape(autoencoder: Autoencoder, spec: ImagesSpec) -> tuple[int, int, int]:

@@ -1,0 +1,69 @@
+"""The door to Ray Data: a latent cache of millions of images, its shards made all over the cluster."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from ddgd_ray.engine.ray_train import Width, ours_behind
+from ddgd_ray.errors import Stopped
+from ddgd_ray.stages.base import Context, StageCall, publish_call, shares_of
+from ddgd_ray.store import Artifact, Store
+
+log = logging.getLogger(__name__)
+
+
+def encode_over_cluster(call: StageCall, store: Store, ctx: Context, width: Width) -> tuple[Artifact, bool]:
+    """Like stages.base.publish_call, byte for byte; width.workers processes make the shards, this one gathers them.
+
+    Shards are kept on the storage that all nodes share: what is interrupted goes on with those that are missing.
+    """
+    found = store.get(*call.ref)
+    if found is not None:
+        return found, True
+    with store.lease(call.key):
+        if not store.has(*call.ref):
+            _make_shares(call, store, ctx, width)
+    return publish_call(call, store, ctx)
+
+
+def _make_shares(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
+    import ray.data
+
+    num = len(shares_of(call, store, replace(ctx, device="cpu")))
+    settings = ray.data.DataContext.get_current()
+    settings.enable_progress_bars = False
+    settings.max_errored_blocks = 0
+    rest = {name: amount for name, amount in width.each.items() if name not in ("CPU", "GPU", "memory")}
+    places = ray.data.from_items([{"place": place} for place in range(num)], override_num_blocks=num)
+    maker: Any = _Maker
+    made = places.map(
+        maker,
+        fn_constructor_args=(call, store, ctx),
+        concurrency=min(width.workers, num),
+        num_cpus=width.each.get("CPU", 0),
+        num_gpus=width.each.get("GPU", 0) or None,
+        memory=width.each.get("memory") or None,
+        resources=rest,
+    )
+    log.info("%s encode: %d shards by %d processes", call.key[:8], num, min(width.workers, num))
+    try:
+        made.materialize()
+    except Exception as err:
+        cause = ours_behind(err)
+        if cause is not None:
+            raise cause from err
+        raise
+
+
+class _Maker:
+    """In a process of its own: images are listed and the autoencoder loaded once."""
+
+    def __init__(self, call: StageCall, store: Store, ctx: Context) -> None:
+        self.name, self.stop_file = f"encode {call.key[:8]}", ctx.stop_file
+        self.shares = shares_of(call, store, ctx)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self.stop_file is not None and self.stop_file.exists():
+            raise Stopped("told to stop; finished shards are kept", where=self.name)
+        self.shares.make([int(row["place"])])
+        return row

@@ -1,0 +1,143 @@
+"""The door to a cluster's nodes: what they offer, and whether all of them can work on this run."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ddgd_ray import __version__
+from ddgd_ray.engine.rooms import Node
+from ddgd_ray.errors import ClusterError
+from ddgd_ray.store import Store
+
+NODES_S = 120.0  # a node may have to install the runtime environment first
+SEEN_S = 10.0  # network file systems show new files after up to some seconds
+
+log = logging.getLogger(__name__)
+
+
+def cluster_nodes() -> list[Node]:
+    """Those that are alive, with all they offer."""
+    import ray
+
+    return [Node(one["NodeID"], one["Resources"], one["NodeManagerHostname"]) for one in ray.nodes() if one["Alive"]]
+
+
+class Board(Protocol):
+    """Where driver and nodes leave each other notes: the storage that they should share."""
+
+    def read(self, name: str) -> bytes | None: ...
+
+    def write(self, name: str, data: bytes) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+
+class FolderBoard:
+    """A folder at the same path on all nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            os.listdir(self.folder)  # makes a network file system look again
+            return (self.folder / name).read_bytes()
+        except OSError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        (self.folder / name).write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+
+Ask = Callable[[Board, str, bytes, list[Node]], Mapping[str, str]]
+
+
+def check_nodes(store: Store, nodes: list[Node]) -> None:
+    """Every node must have this package and see the same storage. Raises ClusterError that names those that do not.
+
+    A single node is this machine, and is not asked.
+    """
+    if len(nodes) == 1:
+        return
+    behind_url: Any = getattr(store, "remote", None)  # a store behind a URL: what is there counts, not its cache here
+    folder = store.root / "scratch"
+    check_shared(behind_url or FolderBoard(folder), str(behind_url or folder), nodes, ask_nodes)
+
+
+def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
+    """ask(board, name, text, nodes): {node id: "" or what went wrong there}; a node reads the note and leaves one as answer."""
+    text = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}".encode()
+    name = f"shared-{time.time_ns()}"
+    board.write(name, text)
+    try:
+        found = ask(board, name, text, nodes)
+        problems = {node.id: found.get(node.id, "no answer") for node in nodes}
+        for node in nodes:
+            answer = answer_of(name, node.id)
+            if not problems[node.id] and _wait_for(board, answer) != text:
+                problems[node.id] = "what it writes cannot be seen here"
+            board.remove(answer)
+    finally:
+        board.remove(name)
+    bad = [f"{node.name or 'node'} ({node.id[:8]}): {problems[node.id]}" for node in nodes if problems[node.id]]
+    if bad:
+        lines = "\n".join(f"    {line}" for line in bad)
+        raise ClusterError(
+            f"{len(bad)} of {len(nodes)} nodes cannot work on this run:\n{lines}",
+            code="not-shared",
+            where=where,
+            fix="choose a --run-dir on storage that all nodes reach under the same path, or an s3:// address",
+        )
+
+
+def answer_of(name: str, node_id: str) -> str:
+    return f"{name}.{node_id[:16]}"
+
+
+def look(board: Board, name: str, text: bytes, node_id: str, version: str) -> str:
+    """On a node: "" when all is well, or what is wrong."""
+    if version != __version__:
+        return f"it has ddgd-ray {__version__}, the driver {version}"
+    found = _wait_for(board, name)
+    if found != text:
+        return "it does not see what the driver wrote: not the same storage"
+    try:
+        board.write(answer_of(name, node_id), text)
+    except OSError as err:
+        return f"it cannot write there: {err.strerror}"
+    return ""
+
+
+def _wait_for(board: Board, name: str) -> bytes | None:
+    deadline = time.monotonic() + SEEN_S
+    while (found := board.read(name)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def ask_nodes(board: Board, name: str, text: bytes, nodes: list[Node]) -> Mapping[str, str]:
+    """`look` on each of them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task, asked = ray.remote(look), {}
+    for node in nodes:
+        here = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        pinned: Any = task.options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+        asked[node.id] = pinned.remote(board, name, text, node.id, __version__)
+    deadline, found = time.monotonic() + NODES_S, {}
+    for node_id, answer in asked.items():
+        try:
+            found[node_id] = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
+        except Exception as err:
+            log.exception("node %s", node_id[:8])
+            last = (str(err).strip().splitlines() or [""])[-1][:200]
+            found[node_id] = f"ddgd-ray cannot be run there: {type(err).__name__}: {last}"
+    return found
