@@ -42,10 +42,10 @@ controls: [random_real]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process a file, so that its fixtures are made once, and one for all tests that need Ray, or the finished run."""
+    """One process a file, so that its fixtures are made once, and one for all tests that need Ray."""
     for item in items:
-        shared = {"ray_cluster", "finished"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(min(shared, default=str(item.path))))
+        needs_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,14 +2,12 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddgd_ray.errors import ArtifactError, SpecError
 
 if TYPE_CHECKING:
-    from ddgd_ray.report.run import Run
     from ddgd_ray.store import Store
 
 
@@ -28,16 +26,13 @@ def report_command(args: argparse.Namespace) -> int:
 
 def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
     from ddgd_ray.engine.run_folder import RunFolder, open_store
-    from ddgd_ray.report.page import portrayed_arms
-    from ddgd_ray.report.run import open_for_report
     from ddgd_ray.report.write import write_report
 
     place = RunFolder(folder.parent, folder.name).place
     place.pull()
     store = open_store(folder.parent)
     if args.memories:
-        run = open_for_report(folder, store)
-        portray(run, store, portrayed_arms(run, args.all_pictures))
+        _portray(folder, store, args)
     report = write_report(folder, store, to=to, all_pictures=args.all_pictures, with_page=True)
     print(report.markdown)
     for file in (report.page, *report.tables, report.results, *report.pictures):
@@ -47,13 +42,16 @@ def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
     return 0
 
 
-def portray(run: "Run", store: "Store", arms: Sequence[str]) -> None:
-    """Decode the memories of these arms; what was decoded before is there already. Imports torch when there is work."""
+def _portray(folder: Path, store: "Store", args: argparse.Namespace) -> None:
+    """Decode the memories of the arms that the page shows; what was decoded before is there already."""
     from ddgd_ray.report.memories import portrait_inputs
+    from ddgd_ray.report.page import portrayed_arms
+    from ddgd_ray.report.run import open_for_report
     from ddgd_ray.stages.base import Context, StageCall, publish_call
 
+    run = open_for_report(folder, store)
     store.prepare()
-    for arm in arms:
+    for arm in portrayed_arms(run, args.all_pictures):
         found = portrait_inputs(run, arm)
         if found is not None:
             publish_call(StageCall(*found), store, Context(num_threads=os.cpu_count() or 1))

@@ -14,8 +14,8 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from ddgd_ray.commands.reports import portray
 from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.report.memories import portrait_inputs
 from ddgd_ray.report.page import render, sections_of
 from ddgd_ray.report.pictures import memory_pictures, strip
 from ddgd_ray.report.render import Cell, Column, Table
@@ -23,6 +23,7 @@ from ddgd_ray.report.results import Row
 from ddgd_ray.report.run import Run, open_for_report
 from ddgd_ray.report.verify import verify_run
 from ddgd_ray.report.write import tables_of, write_report
+from ddgd_ray.stages.base import Context, StageCall, publish_call
 
 HOSTILE = """"><script>alert('$x^2$')</script>&amp;<img src=x onerror=alert(1)>"""
 HOLLOW = {"meta", "link", "img", "path", "use", "br", "image"}
@@ -156,7 +157,10 @@ def test_memories_are_decoded_when_asked_for_and_stay_in_the_store(finished: Pat
     folder, store = tmp_path / "runs" / finished.name, open_store(tmp_path / "runs")
     run = open_for_report(folder, store)
     assert memory_pictures(run, run.ranked) == []
-    portray(run, store, run.ranked)
+    for arm in run.ranked:
+        call = portrait_inputs(run, arm)
+        assert call is not None
+        publish_call(StageCall(*call), store, Context())
     tables = memory_pictures(run, run.ranked)
     assert [table.title for table in tables] == [f"Memories of {arm}" for arm in run.ranked]
     assert tables[0].columns[0] == "real memory, step 1"
