@@ -91,9 +91,10 @@ def this_host() -> str:
 def started_at(pid: int) -> str:
     """When a process of this host started, in ticks since boot; "" when there is none. Numbers are used again."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
         return ""
+    return "" if state in "ZX" else fields[18]  # a zombie is dead, though nobody has asked for its exit code
 
 
 @dataclass(frozen=True)

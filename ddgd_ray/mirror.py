@@ -104,7 +104,7 @@ class Mirror:
     def _try_push(self, *, is_last: bool) -> None:
         try:
             self.push(is_last=is_last)
-        except (OSError, StageError) as err:
+        except (OSError, StageError, RuntimeError) as err:  # RuntimeError: the interpreter is shutting down
             log.warning("%s/%s is behind: %s", self.remote, self.prefix, err)
 
     def stop(self, *, push: bool = True) -> None:

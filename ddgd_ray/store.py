@@ -19,7 +19,7 @@ from typing import Any
 
 from ddgd_ray.commit import crash_point, make_writable, room_for, sync_folder, sync_tree, write_atomically
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
-from ddgd_ray.leases import FolderBoard, Pace, heartbeat_lease, host_lease, needs_heartbeats
+from ddgd_ray.leases import FolderBoard, Pace, heartbeat_lease, host_lease, needs_heartbeats, started_at
 from ddgd_ray.manifest import (
     MANIFEST,
     REMAKE,
@@ -274,4 +274,4 @@ class Store:
 def _is_abandoned(scratch: Path) -> bool:
     """Whether a scratch folder KEY.HOST.PID.RANDOM belongs to a process of this host that is gone."""
     host, _, pid = scratch.name.partition(".")[2].rpartition(".")[0].rpartition(".")
-    return host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+    return host == socket.gethostname() and pid.isdigit() and not started_at(int(pid))

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -159,7 +161,7 @@ def test_a_job_with_a_damaged_input_may_be_repeated_and_one_with_a_damaged_outpu
         (out / "made.txt").write_text((inputs["latents"] / "file.txt").read_text())
         return {"loss": 1.0}
 
-    monkeypatch.setattr("ddgd_ray.stages.pretrain.run", write)
+    monkeypatch.setitem(sys.modules, "ddgd_ray.stages.pretrain", SimpleNamespace(run=write))
     call = StageCall(PretrainSpec(steps=9), {"latents": ("pretrain", KEY)})
     job = Job("prepare", "test", (call,))
     DAMAGES["file-truncated"](made.path)

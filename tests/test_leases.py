@@ -1,5 +1,6 @@
 """Leases among hosts: one holder at a time, none lost for ever, and no comparison of clocks."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -133,6 +134,16 @@ def test_the_lease_of_a_dead_process_of_this_host_is_free_at_once(tmp_path: Path
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 137
     assert Lease(FolderBoard(tmp_path), "key").look()
+
+
+def test_a_zombie_holds_no_lease(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        Lease(FolderBoard(tmp_path), "key").look()
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    assert Lease(FolderBoard(tmp_path), "key").look()
+    os.waitpid(child, 0)
 
 
 def test_a_process_number_that_was_used_again_is_another_process() -> None:

@@ -26,6 +26,7 @@ SPEC = PretrainSpec(steps=7)
 INPUTS = {"latents": "a" * 64}
 KEY = key_of(SPEC, INPUTS)
 FAST = Pace(beat_s=0.1, stale_s=0.5, poll_s=0.02)
+PATIENT = Pace(beat_s=0.1, stale_s=60, poll_s=0.02)  # no lease goes stale because the machine is busy
 STALLED = Pace(beat_s=1000, stale_s=0.5, poll_s=0.02)
 
 Host = Callable[..., RemoteStore]
@@ -51,7 +52,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """host(name, url): the store as that host sees it, with a cache of its own."""
 
-    def of(name: str, url: str, pace: Pace = FAST) -> RemoteStore:
+    def of(name: str, url: str, pace: Pace = PATIENT) -> RemoteStore:
         monkeypatch.setenv("DDGD_CACHE", str(tmp_path / name))
         store = RemoteStore(Remote(url, timeout_s=5), pace=pace)
         store.prepare()
@@ -144,7 +145,7 @@ def test_the_second_of_two_writers_is_dropped_counted_and_leaves_nothing(
 def test_a_stalled_holder_is_taken_over_and_its_late_publication_dropped(
     host: Host, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    a, b = host("a", url, STALLED), host("b", url)
+    a, b = host("a", url, STALLED), host("b", url, FAST)
     with caplog.at_level(logging.WARNING), a.lease(KEY):
         assert b.in_progress() == [KEY[:16]]
         with b.lease(KEY):  # after 0.5 s without a heartbeat
@@ -161,7 +162,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_remote_store as me
-store = me.RemoteStore(me.Remote(sys.argv[2]), pace=me.FAST)
+store = me.RemoteStore(me.Remote(sys.argv[2]), pace=me.PATIENT)
 store.root.mkdir(parents=True)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -401,18 +402,18 @@ def test_a_run_behind_a_url_has_one_driver_among_hosts_and_outlives_it(host: Hos
     a = host("a", url)
     first = RunFolder(url, "tiny")
     first.prepare()
-    with first.lock(), first.place.held(FAST):
+    with first.lock(), first.place.held(PATIENT):
         (first.trials / "one.json").write_text("{}")
         (first.path / "sweep.log").write_text("log")
         assert host("b", url).root != a.root
         second = RunFolder(url, "tiny")
         second.prepare()
-        with pytest.raises(ArtifactError, match=r"locked by process \d+ on"), second.lock(), second.place.held(FAST):
+        with pytest.raises(ArtifactError, match=r"locked by process \d+ on"), second.lock(), second.place.held(PATIENT):
             pass
     second.place.pull()
     assert (second.trials / "one.json").read_text() == "{}"
     assert (second.path / "sweep.log").read_text() == "log"
-    with second.lock(), second.place.held(FAST):
+    with second.lock(), second.place.held(PATIENT):
         pass
 
 
@@ -424,7 +425,7 @@ def test_a_run_whose_drivers_host_died_goes_on_elsewhere(host: Host, tmp_path: P
     folder.prepare()
     started = time.monotonic()
     with folder.lock(), folder.place.held(FAST):
-        assert FAST.stale_s <= time.monotonic() - started < 10 * FAST.stale_s
+        assert FAST.stale_s <= time.monotonic() - started < 60 * FAST.stale_s
 
 
 def test_a_store_travels_to_workers_without_its_connections(host: Host, url: str) -> None:
