@@ -19,6 +19,7 @@ from ddgd_ray.stages.base import StageCall
 from ddgd_ray.store import Store, make_writable, write_atomically
 
 SCHEMA = 1
+ALLOTMENT = "allotment.json"
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 
@@ -61,6 +62,7 @@ class TrialRecord:
             "arm": trial.arm,
             "params": dict(trial.params),
             "seed": trial.seed,
+            "rung": trial.rung,
             "is_control": trial.is_control,
             "state": self.state,
             "prepare": [list(call.ref) for call in trial.prepare],
@@ -119,6 +121,7 @@ class RunFolder:
             "vary": sweep.spec.vary,
             "space": {name: value.canonical() for name, value in sweep.space.items()},
             "objective": sweep.spec.objective.canonical() | {"finalists": None},  # more finalists continue a sweep
+            "rungs": sweep.spec.rungs.canonical() if sweep.spec.rungs else None,
         }
         identity = json.loads(json.dumps(parts))  # as a file gives it back: lists, not tuples
         if path.is_file():
