@@ -59,6 +59,10 @@ def plan_command(args: argparse.Namespace) -> int:
         search = sweep.spec.search
         print(f"search: up to {search.trials} configurations by {search.algorithm} over {', '.join(sweep.space)},")
         print(f"each at {len(sweep.spec.seeds.distill)} seeds; which ones, the results decide. Planned for certain:")
+    if sweep.spec.race:
+        print(f"race: at most these; seeds after the first {sweep.spec.race.first_seeds} go to configurations that may win")
+    if sweep.spec.rungs:
+        print(f"rungs: {len(sweep.spec.rungs.settings)}; the first is planned for certain, the results decide the others")
     print(f"\n{'stage':12} {'hits':>6} {'to run':>6}")
     for count in count_stages(trials, store):
         print(f"{count.stage:12} {count.hits:6} {count.misses:6}")

@@ -13,6 +13,7 @@ from ddgd_ray.report.grids import write_grids
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
 from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
+from ddgd_ray.report.race import allotment_tables
 from ddgd_ray.report.render import Table, latex, markdown
 from ddgd_ray.report.results import Row, protocols_of, rows_of
 from ddgd_ray.report.tables import (
@@ -40,7 +41,7 @@ class Report:
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """sweep.json and the trial records of a run folder. Raises ArtifactError when it is none."""
+    """sweep.json and the trial records of a run folder, lower rungs aside. Raises ArtifactError when it is none."""
     try:
         sweep = json.loads((path / "sweep.json").read_text())
     except (OSError, ValueError) as err:
@@ -52,6 +53,8 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ) from err
     records = []
     for file in sorted((path / "trials").glob("*.json")):
+        if "@r" in file.name:  # no name of an arm holds @
+            continue
         try:
             records.append(json.loads(file.read_text()))
         except ValueError as err:
@@ -66,7 +69,7 @@ def write_report(path: Path, store: Store) -> Report:
     rows = in_order_of(spec["vary"], rows_of(records, store))
     order = list(by_arm(rows))
     of_arms = sorted(records, key=lambda record: order.index(record["arm"]) if record["arm"] in order else len(order))
-    tables = [*result_tables(spec, rows), *quality_tables(of_arms, store)]
+    tables = [*result_tables(spec, rows), *allotment_tables(path, spec, store), *quality_tables(of_arms, store)]
     out = path / "report"
     out.mkdir(exist_ok=True)
     text = markdown_report(spec, rows, tables, records)
