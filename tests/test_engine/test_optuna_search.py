@@ -89,7 +89,7 @@ def test_what_went_out_at_a_rung_is_no_complete_trial_and_guides_the_search_all_
         made: list[Proposal] = []
         while (proposal := search.ask()) is not None:
             made.append(proposal)
-            went_out = rung is not None and len(made) % 3
+            went_out = rung is not None and len(made) % 3 != 1
             value = float(proposal.params["finetune.memory_real.size"])
             search.tell(proposal, Score((1000 - value,), rung) if went_out else Score((value,)))
         proposals.append(made)
