@@ -58,6 +58,10 @@ def plan_command(args: argparse.Namespace) -> int:
         )
         print(f"{_time(each[0])} of cores{f' and {_time(each[1])} of GPUs' if each[1] else ''}, all of them ", end="")
         print(f"about {_time(search.trials * each[0] / cores)} on the clock with {cores:g} cores. Planned for certain:")
+    if sweep.spec.race:
+        print(f"race: at most these; seeds after the first {sweep.spec.race.first_seeds} go to configurations that may win")
+    if sweep.spec.rungs:
+        print(f"rungs: {len(sweep.spec.rungs.settings)}; the first is planned for certain, the results decide the others")
     _print_forecast(total, cores, gpus)
     _print_budget(sweep, total)
     _print_trials(trials, store)

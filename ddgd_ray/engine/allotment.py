@@ -1,13 +1,15 @@
 """How much each configuration gets: which of its trials run at first, and, once these are over, whether more of them do."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ddgd_ray.engine.plan import Trial, plan_arm
-from ddgd_ray.engine.run_folder import TrialRecord
+from ddgd_ray.engine.run_folder import ALLOTMENT, RunFolder, TrialRecord
 from ddgd_ray.engine.search import Proposal
 from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.store import write_atomically
 
 
 @dataclass(eq=False)
@@ -56,3 +58,26 @@ class AllSeeds:
 
     def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, "list[Trial] | End"]]:
         return ((arm, End()) for arm in rested)
+
+
+class Ledger:
+    """`allotment.json` of a run: decisions, and the full grid's calls to hold them against. Each start writes it anew."""
+
+    def __init__(self, folder: RunFolder, kind: str) -> None:
+        self._path = folder.path / ALLOTMENT
+        self._kind = kind
+        self._full: list[dict[str, Any]] = []
+
+    def plan(self, trials: Iterable[Trial]) -> None:
+        """Trials that run when every configuration gets everything."""
+        for trial in trials:
+            calls = [list(call.ref) for call in trial.calls()]
+            judged = [list(item.call.ref) for item in trial.evaluators if item.is_main]
+            self._full.append({"arm": trial.arm, "seed": trial.seed, "calls": calls, "evaluators": judged})
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        write_atomically(self._path, json.dumps({"kind": self._kind, **content, "full": self._full}, indent=1))
+
+
+def forget_ledger(folder: RunFolder) -> None:
+    (folder.path / ALLOTMENT).unlink(missing_ok=True)

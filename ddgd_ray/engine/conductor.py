@@ -315,7 +315,8 @@ class Conductor:
             return
         chosen = best_arms(self.records, self.sweep.spec.objective, self.store)
         for place, record in enumerate(self.records):
-            if record.state == "done" and (record.trial.is_control or record.trial.arm in chosen):
+            is_chosen = record.trial.is_control or (record.trial.arm in chosen and record.trial.rung is None)
+            if record.state == "done" and is_chosen:
                 record.is_finalist, record.state = True, "planned"
                 self.folder.write(record)
                 self._await(place)

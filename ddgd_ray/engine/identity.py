@@ -8,7 +8,7 @@ from typing import Any
 from ddgd_ray.sources import images_source
 from ddgd_ray.spec.sweep import Sweep
 
-FREE = ("name", "resources", "budget")
+FREE = ("name", "resources", "budget", "race")
 """Parts of a sweep file that change no result and may change at any time."""
 MAY_GROW = (
     "vary",

@@ -80,6 +80,8 @@ class Shipper:
         tags |= {"ddgd.distill_seed": str(record["seed"])}
         if record["evaluators"]:
             tags["ddgd.protocol"] = record["evaluators"][0]["protocol"]
+        if record.get("rung") is not None:
+            tags["ddgd.rung"] = str(record["rung"])
         keys: dict[str, list[str]] = {}
         for stage, stage_key in [*record["prepare"], *record["build"]]:
             keys.setdefault(stage, []).append(stage_key)

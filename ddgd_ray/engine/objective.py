@@ -20,20 +20,26 @@ def trial_value(record: TrialRecord, metric: str, store: Store) -> float | None:
 
 
 def score_of(records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store) -> Score | None:
-    """Mean over distillation seeds of the mean over evaluators; None when anything failed, or nothing measured it."""
+    """Mean over distillation seeds of the mean over evaluators; None when anything failed, or nothing measured it.
+
+    Of the last rung that it reached.
+    """
+    rung = records[-1].trial.rung if records else None
+    records = [record for record in records if record.trial.rung == rung]
     if any(record.state != "done" for record in records):
         return None
     values = [trial_value(record, objective.metric, store) for record in records]
     if not values or None in values:
         return None
-    return Score((statistics.fmean(value for value in values if value is not None),))
+    return Score((statistics.fmean(value for value in values if value is not None),), rung)
 
 
 def best_arms(records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store) -> set[str]:
     """The finalists: the arms of the best means over their finished trials, controls aside."""
     values: dict[str, list[float]] = {}
     for record in records:
-        value = trial_value(record, objective.metric, store) if record.state == "done" and not record.trial.is_control else None
+        competes = record.state == "done" and not record.trial.is_control and record.trial.rung is None
+        value = trial_value(record, objective.metric, store) if competes else None
         if value is not None:
             values.setdefault(record.trial.arm, []).append(value)
     means = {arm: statistics.fmean(found) for arm, found in values.items()}

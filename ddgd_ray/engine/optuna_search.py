@@ -52,12 +52,17 @@ class OptunaSearch:
         study = optuna.create_study(directions=self._directions, sampler=self._sampler(first))
         for number in sorted(self._told):
             proposal, score = self._told[number]
+            state = optuna.trial.TrialState.COMPLETE if score else optuna.trial.TrialState.FAIL
+            reached: dict[int, float] = {}
+            if score and score.rung is not None:  # TPE ranks those below the complete ones, a higher rung first
+                state, reached = optuna.trial.TrialState.PRUNED, {score.rung: score.values[0]}
             study.add_trial(
                 optuna.trial.create_trial(
                     params=dict(proposal.params),
                     distributions=self._space,
-                    values=score.values if score else None,
-                    state=optuna.trial.TrialState.COMPLETE if score else optuna.trial.TrialState.FAIL,
+                    values=score.values if score and not reached else None,
+                    intermediate_values=reached,
+                    state=state,
                 )
             )
         for number in range(first, min(first + self._spec.parallel, self._spec.trials)):

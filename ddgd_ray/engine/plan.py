@@ -53,10 +53,12 @@ class Trial:
     measures: tuple[Measure, ...] = ()
     folder: str = ""
     """Of a ready-made set."""
+    rung: int | None = None
+    """The rung whose cheaper setting this is; None: the full one."""
 
     @property
     def name(self) -> str:
-        return f"{self.arm}-s{self.seed}"
+        return f"{self.arm}-s{self.seed}" if self.rung is None else f"{self.arm}@r{self.rung}-s{self.seed}"
 
     def calls(self) -> Iterator[StageCall]:
         """All but the finalists' tests."""

@@ -23,6 +23,7 @@ from ddgd_ray.stages.base import StageCall, stop_now_file
 from ddgd_ray.store import Store, make_writable, write_atomically
 
 SCHEMA = 1
+ALLOTMENT = "allotment.json"
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 
@@ -67,6 +68,7 @@ class TrialRecord:
             "arm": trial.arm,
             "params": dict(trial.params),
             "seed": trial.seed,
+            "rung": trial.rung,
             "is_control": trial.is_control,
             "state": self.state,
             "prepare": [list(call.ref) for call in trial.prepare],

@@ -22,6 +22,8 @@ class Score:
     """What a configuration is worth: one value for each objective, in the order of the spec."""
 
     values: tuple[float, ...]
+    rung: int | None = None
+    """Measured at a rung's cheaper setting, where the configuration went out; not comparable with values of the full one."""
 
 
 class Search(Protocol):

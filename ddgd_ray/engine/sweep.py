@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddgd_ray.engine.accounts import Accounts
+from ddgd_ray.engine.allotment import Allotment, AllSeeds, forget_ledger
 from ddgd_ray.engine.conductor import Conductor, Event, StopReason
 from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
+from ddgd_ray.engine.race import Race
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
-from ddgd_ray.engine.search import GridSearch, Search
+from ddgd_ray.engine.rungs import Rungs, rung_trials
+from ddgd_ray.engine.search import GridSearch, Proposal, Search
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
@@ -57,10 +60,25 @@ def new_search(sweep: Sweep) -> Search:
     return OptunaSearch(sweep)
 
 
+def new_allotment(sweep: Sweep, store: Store, folder: RunFolder) -> Allotment:
+    if sweep.spec.race is not None:
+        return Race(sweep, store, folder)
+    if sweep.spec.rungs is not None:
+        return Rungs(sweep, store, folder)
+    forget_ledger(folder)
+    return AllSeeds(sweep)
+
+
 def planned_trials(sweep: Sweep) -> list[Trial]:
-    """All trials of a grid; of a search, those that do not depend on results."""
-    arms = [trial for params in grid(sweep) for trial in plan_arm(sweep, arm_name(params), params)]
-    return plan_controls(sweep) + arms
+    """All trials of a grid, which a race may not need; with rungs those of the first; of a search, those of no result."""
+
+    def trials(proposal: Proposal) -> list[Trial]:
+        if sweep.spec.rungs is not None:
+            return rung_trials(sweep, 0, proposal)
+        return plan_arm(sweep, proposal.arm, proposal.params)
+
+    proposals = [Proposal(number, arm_name(params), params) for number, params in enumerate(grid(sweep))]
+    return plan_controls(sweep) + [trial for proposal in proposals for trial in trials(proposal)]
 
 
 def run_sweep(
@@ -87,7 +105,8 @@ def run_sweep(
         if removed:
             log.info("removed %d unfinished folders of processes that are gone", removed)
         accounts = Accounts(folder.path, sweep.spec.budget, sweep.spec.resources)
-        conductor = Conductor(sweep, store, new_search(sweep), folder, emit, accounts=accounts)
+        allotment = new_allotment(sweep, store, folder)
+        conductor = Conductor(sweep, store, new_search(sweep), folder, emit, allotment, accounts)
         on_start(conductor)
         if not conductor.is_finished:
             execute(conductor, store, sweep.spec.resources)

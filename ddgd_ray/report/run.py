@@ -17,7 +17,7 @@ from ddgd_ray.store import Store
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """sweep.json and the trial records of a run folder. Raises ArtifactError when it is none."""
+    """sweep.json and the trial records of a run folder, lower rungs aside. Raises ArtifactError when it is none."""
     try:
         sweep = json.loads((path / "sweep.json").read_text())
     except (OSError, ValueError) as err:
@@ -29,6 +29,8 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ) from err
     records = []
     for file in sorted((path / "trials").glob("*.json")):
+        if "@r" in file.name:  # no name of an arm holds @
+            continue
         try:
             records.append(json.loads(file.read_text()))
         except ValueError as err:

@@ -12,6 +12,7 @@ from ddgd_ray.report.notes import missing_note, readings_note, selection_note
 from ddgd_ray.report.page import write_page
 from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
+from ddgd_ray.report.race import allotment_tables
 from ddgd_ray.report.render import Table, latex, markdown
 from ddgd_ray.report.results import Row, protocols_of
 from ddgd_ray.report.run import Run, open_for_report
@@ -39,7 +40,8 @@ def tables_of(run: Run) -> list[Table]:
     order = run.arms
     place = {arm: index for index, arm in enumerate(order)}
     of_arms = sorted(run.records, key=lambda record: place.get(record["arm"], len(order)))
-    return [*result_tables(run.spec, run.rows), *quality_tables(of_arms, run.store)]
+    of_results = [*result_tables(run.spec, run.rows), *allotment_tables(run.path, run.spec, run.store)]
+    return [*of_results, *quality_tables(of_arms, run.store)]
 
 
 def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.spec.check import check
 from ddgd_ray.spec.evaluation import EvaluateSpec
+from ddgd_ray.spec.fidelity import check_fidelity
 from ddgd_ray.spec.load import Document, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
@@ -86,6 +87,7 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
     errors.extend(_recipe_conflicts(spec, space, document, {name: where for name, (_, where) in placed.items()} | places))
     sweep = Sweep(spec, preset, space, document, places)
     _check_values(sweep, errors)
+    errors.extend(check_fidelity(sweep, SET_BY_SWEEP))
     if errors:
         raise SpecErrors(errors)
     return sweep

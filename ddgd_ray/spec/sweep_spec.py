@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from ddgd_ray.spec.base import Spec, Value, Values
 from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.evaluation import FeatureSpace, refuse_unknown_network
+from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
 
@@ -172,6 +173,10 @@ class SweepSpec(Spec):
     vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     """Grid: every combination of these values, by dotted path."""
     search: SearchSpec | None = None
+    race: RaceSpec | None = None
+    """Drop configurations that are shown to be worse before they have had every seed."""
+    rungs: RungsSpec | None = None
+    """Try configurations at cheaper settings first, and the best at the full one."""
     seeds: SeedsSpec = SeedsSpec()
     evaluate: EvaluatorsSpec = EvaluatorsSpec()
     controls: tuple[ControlName, ...] = ()

@@ -1,64 +1,16 @@
 """The conductor's bookkeeping, with a fake store that publishes by word of mouth: no stage runs."""
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome, jobs_of
 from ddgd_ray.engine.objective import trial_value
-from ddgd_ray.engine.run_folder import RunFolder
 from ddgd_ray.engine.search import GridSearch, Proposal, Score
 from ddgd_ray.engine.sweep import planned_trials
-from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.store import Artifact
-
-
-@dataclass
-class FakeStore:
-    """Remembers keys; every artifact has the same metrics."""
-
-    published: set[tuple[str, str]] = field(default_factory=set)
-    value: Callable[[str], float] = lambda key: 0.5
-
-    def has(self, stage: str, key: str) -> bool:
-        return (stage, key) in self.published
-
-    def get(self, stage: str, key: str) -> Artifact | None:
-        if not self.has(stage, key):
-            return None
-        metrics = {"val_top1": self.value(key), "top1_last": 0.4}
-        return Artifact(Path("/nowhere"), {"key": key, "metrics": metrics, "seconds": 1.0, "created": 1.0})
-
-
-def conduct(sweep: Sweep, folder: Path, store: FakeStore, search: Any = None, events: list[Any] | None = None) -> Conductor:
-    run = RunFolder(folder, sweep.spec.name)
-    run.prepare()
-    emit = events.append if events is not None else lambda event: None
-    return Conductor(sweep, store, search or GridSearch(sweep), run, emit)  # type: ignore[arg-type]
-
-
-def finish(conductor: Conductor, store: FakeStore, job: Job) -> None:
-    store.published.update(call.ref for call in job.calls)
-    conductor.ended(job.id, Outcome(seconds=1.0))
-
-
-def drain(conductor: Conductor, store: FakeStore, seed: int = 0, width: int = 3) -> list[Job]:
-    """Run everything, up to `width` at once, ending in random order."""
-    order, done, running = random.Random(seed), [], []
-    while not conductor.is_finished:
-        while len(running) < width and (job := conductor.next()) is not None:
-            running.append(job)
-        assert running, "nothing runs and nothing may start"
-        job = running.pop(order.randrange(len(running)))
-        finish(conductor, store, job)
-        done.append(job)
-    return done
+from tests.test_engine.fake_store import FakeStore, conduct, drain, finish
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -79,3 +79,20 @@ def test_batches_do_not_repeat_the_first_points(sweep: Sweep) -> None:
 def test_another_seed_proposes_other_points(sweep: Sweep, tmp_path: Path) -> None:
     other = read_sweep(tmp_path / "sweep.yaml", {"search.seed": 5})
     assert run(OptunaSearch(sweep), random.Random(0)) != run(OptunaSearch(other), random.Random(0))
+
+
+def test_what_went_out_at_a_rung_is_no_complete_trial_and_guides_the_search_all_the_same(sweep: Sweep) -> None:
+    """Values of a cheaper setting may be higher than all of the full one: they must not pass for the best."""
+    searches = [OptunaSearch(sweep) for _ in range(3)]
+    proposals: list[list[Proposal]] = []
+    for search, rung in zip(searches, (None, 0, 1), strict=True):
+        made: list[Proposal] = []
+        while (proposal := search.ask()) is not None:
+            made.append(proposal)
+            went_out = rung is not None and len(made) % 3 != 1
+            value = float(proposal.params["finetune.memory_real.size"])
+            search.tell(proposal, Score((1000 - value,), rung) if went_out else Score((value,)))
+        proposals.append(made)
+    assert all(len(made) == 12 for made in proposals)
+    assert proposals[0][:3] == proposals[1][:3]
+    assert proposals[0] != proposals[1]
