@@ -144,20 +144,18 @@ class Conductor:
             self._put(job)
         else:
             self._failures[job_id] += 1
-            for ref in job.needs:
-                if not self.store.has(*ref):
-                    self._remake(ref)
             if not outcome.is_final and self._failures[job_id] <= self.sweep.spec.resources.max_failures:
                 log.warning("%s failed, attempt %d: %s", job.label, self._failures[job_id], outcome.error)
                 self.emit(Event("retry", job, text=outcome.error))
                 self._account(job, outcome, "retry")
+                self._remake_inputs(job)
                 self._put(job)
                 return
             self._fail(job, outcome)
         self._settle()
 
     def _has(self, ref: Ref) -> bool:
-        if ref not in self._published and self.store.has(*ref):
+        if ref not in self._published and self.store.has(*ref) and self.store.sound(*ref) is not None:
             self._published.add(ref)
         return ref in self._published
 
@@ -172,14 +170,18 @@ class Conductor:
         else:
             self.queue.add(job, [ref for ref in job.needs if not self._has(ref)])
 
-    def _remake(self, ref: Ref) -> None:
-        """What was published is gone: it was damaged, and set aside by who wanted to read it."""
-        self._published.discard(ref)
-        jobs = (job for record in self.records for job in jobs_of(record.trial, self.sweep.spec.resources))
-        maker = next((job for job in jobs if any(call.ref == ref for call in job.calls)), None)
-        if maker is not None and maker.id not in self.running and maker.id not in self.queue:
-            log.warning("%s is made again", maker.label)
-            self._put(maker)
+    def _remake_inputs(self, job: Job) -> None:
+        """What the job needs may have been damaged and set aside since it was published: it is made again first."""
+        for ref in job.needs & self._published:
+            if self.store.still_has(*ref):
+                continue
+            self._published.discard(ref)
+            jobs = (other for record in self.records for other in jobs_of(record.trial, self.sweep.spec.resources))
+            maker = next((other for other in jobs if any(call.ref == ref for call in other.calls)), None)
+            if maker is not None and maker.id not in self.queue and maker.id not in self.running:
+                log.warning("%s is made again", maker.label)
+                self._remake_inputs(maker)
+                self._put(maker)
 
     def _conclude(self, job: Job) -> None:
         """Its calls are published."""

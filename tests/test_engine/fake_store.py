@@ -25,11 +25,15 @@ class FakeStore:
     def has(self, stage: str, key: str) -> bool:
         return (stage, key) in self.published
 
+    still_has = has
+
     def get(self, stage: str, key: str) -> Artifact | None:
         if not self.has(stage, key):
             return None
         metrics = {"val_top1": self.value(key), "top1_last": 0.4}
         return Artifact(Path("/nowhere"), {"key": key, "metrics": metrics, "seconds": 1.0, "created": 1.0})
+
+    sound = get
 
 
 def conduct(sweep: Sweep, folder: Path, store: FakeStore, search: Any = None, events: list[Any] | None = None) -> Conductor:
