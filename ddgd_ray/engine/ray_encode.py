@@ -1,11 +1,12 @@
 """The door to Ray Data: a latent cache of millions of images, its shards made all over the cluster."""
 
 import logging
+import uuid
 from dataclasses import replace
 from typing import Any
 
-from ddgd_ray.engine.ray_train import Width, ours_behind
-from ddgd_ray.errors import Stopped
+from ddgd_ray.engine.ray_train import Width, forget, leave_word, verdict_of
+from ddgd_ray.errors import DdgdError, Stopped
 from ddgd_ray.stages.base import Context, StageCall, publish_call, shares_of
 from ddgd_ray.store import Artifact, Store
 
@@ -29,6 +30,7 @@ def encode_over_cluster(call: StageCall, store: Store, ctx: Context, width: Widt
 def _make_shares(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
     import ray.data
 
+    name = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}"
     num = len(shares_of(call, store, replace(ctx, device="cpu")))
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
@@ -38,7 +40,7 @@ def _make_shares(call: StageCall, store: Store, ctx: Context, width: Width) -> N
     maker: Any = _Maker
     made = places.map(
         maker,
-        fn_constructor_args=(call, store, ctx),
+        fn_constructor_args=(call, store, ctx, name),
         concurrency=min(width.workers, num),
         num_cpus=width.each.get("CPU", 0),
         num_gpus=width.each.get("GPU", 0) or None,
@@ -49,21 +51,28 @@ def _make_shares(call: StageCall, store: Store, ctx: Context, width: Width) -> N
     try:
         made.materialize()
     except Exception as err:
-        cause = ours_behind(err)
-        if cause is not None:
-            raise cause from err
+        verdict = verdict_of(name)
+        if verdict is not None:
+            raise verdict from err
         raise
+    finally:
+        forget(name)
 
 
 class _Maker:
     """In a process of its own: images are listed and the autoencoder loaded once."""
 
-    def __init__(self, call: StageCall, store: Store, ctx: Context) -> None:
-        self.name, self.stop_file = f"encode {call.key[:8]}", ctx.stop_file
+    def __init__(self, call: StageCall, store: Store, ctx: Context, name: str) -> None:
+        self.where, self.stop_file, self.name = f"encode {call.key[:8]}", ctx.stop_file, name
         self.shares = shares_of(call, store, ctx)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if self.stop_file is not None and self.stop_file.exists():
-            raise Stopped("told to stop; finished shards are kept", where=self.name)
-        self.shares.make([int(row["place"])])
+        place = int(row["place"])
+        try:
+            if self.stop_file is not None and self.stop_file.exists():
+                raise Stopped("told to stop; finished shards are kept", where=self.where)
+            self.shares.make([place])
+        except DdgdError as err:
+            leave_word(self.name, place, err)
+            raise
         return row

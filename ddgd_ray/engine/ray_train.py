@@ -115,7 +115,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
         except DdgdError:
             raise
         except Exception as err:
-            verdict = _verdict(name)
+            verdict = verdict_of(name)
             if verdict is not None:
                 raise verdict from err
             if not retries:
@@ -129,7 +129,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
             ) from err
         finally:
             _remove_groups(name)
-        verdict = _verdict(name)
+        verdict = verdict_of(name)
         if verdict is not None:
             raise verdict
 
@@ -146,14 +146,14 @@ def _run_name(call: StageCall, store: Store) -> Iterator[tuple[str, str]]:
         yield name, str(folder)
     finally:
         shutil.rmtree(folder / name, ignore_errors=True)
-        _forget(name)
+        forget(name)
 
 
 def _raising_ours(trainer: Any) -> None:
     try:
         trainer.fit()
     except Exception as err:
-        cause = ours_behind(err)
+        cause = _ours(err)
         if cause is not None:
             raise cause from err
         raise
@@ -172,13 +172,12 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, num_ranks = world.get_world_rank(), world.get_world_size()
     if rank == 0:
         _record_group(name)
-    if _verdict(name) is not None or store.has(*call.ref):  # known to those who were before us
+    if verdict_of(name) is not None or store.has(*call.ref):  # known to those who were before us
         return
     try:
         _run_rank(call, store, replace(settings["ctx"], device=_device(settings["ctx"]), rank=rank, num_ranks=num_ranks))
     except DdgdError as err:
-        said = {"class": type(err).__name__, "what": err.what, "code": err.code, "where": err.where, "fix": err.fix}
-        _tell(f"{name}/verdict/{rank}", json.dumps(said))
+        leave_word(name, rank, err)
         deadline = time.monotonic() + AGREE_S
         while len(_keys(f"{name}/verdict/")) < num_ranks:
             if time.monotonic() > deadline:
@@ -203,7 +202,13 @@ def _device(ctx: Context) -> str:
     return ctx.device if ctx.device == "cpu" else str(get_device())
 
 
-def _verdict(name: str) -> DdgdError | None:
+def leave_word(name: str, rank: int, err: DdgdError) -> None:
+    """For the process that waits for us: what Ray makes of an error on its way there keeps its text alone."""
+    said = {"class": type(err).__name__, "what": err.what, "code": err.code, "where": err.where, "fix": err.fix}
+    _tell(f"{name}/verdict/{rank}", json.dumps(said))
+
+
+def verdict_of(name: str) -> DdgdError | None:
     """The error of ours that a rank left word of; the lowest rank's."""
     for key in sorted(_keys(f"{name}/verdict/")):
         said = json.loads(_told(key))
@@ -234,7 +239,7 @@ def _remove_groups(prefix: str) -> None:
             _drop(key)
 
 
-def _forget(name: str) -> None:
+def forget(name: str) -> None:
     for key in _keys(f"{name}/"):
         _drop(key)
 
@@ -270,10 +275,10 @@ def _last_line(err: BaseException) -> str:
     return (str(err).strip().splitlines() or [""])[-1][:300]
 
 
-def ours_behind(err: BaseException) -> DdgdError | None:
+def _ours(err: BaseException) -> DdgdError | None:
     """The DdgdError behind what Train raises: workers' errors come wrapped."""
     if isinstance(err, DdgdError):
         return err
     behind = [*getattr(err, "worker_failures", {}).values(), err.__cause__, err.__context__, getattr(err, "cause", None)]
-    found = (ours_behind(inner) for inner in behind if isinstance(inner, BaseException))
+    found = (_ours(inner) for inner in behind if isinstance(inner, BaseException))
     return next((inner for inner in found if inner is not None), None)

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from ddgd_ray.engine.ray_cluster import knock, read_runtime_env, refuse_other_versions, resolve, start_ray, token_source
+from ddgd_ray.engine.ray_cluster import (
+    ask_versions,
+    knock,
+    read_runtime_env,
+    refuse_other_versions,
+    resolve,
+    start_ray,
+    token_source,
+)
 from ddgd_ray.engine.ray_nodes import FolderBoard, answer_of, check_shared, look
 from ddgd_ray.engine.rooms import Node
 from ddgd_ray.errors import ClusterError, SpecError
@@ -145,6 +153,19 @@ def test_a_runtime_environment_is_read_and_its_values_are_not_shown(tmp_path: Pa
 
 def test_ray_is_not_asked_when_it_runs_already(ray_cluster: None) -> None:
     start_ray("127.0.0.1:1")  # where nobody is
+
+
+def test_the_head_is_asked_for_its_versions_by_a_process_that_may_hang_or_die(ray_cluster: None) -> None:
+    import ray
+
+    head = ray.get_runtime_context().gcs_address
+    knock(head, head)
+    ask_versions(head, head)
+    node = ray.nodes()[0]
+    other = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    knock(other, other)  # it speaks gRPC, but it is no head
+    with pytest.raises(ClusterError, match="does not answer as a Ray head does"):
+        ask_versions(other, other)
 
 
 class ThereIs:
