@@ -230,9 +230,11 @@ def test_a_run_folder_that_cannot_be_written_is_refused(run: Run, tmp_path: Path
     )
 
 
-@pytest.mark.parametrize("command", ["status", "report", "sync"])
-def test_a_folder_that_is_no_run_is_refused(command: str, run: Run, tmp_path: Path) -> None:
-    answer = run(command, None, str(tmp_path))
+@pytest.mark.parametrize("command", ["status", "report", "mlflow sync"])
+def test_a_folder_that_is_no_run_is_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command.split(), str(tmp_path)])
+    answer = Answer(caught.value.code, *capsys.readouterr())
     assert_refused(answer, 6, f"no-run]: {tmp_path}: ", "this is no run folder", "give runs/NAME")
 
 

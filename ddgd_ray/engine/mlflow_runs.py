@@ -15,9 +15,8 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ddgd_ray.engine.tracked_names import cleaned
+from ddgd_ray.engine.tracked_pictures import Picture
 from ddgd_ray.engine.tracked_scores import Point
 from ddgd_ray.errors import DdgdError
 
@@ -44,14 +43,6 @@ class Known:
     id: str
     status: str
     tags: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Picture:
-    image: Image.Image
-    name: str
-    step: int
-    seconds: float
 
 
 @dataclass(frozen=True)

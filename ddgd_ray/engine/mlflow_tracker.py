@@ -7,13 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ddgd_ray.engine.mlflow_runs import DataSet, Known, Picture, Runs
-from ddgd_ray.engine.tracked_names import cleaned, short_names, step_of
+from ddgd_ray.engine.mlflow_runs import DataSet, Known, Runs
+from ddgd_ray.engine.tracked_names import cleaned, short_names
+from ddgd_ray.engine.tracked_pictures import memory_pictures, portraits, trial_pictures
 from ddgd_ray.engine.tracked_scores import curves, evaluator_points, name_of, trial_points
-from ddgd_ray.errors import StageError
-from ddgd_ray.report.grids import draw_grid, set_folder
 from ddgd_ray.report.write import read_run
 from ddgd_ray.store import Artifact, Store
 
@@ -70,7 +67,7 @@ class Shipper:
             points += curves(artifact, "finetune/")
         self.runs.log(run, points, self._params(record), tags)
         self.runs.log_data(run, self._data_of_trial(record, built))
-        self.runs.log_pictures(run, self._pictures(record, built))
+        self.runs.log_pictures(run, trial_pictures(record, built, self.store))
         for evaluator in record["evaluators"]:
             self._ship_evaluator(known, (run, key), record, evaluator)
         self.runs.end(run, record["finished"], "FAILED" if record["state"] == "failed" else "FINISHED")
@@ -130,20 +127,6 @@ class Shipper:
         preset = self.sweep["spec"]["preset"]
         yield DataSet(f"{preset} test images", inputs["real"], {"preset": preset, "images": inputs["real"]}, "testing")
 
-    def _pictures(self, record: Record, built: list[Artifact]) -> Iterator[Picture]:
-        """The set, and what the fine-tuning kept of its memories."""
-        folder = set_folder(record, self.store)
-        if folder is not None and folder.is_dir():  # one that was made elsewhere may be gone
-            step = max((int(artifact.manifest["spec"]["steps"]) for artifact in _tuned(built)), default=0)
-            seconds = built[-1].manifest["created"] if built else record["finished"]
-            yield Picture(_grid(record["name"], folder), "distilled", step, seconds)
-        for artifact in _tuned(built):
-            for file in sorted((artifact.path / "memory").rglob("*.png")):
-                name, step = step_of(file.stem)
-                place = file.relative_to(artifact.path).with_name(name)
-                with Image.open(file) as opened:
-                    yield Picture(opened.convert("RGB"), place.as_posix(), step, artifact.manifest["created"])
-
     def _start_of(self, record: Record, built: list[Artifact]) -> float:
         """When work on the trial's own stages began."""
         starts = [artifact.manifest["created"] - artifact.seconds for artifact in built or self._evaluators(record)]
@@ -156,6 +139,15 @@ class Shipper:
     def _evaluators(self, record: Record) -> list[Artifact]:
         return self._artifacts([[item["stage"], item["key"]] for item in record["evaluators"]])
 
+    def _show_memories(self, known: Mapping[str, Known], records: list[dict[str, Any]]) -> None:
+        """What reports had decoded of them since."""
+        portrait_of = portraits(self.store)
+        for record in records:
+            run = known.get(cleaned(f"{self.name}/{record['name']}"))
+            for stage, key in record["build"]:
+                if run is not None and stage == "finetune" and key in portrait_of:
+                    self.runs.log_pictures(run.id, memory_pictures(portrait_of[key]))
+
     def finish(self) -> None:
         """Put tables and pictures on the sweep's run and end it: FAILED with a failed trial, KILLED while some are missing."""
         _, records = read_run(self.path)
@@ -166,18 +158,12 @@ class Shipper:
                 self.runs.client.log_artifact(self._sweep_run, str(file), "report" if inner == "." else f"report/{inner}")
         if (report / "table.md").is_file():
             self.runs.log(self._sweep_run, (), {}, {"mlflow.note.content": _beginning((report / "table.md").read_text())})
-        self.runs.found("ddgd.sweep", self.name)  # deletes twins
+        known = self.runs.found("ddgd.sweep", self.name)  # deletes twins
+        self._show_memories(known, records)
         states = {record["state"] for record in records}
         status = "KILLED" if "planned" in states else "FAILED" if "failed" in states else "FINISHED"
         self.runs.end(self._sweep_run, max([self._started, *(record["finished"] for record in records)]), status)
         self._is_running = False
-
-
-def _grid(title: str, folder: Path) -> Image.Image:
-    try:
-        return draw_grid({title: folder})
-    except (OSError, ValueError) as err:
-        raise StageError(f"its pictures cannot be drawn: {err}", where=str(folder), fix="repair the folder") from err
 
 
 def _tuned(built: list[Artifact]) -> list[Artifact]:

@@ -1,7 +1,6 @@
 """Tracking beside the sweep: a shipper process takes finished trials from the outbox on disk. Never on the sweep's path."""
 
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -21,9 +20,11 @@ URI = "MLFLOW_TRACKING_URI"
 POLL_S = 0.5
 TRIES = 8
 """Of one entry while the sweep runs; then it is left for the end."""
-LAST_TRIES = 3
-LAST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+SYNC_TRIES, SYNC_PAUSE_S = 5, 8.0
+"""Of `mlflow sync`: longer than a database stays locked."""
+LAST_TRIES, LAST_PAUSE_S = 3, 1.0
+"""At the end of a sweep, when somebody waits."""
 KILL_AFTER_S = 0.5
 
 
@@ -76,10 +77,16 @@ def close(folder: RunFolder, shipper: subprocess.Popen[bytes], wait_s: float) ->
 
 
 def ship_all(
-    folder: RunFolder, connect: Callable[[], Shipping], is_refusal: Callable[[Exception], bool], *, follow_pid: int = 0
+    folder: RunFolder,
+    connect: Callable[[], Shipping],
+    is_refusal: Callable[[Exception], bool],
+    *,
+    follow_pid: int = 0,
+    tries: int = SYNC_TRIES,
 ) -> Left:
     """Send what waits, and what was refused before; with `follow_pid`, what comes until that process closes the outbox or is
-    gone. Raises ArtifactError while another process does so. is_refusal: whether an error speaks of the record alone.
+    gone. Raises ArtifactError while another process does so. is_refusal: whether an error speaks of the record alone. tries: of
+    each record, and of a server that does not answer, without `follow_pid`.
     """
     outbox = Outbox(folder.outbox)
     with outbox.lock(wait=bool(follow_pid)):
@@ -95,7 +102,7 @@ def ship_all(
                 break
             delivery.round()
             time.sleep(POLL_S)
-        delivery.last_rounds()
+        delivery.last_rounds(*((LAST_TRIES, LAST_PAUSE_S) if follow_pid else (tries, SYNC_PAUSE_S)))
         return outbox.left()
 
 
@@ -108,6 +115,7 @@ class _Delivery:
         self._failures: Counter[str] = Counter()
         self._due: dict[str, float] = {}
         self._is_last = False
+        self._tries, self._longest_s = TRIES, LONGEST_PAUSE_S
 
     def connect(self) -> None:
         if self._shipping is not None:
@@ -126,9 +134,9 @@ class _Delivery:
             if self._is_due("") and self._is_due(name):
                 self._try(name)
 
-    def last_rounds(self) -> None:
+    def last_rounds(self, tries: int, longest_s: float) -> None:
         """A few more tries for everything, then leave it."""
-        self._is_last = True
+        self._is_last, self._tries, self._longest_s = True, tries, longest_s
         self._failures.clear()
         self._due.clear()
         while self._has_hope():
@@ -138,12 +146,14 @@ class _Delivery:
 
     def _has_hope(self) -> bool:
         """Whether an entry that waits, and the server, have tries left."""
-        is_answering = self._failures[""] < LAST_TRIES
-        return is_answering and any(self._failures[name] < LAST_TRIES for name in self._outbox.waiting())
+        return self._is_allowed("") and any(self._is_allowed(name) for name in self._outbox.waiting())
+
+    def _is_allowed(self, name: str) -> bool:
+        is_patient = not (name or self._is_last)  # a server may be away for days
+        return is_patient or self._failures[name] < self._tries
 
     def _is_due(self, name: str) -> bool:
-        tries = LAST_TRIES if self._is_last else TRIES if name else math.inf  # a server may be away for days
-        return self._failures[name] < tries and time.monotonic() >= self._due.get(name, 0.0)
+        return self._is_allowed(name) and time.monotonic() >= self._due.get(name, 0.0)
 
     def _try(self, name: str) -> None:
         self.connect()
@@ -170,8 +180,7 @@ class _Delivery:
 
     def _postpone(self, name: str, err: Exception) -> None:
         self._failures[name] += 1
-        longest = LAST_PAUSE_S if self._is_last else LONGEST_PAUSE_S
-        self._due[name] = time.monotonic() + min(2.0 ** (self._failures[name] - 1), longest)
+        self._due[name] = time.monotonic() + min(2.0 ** min(self._failures[name] - 1, 9), self._longest_s)
         self._outbox.note(_reason(err))
         log.warning("tracking: %s, failure %d: %s", name or "the server", self._failures[name], _reason(err))
 

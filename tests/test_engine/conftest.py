@@ -51,7 +51,7 @@ class Tracked:
         self.num_copies += 1
         return shutil.copy(self._empty, self.scratch / f"{self.num_copies}.db")
 
-    def send(self, folder: RunFolder, to: Any) -> Left:
+    def send(self, folder: RunFolder, to: Any, tries: int = 3) -> Left:
         """to: a database, an address, or a client."""
         uri = f"sqlite:///{to}" if isinstance(to, Path) else to
 
@@ -59,7 +59,7 @@ class Tracked:
             client = connect(uri) if isinstance(uri, str) else uri
             return Shipper(folder.path, self.store, client, is_server=isinstance(to, str))
 
-        return ship_all(folder, shipper, is_refusal)
+        return ship_all(folder, shipper, is_refusal, tries=tries)
 
     def calm(self, *trials: str) -> Rows:
         database = self.database()

@@ -5,12 +5,13 @@ MLflow's own server runs behind a proxy that can be down, refuse, fail, dawdle, 
 
 import http.client
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from ddgd_ray.commands.sweeps import TRACKER_WAIT_S
 from ddgd_ray.engine import tracker
 from ddgd_ray.engine.mlflow_runs import connect
+from ddgd_ray.engine.tracker import SYNC_TRIES
 
 SERVER = Path(__file__).with_name("mlflow_server.py")
 NAMES = iter(f"drill-{number}" for number in range(1000))
@@ -203,17 +206,80 @@ class Dying:
         return call
 
 
-def test_a_shipper_that_dies_at_any_call_leaves_nothing_twice_and_nothing_out(tracked: Any, rows_of: Any) -> None:
-    database = tracked.database()
-    counting = Dying(connect(f"sqlite:///{database}"))
+def die_and_go_on(tracked: Any, rows_of: Any, *, stride: int, afters: Callable[[int], tuple[bool, ...]]) -> None:
+    counting = Dying(connect(f"sqlite:///{tracked.database()}"))
     assert not tracked.send(tracked.copy("fifo-s0"), counting)
-    calm = tracked.calm("fifo-s0")
     assert counting.num_calls >= 20
-    for number in range(1, counting.num_calls + 1):
-        for is_after in (False, True):
+    calm = tracked.calm("fifo-s0")
+    for number in range(1, counting.num_calls + 1, stride):
+        for is_after in afters(number):
             folder, database = tracked.copy("fifo-s0"), tracked.database()
             with pytest.raises(Crash):
                 tracked.send(folder, Dying(connect(f"sqlite:///{database}"), number, is_after=is_after))
             assert tracker.waiting(folder)
             assert not tracked.send(folder, database)
             assert rows_of(database) == calm, (number, is_after)
+
+
+def test_a_shipper_that_dies_leaves_nothing_twice_and_nothing_out(tracked: Any, rows_of: Any) -> None:
+    die_and_go_on(tracked, rows_of, stride=3, afters=lambda number: (number % 2 == 0,))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_shipper_that_dies_at_any_call_leaves_nothing_twice_and_nothing_out(tracked: Any, rows_of: Any) -> None:
+    die_and_go_on(tracked, rows_of, stride=1, afters=lambda number: (False, True))
+
+
+def test_of_a_run_that_was_made_twice_one_is_left(tracked: Any, rows_of: Any) -> None:
+    folder, database = tracked.copy("fifo-s0"), tracked.database()
+    assert not tracked.send(folder, database)
+    client = connect(f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    key = "tiny/fifo-s0/convnet3_slim/ipc2/seed0"
+    late = {"ddgd.key": key, "ddgd.trial_key": "tiny/fifo-s0", "ddgd.sweep": "tiny"}  # a request that had been given up
+    client.create_run(experiment, start_time=1, tags=late)
+    assert not tracked.send(folder, database)
+    assert len(client.search_runs([experiment], f"tags.`ddgd.key` = '{key}'")) == 1
+    assert len([row for row in rows_of(database)["runs"] if row[-1] == "active"]) == 3
+
+
+@contextmanager
+def locked(database: Path, seconds: float) -> Iterator[None]:
+    """Another process holds the whole database for some time."""
+    with closing(sqlite3.connect(database, check_same_thread=False, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(seconds, holder.execute, ("ROLLBACK",))
+        release.start()
+        try:
+            yield
+        finally:
+            release.join()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_database_that_is_locked_for_half_a_minute_gets_everything(tracked: Any, rows_of: Any) -> None:
+    folder, database = tracked.copy("fifo-s0", "max-s0"), tracked.database()
+    with locked(database, 30.0):
+        assert not tracked.send(folder, database, SYNC_TRIES)
+    assert rows_of(database) == tracked.calm("fifo-s0", "max-s0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", ["hang", "500", "401"])
+def test_a_shipper_is_gone_ten_seconds_after_the_sweep_whatever_the_server_does(
+    tracked: Any, server: Proxy, fault: str
+) -> None:
+    folder = tracked.copy(name=next(NAMES))
+    server.set(lambda number, body: fault)
+    shipper = tracker.start_shipper(folder, server.uri)
+    time.sleep(10)
+    started = time.monotonic()
+    left = tracker.close(folder, shipper, TRACKER_WAIT_S)
+    seconds = time.monotonic() - started
+    server.set(lambda number, body: "")
+    assert seconds < 10
+    assert shipper.poll() is not None
+    assert (left.waiting, left.refused) == (4, 0)

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from ddgd_ray.engine import tracker
-from ddgd_ray.engine.mlflow_runs import Picture, Runs, connect
+from ddgd_ray.engine.mlflow_runs import Runs, connect
 from ddgd_ray.engine.outbox import Outbox
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.sweep import run_sweep
+from ddgd_ray.engine.tracked_pictures import Picture
 from ddgd_ray.engine.work import run_in_process
 from ddgd_ray.errors import ArtifactError
 
@@ -111,13 +112,21 @@ def test_pictures_of_memories_are_sent_by_step(tracked: Any, tmp_path: Path, row
     place.mkdir()
     for step in (10, 20):
         Image.new("L", (8, 8), step).save(place / f"real-{step:05d}.png")
+    portrait = tmp_path / "store" / "portray" / "p"
+    portrait.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(portrait / "a.png")
+    entries = [{"memory": "gen", "step": step, "class": "0", "files": ["a.png"]} for step in (0, 30)]
+    (portrait / "index.json").write_text(json.dumps(entries))
+    manifest = {"schema": 1, "key": "p", "stage": "portray", "inputs": {"adapter": tuned}, "created": 3.0}
+    (portrait / "manifest.json").write_text(json.dumps(manifest))
     store, tracked.store = tracked.store, open_store(tmp_path)
     try:
         assert not tracked.send(folder, database)
     finally:
         tracked.store = store
     names = {name.partition("+timestamp")[0] for _, name, _ in rows_of(database)["files"]}
-    assert {"images/memory~real+step+10", "images/memory~real+step+20"} <= names
+    assert {"images/memory~real+step+10", "images/memory~real+step+20"} <= names  # files of the fine-tuning
+    assert {"images/memory~gen+step+0", "images/memory~gen+step+30"} <= names  # decoded for a report
 
 
 def test_a_trial_that_is_tested_later_leaves_the_rows_of_one_sent_once(
