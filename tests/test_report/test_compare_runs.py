@@ -14,6 +14,8 @@ from ddgd_ray.report.render import markdown
 from ddgd_ray.report.results import Row
 from ddgd_ray.report.run import Run
 
+pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first
+
 Rows = Callable[..., Row]
 
 

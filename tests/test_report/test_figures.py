@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddgd_ray.report.configurations import best_so_far, configurations, importances, pareto_front
@@ -126,6 +126,7 @@ def test_with_four_configurations_nothing_is_said_of_importance(row: Rows, run_o
     assert importances(configurations(run_of(searched(row)[:4]), [Objective("val_top1")]), "val_top1") == []
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12), st.sampled_from([(1, 1), (-1, 1)]))
 def test_no_point_of_the_front_is_beaten_and_every_other_is(points: list[tuple[int, int]], signs: tuple[int, int]) -> None:
     front = pareto_front(points, signs)

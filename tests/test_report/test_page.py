@@ -25,6 +25,8 @@ from ddgd_ray.report.verify import verify_run
 from ddgd_ray.report.write import tables_of, write_report
 from ddgd_ray.stages.base import Context, StageCall, publish_call
 
+pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first
+
 HOSTILE = """"><script>alert('$x^2$')</script>&amp;<img src=x onerror=alert(1)>"""
 HOLLOW = {"meta", "link", "img", "path", "use", "br", "image"}
 

@@ -14,6 +14,8 @@ from ddgd_ray.report.verify import Verification, verify_run
 from ddgd_ray.report.write import write_report
 from ddgd_ray.store import MANIFEST
 
+pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first
+
 Tamper = Callable[[Path], str]
 
 
