@@ -31,7 +31,7 @@ ALLOWED = {
 # framework -> the files that may import it
 DOORS = {
     "ray": {"engine/ray_tune.py", "engine/ray_train.py"},
-    "optuna": {"engine/optuna_search.py"},
+    "optuna": {"engine/optuna_search.py", "engine/optuna_samplers.py"},
     "mlflow": {"engine/mlflow_tracker.py"},
 }
 

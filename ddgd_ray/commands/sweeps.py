@@ -181,6 +181,8 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
     busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
     echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s{busy}")
     echo(f"store     {store.root}")
+    if result.note:
+        echo(f"search    {result.note}")
     if result.failed:
         echo(f"failed    {', '.join(record.trial.name for record in result.failed)}")
     if result.stop_reason:

@@ -118,7 +118,7 @@ class RunFolder:
             "settings": sweep.preset.data,
             "vary": sweep.spec.vary,
             "space": {name: value.canonical() for name, value in sweep.space.items()},
-            "objective": sweep.spec.objective.canonical() | {"finalists": None},  # more finalists continue a sweep
+            "objective": sweep.spec.objective.identity(),
         }
         identity = json.loads(json.dumps(parts))  # as a file gives it back: lists, not tuples
         if path.is_file():

@@ -11,6 +11,7 @@ from ddgd_ray.report.compare import CEILING, by_arm, choose_control
 from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
 from ddgd_ray.report.grids import write_grids
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
+from ddgd_ray.report.pareto import pareto_tables
 from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.render import Table, latex, markdown
@@ -66,7 +67,7 @@ def write_report(path: Path, store: Store) -> Report:
     rows = in_order_of(spec["vary"], rows_of(records, store))
     order = list(by_arm(rows))
     of_arms = sorted(records, key=lambda record: order.index(record["arm"]) if record["arm"] in order else len(order))
-    tables = [*result_tables(spec, rows), *quality_tables(of_arms, store)]
+    tables = [*result_tables(spec, rows), *pareto_tables(spec, records, store), *quality_tables(of_arms, store)]
     out = path / "report"
     out.mkdir(exist_ok=True)
     text = markdown_report(spec, rows, tables, records)
