@@ -259,7 +259,7 @@ def _trial_line(event: Event, conductor: Conductor) -> str:
     if event.record.state == "failed":
         return f"trial  {event.record.trial.name}  failed"
     for metric in (conductor.sweep.spec.objective.metric, "top1_last"):
-        value = trial_value(event.record, metric, conductor.store)
+        value = trial_value(event.record, metric, conductor.store, conductor.sweep.spec.resources)
         if value is not None:
             return f"trial  {event.record.trial.name}  {metric} {value:.3f}"
     return f"trial  {event.record.trial.name}  done"

@@ -168,6 +168,8 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
     echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s{busy}")
     echo(f"store     {store}")
     result.folder.place.push()
+    if result.note:
+        echo(f"search    {result.note}")
     if result.failed:
         echo(f"failed    {', '.join(record.trial.name for record in result.failed)}")
     if result.stop_reason:

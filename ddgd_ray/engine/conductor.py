@@ -306,7 +306,8 @@ class Conductor:
             if isinstance(verdict, End):
                 arm.end = verdict.reason
                 self._num_open_arms -= 1
-                self.search.tell(arm.proposal, score_of(arm.records, self.sweep.spec.objective, self.store))
+                spec = self.sweep.spec
+                self.search.tell(arm.proposal, score_of(arm.records, spec.objective, self.store, spec.resources))
             else:
                 self._extend(arm, verdict)
         return self._ask() or moved
@@ -315,7 +316,7 @@ class Conductor:
         """Nothing is left that could change the choice: the chosen arms and the controls see the test images."""
         if self.sweep.spec.test != "finalists":
             return
-        chosen = best_arms(self.records, self.sweep.spec.objective, self.store)
+        chosen = best_arms(self.records, self.sweep.spec.objective, self.store, self.sweep.spec.resources)
         for place, record in enumerate(self.records):
             is_chosen = record.trial.is_control or (record.trial.arm in chosen and record.trial.rung is None)
             if record.state == "done" and is_chosen:

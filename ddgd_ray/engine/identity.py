@@ -40,6 +40,7 @@ def identity_of(sweep: Sweep) -> dict[str, Any]:
     fingerprint, _ = images_source(sweep.preset_with({}).images)
     parts = {
         **{name: value for name, value in sweep.spec.canonical().items() if name not in (*FREE, "set", "recipe")},
+        "objective": sweep.spec.objective.identity(),  # what was never given does not appear
         "settings": sweep.preset.data,  # the preset with `set` and `recipe` put in
         "space": {name: value.canonical() for name, value in sweep.space.items()},
         "images": fingerprint,

@@ -1,47 +1,66 @@
 """What a configuration is worth: the objective's numbers from the store."""
 
-import statistics
 from collections.abc import Sequence
 
 from ddgd_ray.engine.run_folder import TrialRecord
 from ddgd_ray.engine.search import Score
-from ddgd_ray.spec.sweep_spec import ObjectiveSpec
+from ddgd_ray.report.objectives import Made, Worth, front_of, value_of, worth_of
+from ddgd_ray.spec.search_spec import ObjectiveSpec
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
-
-def trial_value(record: TrialRecord, metric: str, store: Store) -> float | None:
-    """A metric of one finished trial: mean over its evaluators of the main protocol.
-
-    None where none of them has it: validation accuracy needs a validation slice.
-    """
-    made = [store.get(*evaluator.call.ref) for evaluator in record.trial.evaluators if evaluator.is_main]
-    values = [artifact.metrics[metric] for artifact in made if artifact is not None and metric in artifact.metrics]
-    return statistics.fmean(values) if values else None
+AS_ONE_CORE = ResourcesSpec()
 
 
-def score_of(records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store) -> Score | None:
-    """Mean over distillation seeds of the mean over evaluators; None when anything failed, or nothing measured it.
+def _made(record: TrialRecord) -> Made:
+    trial = record.trial
+    own = [*trial.build, *(item.call for item in trial.evaluators), *(call for one in trial.measures for call in one.calls)]
+    return Made(
+        evaluators=[item.call.ref for item in trial.evaluators if item.is_main],
+        quality=[(measure.calls[-1].ref, measure.label) for measure in trial.measures],
+        own=[call.ref for call in own],
+    )
+
+
+def trial_value(record: TrialRecord, metric: str, store: Store, resources: ResourcesSpec = AS_ONE_CORE) -> float | None:
+    """A metric of one finished trial, see report/objectives.py. resources: what a job holds, for core_hours and gpu_hours."""
+    return value_of(_made(record), metric, store, resources)
+
+
+def score_of(
+    records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
+) -> Score | None:
+    """Means over distillation seeds; None when anything failed, nothing measured it, or a number is not finite.
 
     Of the last rung that it reached.
     """
     rung = records[-1].trial.rung if records else None
     records = [record for record in records if record.trial.rung == rung]
-    if any(record.state != "done" for record in records):
+    if not records or any(record.state != "done" for record in records):
         return None
-    values = [trial_value(record, objective.metric, store) for record in records]
-    if not values or None in values:
-        return None
-    return Score((statistics.fmean(value for value in values if value is not None),), rung)
+    worth = worth_of([_made(record) for record in records], objective, store, resources)
+    return Score(worth.values, worth.excess, rung) if worth else None
 
 
-def best_arms(records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store) -> set[str]:
-    """The finalists: the arms of the best means over their finished trials, controls aside."""
-    values: dict[str, list[float]] = {}
+def best_arms(
+    records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
+) -> set[str]:
+    """The finalists: the best means over their finished trials, controls aside.
+
+    The Pareto front by the first objective, then what is left, if the front is smaller than asked for. What breaks a
+    constraint comes last, as a search in which nothing keeps them still has a best.
+    """
+    of_arm: dict[str, list[Made]] = {}
     for record in records:
-        competes = record.state == "done" and not record.trial.is_control and record.trial.rung is None
-        value = trial_value(record, objective.metric, store) if competes else None
-        if value is not None:
-            values.setdefault(record.trial.arm, []).append(value)
-    means = {arm: statistics.fmean(found) for arm, found in values.items()}
-    ranked = sorted(means, key=lambda arm: means[arm], reverse=objective.direction == "maximize")
+        if record.state == "done" and not record.trial.is_control and record.trial.rung is None:
+            of_arm.setdefault(record.trial.arm, []).append(_made(record))
+    found = {arm: worth_of(made, objective, store, resources) for arm, made in of_arm.items()}
+    left = {arm: worth for arm, worth in found.items() if worth is not None}
+    ranked: list[str] = []
+    while left and len(ranked) < objective.finalists:
+        front = front_of(left, objective.directions) or front_of(
+            {a: Worth(w.values) for a, w in left.items()}, objective.directions
+        )
+        ranked += front
+        left = {arm: worth for arm, worth in left.items() if arm not in front}
     return set(ranked[: objective.finalists])

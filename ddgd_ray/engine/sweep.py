@@ -13,12 +13,15 @@ from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
 from ddgd_ray.engine.race import Race
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
 from ddgd_ray.engine.rungs import Rungs, rung_trials
-from ddgd_ray.engine.search import GridSearch, Proposal, Search
+from ddgd_ray.engine.search import GridSearch, Proposal, Proposals, Search
+from ddgd_ray.spec.search_spec import is_reproducible
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
 log = logging.getLogger(__name__)
+
+PROPOSALS = "proposals.jsonl"
 
 Execute = Callable[[Conductor, Store, ResourcesSpec], None]
 
@@ -33,6 +36,8 @@ class Result:
     stop_reason: StopReason
     """Why it ended before everything was done; "" when it was not stopped."""
     num_ran: int
+    note: str = ""
+    """What the search has to say about its end."""
 
     @property
     def failed(self) -> list[TrialRecord]:
@@ -52,12 +57,19 @@ class Result:
         return 3 if self.failed else 0
 
 
-def new_search(sweep: Sweep) -> Search:
+def new_search(sweep: Sweep, folder: RunFolder, store: Store) -> Search:
+    """The grid, or Optuna with what this run proposed before. Raises SpecError when a warm start finds nothing."""
     if sweep.spec.search is None:
         return GridSearch(sweep)
     from ddgd_ray.engine.optuna_search import OptunaSearch
+    from ddgd_ray.engine.warm_start import known_trials
 
-    return OptunaSearch(sweep)
+    if not is_reproducible(sweep.spec.objective):
+        log.warning("the objective holds measured costs: a run without this store will propose other configurations")
+    search = OptunaSearch(sweep, Proposals(folder.path / PROPOSALS), known_trials(sweep, folder, store))
+    if search.note:
+        log.warning("%s", search.note)
+    return search
 
 
 def new_allotment(sweep: Sweep, store: Store, folder: RunFolder) -> Allotment:
@@ -106,7 +118,8 @@ def run_sweep(
             log.info("removed %d unfinished folders of processes that are gone", removed)
         accounts = Accounts(folder.path, sweep.spec.budget, sweep.spec.resources)
         allotment = new_allotment(sweep, store, folder)
-        conductor = Conductor(sweep, store, new_search(sweep), folder, emit, allotment, accounts)
+        search = new_search(sweep, folder, store)
+        conductor = Conductor(sweep, store, search, folder, emit, allotment, accounts)
         on_start(conductor)
         if not conductor.is_finished:
             execute(conductor, store, sweep.spec.resources)
@@ -116,6 +129,7 @@ def run_sweep(
             conductor.causes,
             stop_reason=conductor.stop_reason or ("" if conductor.is_complete else "interrupted"),
             num_ran=conductor.num_done,
+            note=search.note if conductor.is_complete else "",
         )
 
 

@@ -10,6 +10,7 @@ from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
 from ddgd_ray.report.grids import chosen_arms, write_grids
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
 from ddgd_ray.report.page import write_page
+from ddgd_ray.report.pareto import pareto_tables
 from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.race import allotment_tables
@@ -40,7 +41,8 @@ def tables_of(run: Run) -> list[Table]:
     order = run.arms
     place = {arm: index for index, arm in enumerate(order)}
     of_arms = sorted(run.records, key=lambda record: place.get(record["arm"], len(order)))
-    of_results = [*result_tables(run.spec, run.rows), *allotment_tables(run.path, run.spec, run.store)]
+    of_results = [*result_tables(run.spec, run.rows), *pareto_tables(run.spec, run.records, run.store)]
+    of_results += allotment_tables(run.path, run.spec, run.store)
     return [*of_results, *quality_tables(of_arms, run.store)]
 
 

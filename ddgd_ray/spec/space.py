@@ -1,5 +1,6 @@
 """Search spaces: {dotted path of a preset: distribution}, read from search_spaces/*.yaml."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,10 +10,25 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.spec.base import Spec, Value
 from ddgd_ray.spec.check import expected, problems, shown
-from ddgd_ray.spec.load import Document, read
+from ddgd_ray.spec.load import Document, nearest, read
+
+RELATIVE_SLACK = 1e-9  # steps of a float range are compared up to rounding
 
 
-class Choice(Spec):
+class _Distribution(Spec):
+    when: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
+    """{choice of the same file: values}: the field is searched where each of these has one of its values, and otherwise keeps
+    what the preset says."""
+
+    def canonical(self) -> dict[str, Any]:
+        """Without what was left out, so that a space reads the same whatever further fields there may be."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if not (name in _OPTIONAL and not value)}
+
+
+_OPTIONAL = ("when", "step")
+
+
+class Choice(_Distribution):
     type: Literal["choice"]
     values: tuple[Value, ...] = Field(min_length=2)
 
@@ -23,17 +39,29 @@ class Choice(Spec):
             raise ValueError("a value is listed twice")
         return values
 
+    @property
+    def size(self) -> int:
+        return len(self.values)
 
-class _Range(Spec):
+    def has(self, value: Any) -> bool:
+        return repr(value) in map(repr, self.values)  # True is no 1 here
+
+
+class _Range(_Distribution):
     log: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        low, high = getattr(self, "low"), getattr(self, "high")  # noqa: B009  declared by the subclasses
+        low, high, step = getattr(self, "low"), getattr(self, "high"), getattr(self, "step")  # noqa: B009  of the subclasses
         if low >= high:
             raise ValueError(f"low {low} must be less than high {high}")
         if self.log and low <= 0:
             raise ValueError(f"log needs low > 0, got {low}")
+        if self.log and step:
+            raise ValueError(f"log and step exclude each other, got step {step}")
+        if step and not _is_whole((high - low) / step):
+            below = low + int((high - low) / step) * step
+            raise ValueError(f"step {step} does not lead from {low} to {high}: the last value is {below:g}")
         return self
 
 
@@ -41,17 +69,58 @@ class IntRange(_Range):
     type: Literal["int"]
     low: int
     high: int
+    step: int = Field(0, ge=0)
+    """Distance of neighbouring values from `low` on; 0: every whole number."""
+
+    @property
+    def size(self) -> int:
+        return (self.high - self.low) // (self.step or 1) + 1
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return tuple(range(self.low, self.high + 1, self.step or 1))
+
+    def has(self, value: Any) -> bool:
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        return is_int and self.low <= value <= self.high and (value - self.low) % (self.step or 1) == 0
 
 
 class FloatRange(_Range):
     type: Literal["float"]
     low: float
     high: float
+    step: float = Field(0, ge=0)
+    """Distance of neighbouring values from `low` on; 0: continuous."""
+
+    @property
+    def size(self) -> int | None:
+        """None: infinite."""
+        return round((self.high - self.low) / self.step) + 1 if self.step else None
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """Of a range with a step."""
+        return tuple(_round(self.low + place * self.step) for place in range(self.size or 0))
+
+    def has(self, value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not self.low <= value <= self.high:
+            return False
+        return not self.step or _is_whole((value - self.low) / self.step)
 
 
-Distribution = Annotated[Choice | IntRange | FloatRange, Field(discriminator="type")]
-Space = Mapping[str, Choice | IntRange | FloatRange]
-_ADAPTER: TypeAdapter[Choice | IntRange | FloatRange] = TypeAdapter(Distribution)
+def _is_whole(ratio: float) -> bool:
+    return math.isclose(ratio, round(ratio), rel_tol=RELATIVE_SLACK, abs_tol=RELATIVE_SLACK)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.12g}")  # 0.1 + 2 * 0.1 is written 0.3
+
+
+AnyDistribution = Choice | IntRange | FloatRange
+Distribution = Annotated[AnyDistribution, Field(discriminator="type")]
+Space = Mapping[str, AnyDistribution]
+_ADAPTER: TypeAdapter[AnyDistribution] = TypeAdapter(Distribution)
 
 
 EXAMPLE = "e.g. {type: int, low: 8, high: 512, log: true} or {type: choice, values: [a, b]}"
@@ -64,10 +133,13 @@ _WHAT = {
 
 
 def read_space(path: Path) -> tuple[Space, Document]:
-    """Every distribution of the file, and the file. Raises SpecErrors with all that is wrong."""
+    """Every distribution of the file, and the file. Raises SpecErrors with all that is wrong.
+
+    Fields come in an order in which what a `when` asks for stands before it, otherwise as written.
+    """
     document = read(path)
     errors: list[SpecError] = []
-    space: dict[str, Choice | IntRange | FloatRange] = {}
+    space: dict[str, AnyDistribution] = {}
     data: Mapping[str, Any] = document.data
     if not data:
         errors.append(
@@ -83,6 +155,68 @@ def read_space(path: Path) -> tuple[Space, Document]:
                 if detail["type"] == "value_error":
                     what = str(detail["ctx"]["error"])
                 errors.append(SpecError(what, code="search-space", where=document.where(location), fix=EXAMPLE))
+    errors.extend(_condition_errors(space, document))
     if errors:
         raise SpecErrors(errors)
-    return space, document
+    return _parents_first(space), document
+
+
+def _condition_errors(space: Space, document: Document) -> list[SpecError]:
+    """What is wrong with the `when`s of fields that are sound in themselves."""
+    errors = []
+    choices = sorted(name for name, value in document.data.items() if isinstance(value, Mapping) and "values" in value)
+    for name, distribution in space.items():
+        for parent, values in distribution.when.items():
+            where = document.where((name, "when", parent))
+
+            def tell(what: str, fix: str, where: str = where) -> None:
+                errors.append(SpecError(what, code="search-space", where=where, fix=fix))
+
+            if parent not in document.data:
+                near = nearest(parent, choices) if choices else ""
+                fix = f"did you mean {near}?" if near else "name a choice of this file"
+                tell(f"{parent} is no field of this space", fix)
+            elif parent not in space:
+                continue  # told already
+            elif not isinstance(chosen := space[parent], Choice):
+                tell(
+                    f"{parent} is a range; only a choice can decide what else is searched", "make it a choice, or leave it out"
+                )
+            elif not values:
+                tell("expected at least one value", f"e.g. {parent}: [{chosen.values[0]}]")
+            else:
+                for value in values:
+                    if not chosen.has(value):
+                        fix = f"known: {', '.join(map(str, chosen.values))}"
+                        tell(f"{value!r} is no value of {parent}", fix)
+        if not errors and _depends_on(name, name, space, set()):
+            fix = "leave out one of the conditions"
+            where = document.where((name, "when"))
+            errors.append(SpecError(f"{name} depends on itself", code="search-space", where=where, fix=fix))
+    return errors
+
+
+def _depends_on(name: str, wanted: str, space: Space, seen: set[str]) -> bool:
+    parents = [parent for parent in space[name].when if parent in space] if name in space else []
+    for parent in parents:
+        if parent == wanted:
+            return True
+        if parent not in seen:
+            seen.add(parent)
+            if _depends_on(parent, wanted, space, seen):
+                return True
+    return False
+
+
+def _parents_first(space: Space) -> Space:
+    """An order for a space without cycles."""
+    ordered: dict[str, AnyDistribution] = {}
+
+    def put(name: str) -> None:
+        for parent in space[name].when:
+            put(parent)
+        ordered.setdefault(name, space[name])
+
+    for name in space:
+        put(name)
+    return ordered

@@ -12,6 +12,7 @@ from ddgd_ray.spec.fidelity import check_fidelity
 from ddgd_ray.spec.load import Document, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
+from ddgd_ray.spec.search_spec import objective_errors, search_errors
 from ddgd_ray.spec.space import Choice, Space, read_space
 from ddgd_ray.spec.sweep_spec import SweepSpec
 
@@ -85,6 +86,10 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
         raise SpecErrors([*errors, err]) from err
     errors.extend(_set_by_sweep(name, where) for name, where in places.items() if name in SET_BY_SWEEP)
     errors.extend(_recipe_conflicts(spec, space, document, {name: where for name, (_, where) in placed.items()} | places))
+    if spec.search is not None:
+        errors.extend(search_errors(spec.search, spec.objective, spec.quality, space, document))
+    else:
+        errors.extend(objective_errors(spec.objective, spec.quality, document))
     sweep = Sweep(spec, preset, space, document, places)
     _check_values(sweep, errors)
     errors.extend(check_fidelity(sweep, SET_BY_SWEEP))
@@ -175,7 +180,7 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
 
     collect({})
     if not errors and (sweep.spec.test == "finalists" or sweep.spec.search):
-        needs = sweep.spec.objective.metric in ("val_top1", "top1_selected")
+        needs = bool({"val_top1", "top1_selected"} & set(sweep.spec.objective.all_metrics))
         if needs and not sweep.preset_with({}).images.validation_per_class:
             who = "test: finalists" if sweep.spec.test == "finalists" else "search"
             what = f"{who} goes by validation images, and there are none"
@@ -195,6 +200,7 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
             )
         )
     for path, distribution in sweep.space.items():
-        ends = getattr(distribution, "values", None) or (getattr(distribution, "low"), getattr(distribution, "high"))  # noqa: B009
+        parents = {parent: allowed[0] for parent, allowed in distribution.when.items()}
+        ends = distribution.values if isinstance(distribution, Choice) else (distribution.low, distribution.high)
         for value in ends:
-            collect({path: value})
+            collect(parents | {path: value})

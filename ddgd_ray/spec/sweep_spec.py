@@ -11,6 +11,7 @@ from ddgd_ray.spec.evaluation import FeatureSpace, refuse_unknown_network
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
+from ddgd_ray.spec.search_spec import TEST_METRICS, ObjectiveSpec, SearchSpec
 
 ControlName = Literal[
     "random_real", "herding", "herding_latents", "kcenter", "kcenter_latents", "full_data", "pretrained", "plain"
@@ -85,24 +86,6 @@ class EvaluatorsSpec(Spec):
         if min(ipc) < 1 or len(set(ipc)) != len(ipc):
             raise ValueError("each ipc must be 1 or more, and listed once", "e.g. [10, 50]")
         return ipc
-
-
-class ObjectiveSpec(Spec):
-    metric: Literal["val_top1", "top1_last", "top1_best", "top1_selected"] = "val_top1"
-    """Mean over networks and seeds. val_top1 is measured on held-out training images; the others look at the test images."""
-    direction: Literal["maximize", "minimize"] = "maximize"
-    finalists: int = Field(1, ge=1)
-    """Arms that see the test images with `test: finalists`."""
-
-
-class SearchSpec(Spec):
-    space: str
-    """A file of search_spaces/, relative to the sweep file or to the working directory."""
-    algorithm: Literal["tpe", "random"] = "tpe"
-    trials: int = Field(20, ge=1, le=100_000)
-    parallel: int = Field(2, ge=1)
-    """Configurations proposed at once; the next batch waits for them, so that proposals do not depend on timing."""
-    seed: int = Field(0, ge=0)
 
 
 class AmountsSpec(Spec):
@@ -221,7 +204,8 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _finalists_are_chosen_without_the_test(self) -> Self:
-        if self.test == "finalists" and self.objective.metric != "val_top1":
-            what = f"test: finalists goes by the validation images, objective.metric is {self.objective.metric}"
+        readers = [metric for metric in self.objective.all_metrics if metric in TEST_METRICS]
+        if self.test == "finalists" and readers:
+            what = f"test: finalists goes by the validation images, objective.metric is {readers[0]}"
             raise ValueError(what, "set objective.metric: val_top1")
         return self

@@ -69,7 +69,7 @@ def test_an_override_deep_in_a_section_leaves_its_neighbours(tmp_path: Path) -> 
         (BASE + "evalute: {}\n", "unknown-key]: a.yaml:4 evalute", "did you mean evaluate?"),
         (BASE + "seeds:\n  distil: [0]\n", "unknown-key]: a.yaml:5 seeds.distil", "did you mean distill?"),
         (BASE + "preset: imagewof\n", "unknown-preset]: a.yaml:4 preset", "did you mean imagewoof?"),
-        (BASE + "objective: {metric: top1}\n", "out-of-range]: a.yaml:4 objective.metric", "'top1_last'"),
+        (BASE + "objective: {metric: top1}\n", "spec]: a.yaml:4 objective.metric", "known: val_top1, top1_last"),
         (BASE + "objective: {direction: up}\n", "out-of-range]: a.yaml:4 objective.direction", "'maximize' or 'minimize'"),
         (BASE + "controls: random_real\n", "wrong-type]: a.yaml:4 controls", "put the value in brackets"),
         (BASE + "controls: [random]\n", "out-of-range]: a.yaml:4 controls.0", "did you mean random_real?"),

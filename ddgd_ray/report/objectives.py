@@ -1,0 +1,101 @@
+"""What a trial is worth by each metric of an objective, and which configurations nothing else beats."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ddgd_ray.spec.search_spec import COSTS, ObjectiveSpec
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.store import Store
+
+Ref = tuple[str, str]
+SECONDS_AN_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Made:
+    """Artifacts of one trial. evaluators: those of the main protocol. quality: [(ref, label)]. own: all that no other
+    configuration shares by design, the finalists' tests aside."""
+
+    evaluators: Sequence[Ref]
+    quality: Sequence[tuple[Ref, str]]
+    own: Sequence[Ref]
+
+
+def made_of(record: Mapping[str, Any]) -> Made:
+    """The same of a line of the ledger; evaluators of the main protocol come first there."""
+    evaluators = record["evaluators"]
+    refs = [(item["stage"], item["key"]) for item in evaluators]
+    main = evaluators[0].get("protocol") if evaluators else None
+    quality = [((stage, key), label) for stage, key, label in record.get("quality", ())]
+    own = [*((stage, key) for stage, key in record["build"]), *refs, *(ref for ref, _ in quality)]
+    of_main = [ref for ref, item in zip(refs, evaluators, strict=True) if item.get("protocol") == main]
+    return Made(of_main, quality, own)
+
+
+def value_of(made: Made, metric: str, store: Store, resources: ResourcesSpec) -> float | None:
+    """A metric of one trial: mean over the evaluators or feature sizes that measured it; a cost is the sum over its stages.
+
+    None where nothing measured it: validation accuracy needs a validation slice.
+    """
+    if metric in COSTS:
+        return _cost(made, metric, store, resources)
+    space, slash, name = metric.partition("/")
+    refs = [ref for ref, label in made.quality if label.startswith(f"{space},")] if slash else made.evaluators
+    found = [store.get(*ref) for ref in refs]
+    name = name if slash else metric
+    values = [artifact.metrics[name] for artifact in found if artifact is not None and name in artifact.metrics]
+    return statistics.fmean(values) if values else None
+
+
+def _cost(made: Made, metric: str, store: Store, resources: ResourcesSpec) -> float:
+    total = 0.0
+    for stage, key in dict.fromkeys(made.own):
+        artifact = store.get(stage, key)
+        if artifact is None:
+            continue
+        amounts = resources.of(stage)
+        held = {"seconds": 1.0, "core_hours": amounts.cpus * amounts.workers, "gpu_hours": amounts.gpus * amounts.workers}
+        total += artifact.seconds * held[metric]
+    return total if metric == "seconds" else total / SECONDS_AN_HOUR
+
+
+@dataclass(frozen=True)
+class Worth:
+    """values: one for each objective. excess: by how much each constraint is broken, 0 or less where it holds."""
+
+    values: tuple[float, ...]
+    excess: tuple[float, ...] = ()
+
+    @property
+    def is_feasible(self) -> bool:
+        return all(excess <= 0 for excess in self.excess)
+
+
+def worth_of(trials: Sequence[Made], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec) -> Worth | None:
+    """Means over the trials of a configuration; None when one of them lacks a number, or a mean is not finite."""
+
+    def mean(metric: str) -> float:
+        values = [value_of(made, metric, store, resources) for made in trials]
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if known and len(known) == len(values) else math.nan
+
+    values = tuple(mean(metric) for metric in objective.metrics)
+    excess = tuple(bound.excess(mean(bound.metric)) for bound in objective.constraints)
+    return Worth(values, excess) if all(map(math.isfinite, (*values, *excess))) else None
+
+
+def is_beaten(one: Sequence[float], other: Sequence[float], directions: Sequence[str]) -> bool:
+    """Whether `other` is at least as good in every objective and better in one."""
+    gains = [b - a if direction == "maximize" else a - b for a, b, direction in zip(one, other, directions, strict=True)]
+    return min(gains) >= 0 and max(gains) > 0
+
+
+def front_of(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[str]:
+    """The configurations that keep the constraints and that no other such beats, the best by the first objective first."""
+    sound = {arm: worth.values for arm, worth in worths.items() if worth.is_feasible}
+    front = [arm for arm, own in sound.items() if not any(is_beaten(own, other, directions) for other in sound.values())]
+    sign = -1 if directions[0] == "maximize" else 1
+    return sorted(front, key=lambda arm: sign * sound[arm][0])
