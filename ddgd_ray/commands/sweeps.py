@@ -161,7 +161,7 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
     for cause in result.causes:
         echo(cause)
     if rows_of(records, store):
-        _tell_results(result.folder.path, records, store)
+        _tell_results(result.folder.path, records, store, with_page=bool(result.num_ran))
     else:
         echo("no evaluation has finished: there is no table yet")
     busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
@@ -176,15 +176,17 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
         echo(STOPPED[result.stop_reason])
 
 
-def _tell_results(path: Path, records: list[dict[str, Any]], store: Any) -> None:
+def _tell_results(path: Path, records: list[dict[str, Any]], store: Any, with_page: bool) -> None:
     from ddgd_ray.report.results import stage_costs
     from ddgd_ray.report.write import write_report
 
-    report = write_report(path, store)
+    report = write_report(path, store, with_page=with_page)
     echo("\n" + report.brief)
     costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
     echo(f"stages    {costs}")
     echo(f"tables    {report.tables[0]} (.tex, .csv), with comparisons and quality\nresults   {report.results}")
+    if report.page:
+        echo(f"page      {report.page}")
     if report.pictures:
         echo(f"pictures  {path / 'report'}/grid-*.png ({len(report.pictures)})")
 
