@@ -222,7 +222,7 @@ def die_and_go_on(tracked: Any, rows_of: Any, *, stride: int, afters: Callable[[
 
 
 def test_a_shipper_that_dies_leaves_nothing_twice_and_nothing_out(tracked: Any, rows_of: Any) -> None:
-    die_and_go_on(tracked, rows_of, stride=3, afters=lambda number: (number % 2 == 0,))
+    die_and_go_on(tracked, rows_of, stride=5, afters=lambda number: (number % 2 == 0,))
 
 
 @pytest.mark.slow
