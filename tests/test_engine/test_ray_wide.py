@@ -74,7 +74,7 @@ def test_a_wide_fine_tuning_loses_a_worker_goes_on_and_leaves_all_gpus_free(tmp_
     found = told(
         f"""
         import psutil
-        ray.init(num_cpus=4, num_gpus=2, **quiet)
+        ray.init("local", num_cpus=4, num_gpus=2, **quiet)
         killed = []
         def kill():
             while not killed:
@@ -86,7 +86,7 @@ def test_a_wide_fine_tuning_loses_a_worker_goes_on_and_leaves_all_gpus_free(tmp_
                             killed.append(process.pid)
                             break
         threading.Thread(target=kill, daemon=True).start()
-        asked = {{**{ONE_ARM!r}, **{WIDE!r}, "finetune.steps": 400, "resources.checkpoint_steps": 20}}
+        asked = {{**{ONE_ARM!r}, **{WIDE!r}, "finetune.steps": 60, "resources.checkpoint_steps": 10}}
         result = run_sweep(sweep(asked), folder / "runs", run_with_tune, emit=emit)
         tell(code=result.exit_code, killed=len(killed), causes=result.causes, **free())
         """,
@@ -96,6 +96,35 @@ def test_a_wide_fine_tuning_loses_a_worker_goes_on_and_leaves_all_gpus_free(tmp_
     assert found["killed"] == 1
     assert found["code"] == 0, found
     assert [event[0] for event in found["events"] if event[1] == "finetune"] == ["start", "done"]
+    assert found["free"] == found["all"] == 2
+    assert found["groups"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_wide_fine_tuning_that_is_told_to_stop_keeps_a_checkpoint_and_leaves_all_gpus_free(
+    tmp_path: Path, tiny_file: Path
+) -> None:
+    found = told(
+        f"""
+        ray.init("local", num_cpus=4, num_gpus=2, **quiet)
+        def on_start(conductor):
+            def stop():
+                while not list((folder / "runs" / "store" / "kept").glob("*/step-*/manifest.json")):
+                    time.sleep(0.1)
+                conductor.stop("interrupted")
+            threading.Thread(target=stop, daemon=True).start()
+        asked = {{**{ONE_ARM!r}, **{WIDE!r}, "finetune.steps": 20_000, "resources.checkpoint_steps": 10}}
+        result = run_sweep(sweep(asked), folder / "runs", run_with_tune, emit=emit, on_start=on_start)
+        kept = sorted(path.name for path in (folder / "runs" / "store" / "kept").glob("*/step-*"))
+        tell(code=result.exit_code, kept=kept, **free())
+        """,
+        tmp_path,
+        tiny_file,
+    )
+    assert found["code"] == 75
+    assert [event[0] for event in found["events"] if event[1] == "finetune"] == ["start", "lost"]
+    assert found["kept"]
     assert found["free"] == found["all"] == 2
     assert found["groups"] == []
 
