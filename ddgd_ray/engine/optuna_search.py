@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 
 from ddgd_ray.engine.optuna_samplers import KEEPS_NOTES, distributions, quiet, sampler_for, suggest
-from ddgd_ray.engine.search import Drawn, Known, Origin, Proposal, Proposals, Score
+from ddgd_ray.engine.search import Drawn, Known, Proposal, Proposals, Score
 from ddgd_ray.spec.points import Point, draw, identity, points, size
 from ddgd_ray.spec.sweep import Sweep
 

@@ -54,7 +54,7 @@ class Result:
 
 
 def new_search(sweep: Sweep, folder: RunFolder, store: Store) -> Search:
-    """The grid, or Optuna with what this run proposed before. Raises SpecError when a warm start finds nothing to start from."""
+    """The grid, or Optuna with what this run proposed before. Raises SpecError when a warm start finds nothing."""
     if sweep.spec.search is None:
         return GridSearch(sweep)
     from ddgd_ray.engine.optuna_search import OptunaSearch
