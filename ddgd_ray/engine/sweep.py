@@ -10,6 +10,7 @@ from ddgd_ray.engine.conductor import Conductor, Event, StopReason
 from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
 from ddgd_ray.engine.search import GridSearch, Proposals, Search
+from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.search_spec import is_reproducible
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -90,11 +91,17 @@ def run_sweep(
     store.prepare()
     folder.prepare()
     with folder.lock():
+        is_new = not folder.is_remembered
         folder.remember(sweep)
         removed = store.clean_scratch()
         if removed:
             log.info("removed %d unfinished folders of processes that are gone", removed)
-        search = new_search(sweep, folder, store)
+        try:
+            search = new_search(sweep, folder, store)
+        except SpecError:
+            if is_new:
+                folder.forget()  # nothing began: a corrected file may have this name
+            raise
         conductor = Conductor(sweep, store, search, folder, emit)
         on_start(conductor)
         if not conductor.is_finished:

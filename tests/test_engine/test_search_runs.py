@@ -84,7 +84,8 @@ def test_a_warm_start_that_fits_nothing_is_refused(
     with pytest.raises(SpecError) as caught:
         run_sweep(sweep, grid_run.folder.run_dir, run_in_process)
     assert words in str(caught.value)
-    assert "sweep.yaml" in caught.value.where
+    assert "search.warm_start" in caught.value.where
+    assert not (grid_run.folder.run_dir / "foreign" / "sweep.json").exists()
 
 
 def test_what_lies_outside_the_space_is_skipped(grid_run: Result, searching: Callable[..., Sweep]) -> None:
@@ -111,7 +112,7 @@ def test_several_objectives_give_a_front_in_the_report(tmp_path: Path, searching
 
 
 def test_a_search_that_is_stopped_proposes_the_same_when_continued(tmp_path: Path, searching: Callable[..., Sweep]) -> None:
-    sweep = searching(search__trials=5)
+    sweep = searching()
     calm = run_sweep(sweep, tmp_path / "calm", run_in_process)
 
     def stop_after_three(conductor: Conductor) -> None:
