@@ -191,6 +191,14 @@ class RunFolder:
         }
         write_atomically(path, json.dumps(content, indent=1))  # the order of `vary` is that of the table
 
+    @property
+    def is_remembered(self) -> bool:
+        return (self.path / "sweep.json").is_file()
+
+    def forget(self) -> None:
+        """Give the name free again, before anything ran under it."""
+        (self.path / "sweep.json").unlink(missing_ok=True)
+
     def write(self, record: TrialRecord) -> None:
         """The trial's line in the ledger; a finished trial also goes to the tracker's outbox.
 

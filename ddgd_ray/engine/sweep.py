@@ -14,6 +14,7 @@ from ddgd_ray.engine.race import Race
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
 from ddgd_ray.engine.rungs import Rungs, rung_trials
 from ddgd_ray.engine.search import GridSearch, Proposal, Proposals, Search
+from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.search_spec import is_reproducible
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -112,13 +113,19 @@ def run_sweep(
     folder.prepare()
     with folder.lock(force=force_unlock), folder.place.held():
         folder.withdraw_stop()
+        is_new = not folder.is_remembered
         folder.remember(sweep, amend=amend)
         removed = store.clean_scratch()
         if removed:
             log.info("removed %d unfinished folders of processes that are gone", removed)
+        try:
+            search = new_search(sweep, folder, store)
+        except SpecError:
+            if is_new:
+                folder.forget()  # nothing began: a corrected file may have this name
+            raise
         accounts = Accounts(folder.path, sweep.spec.budget, sweep.spec.resources)
         allotment = new_allotment(sweep, store, folder)
-        search = new_search(sweep, folder, store)
         conductor = Conductor(sweep, store, search, folder, emit, allotment, accounts)
         on_start(conductor)
         if not conductor.is_finished:
