@@ -60,12 +60,7 @@ Ask = Callable[[Board, str, bytes, list[Node]], Mapping[str, str]]
 
 
 def check_nodes(store: Store, nodes: list[Node]) -> None:
-    """Every node must have this package and see the same storage. Raises ClusterError that names those that do not.
-
-    A single node is this machine, and is not asked.
-    """
-    if len(nodes) == 1:
-        return
+    """Each of them must have this package and see our storage. Raises ClusterError that names those that do not."""
     behind_url: Any = getattr(store, "remote", None)  # a store behind a URL: what is there counts, not its cache here
     folder = store.root / "scratch"
     check_shared(behind_url or FolderBoard(folder), str(behind_url or folder), nodes, ask_nodes)

@@ -21,8 +21,9 @@ from ddgd_ray.engine.ray_cluster import hush, start_ray
 from ddgd_ray.engine.ray_encode import encode_over_cluster
 from ddgd_ray.engine.ray_nodes import check_nodes, cluster_nodes
 from ddgd_ray.engine.ray_train import NODE, Width, publish_with_train
+from ddgd_ray.engine.rooms import Node
 from ddgd_ray.engine.work import run_job
-from ddgd_ray.errors import EngineError
+from ddgd_ray.errors import ClusterError, EngineError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
@@ -49,8 +50,7 @@ def run_with_tune(
     """
     start_ray(address, runtime_env)
     hush()
-    cluster = _Cluster(conductor, resources)
-    check_nodes(store, list(cluster.admission.nodes.values()))
+    cluster = _Cluster(conductor, store, resources)
     from ray import tune
 
     trainable = tune.with_resources(
@@ -114,12 +114,16 @@ def _searcher(cluster: "_Cluster") -> Any:
 class _Cluster:
     """Conductor, admission and the nodes that are alive, in this process alone."""
 
-    def __init__(self, conductor: Conductor, resources: ResourcesSpec) -> None:
-        self.conductor, self.resources = conductor, resources
+    def __init__(self, conductor: Conductor, store: Store, resources: ResourcesSpec) -> None:
+        """Raises ClusterError: no room for a stage, or nodes that do not share our storage. One node is this machine."""
+        self.conductor, self.store = conductor, store
         nodes = cluster_nodes()
         self.admission = Admission(nodes, resources)
         self.is_pinned = len(nodes) > 1
         """With several nodes every job is told its own, so that we know what is free on each of them."""
+        if self.is_pinned:
+            check_nodes(store, nodes)
+        self._refused: set[str] = set()
         self.error: EngineError | None = None
         self._looked = self._moved = time.monotonic()
         self._has_lost = False
@@ -179,8 +183,8 @@ class _Cluster:
         if not force and time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
-        nodes = cluster_nodes()
         known = self.admission.nodes
+        nodes = self._checked(cluster_nodes())
         if {node.id for node in nodes} != known.keys():
             for node_id in known.keys() - {node.id for node in nodes}:
                 log.warning("node %s (%s) was lost", node_id[:8], known[node_id].name)
@@ -188,6 +192,20 @@ class _Cluster:
             self.admission.set_nodes(nodes)
         if self._has_lost and self.is_pinned:
             _release_unplaceable()
+
+    def _checked(self, nodes: list[Node]) -> list[Node]:
+        """Without those that joined and cannot work on this run."""
+        self.is_pinned = self.is_pinned or len(nodes) > 1
+        for node in nodes:
+            if node.id not in self.admission.nodes and node.id not in self._refused:
+                try:
+                    check_nodes(self.store, [node])
+                except ClusterError as err:
+                    log.warning("%s", err)
+                    self._refused.add(node.id)
+                else:
+                    log.info("node %s (%s) joined", node.id[:8], node.name)
+        return [node for node in nodes if node.id not in self._refused]
 
 
 def _release_unplaceable() -> None:

@@ -166,9 +166,7 @@ def test_three_nodes_one_of_them_lost_nothing_lost_nothing_repeated(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_wide_job_is_not_starved_by_narrow_ones_and_runs_on_the_nodes_it_was_promised(
-    tmp_path: Path, tiny_file: Path
-) -> None:
+def test_workers_spread_over_two_pinned_nodes_fine_tune_and_leave_all_gpus_free(tmp_path: Path, tiny_file: Path) -> None:
     """Two nodes with a GPU each, workers spread over both, evaluators of half a GPU beside."""
     found = told(
         f"""
