@@ -69,8 +69,8 @@ class Shipper:
         key = f"{self.name}/{record['name']}"
         tags = {f"ddgd.{stage}": stage_key for stage, stage_key in [*record["prepare"], *record["build"]]}
         tags |= {"ddgd.preset": self.sweep["spec"]["preset"], "ddgd.control": str(record["is_control"]).lower()}
-        if record["rung"] is not None:
-            tags["ddgd.rung"] = str(record["rung"])
+        if record.get("rung") is not None:
+            tags["ddgd.rung"] = str(record.get("rung"))
         run = self._run(key, record["name"], "trial", self._sweep_run, tags)
         main = record["evaluators"][0]["protocol"] if record["evaluators"] else ""
         rows = [row for row in rows_of([record], self.store) if row.protocol == main]
