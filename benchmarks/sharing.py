@@ -18,6 +18,7 @@ little for its race to mean much. Goal: 3 x.
 """
 
 import argparse
+import functools
 import statistics
 import tempfile
 from collections import Counter
@@ -27,7 +28,7 @@ from typing import Any
 
 from benchmarks import measure
 from ddgd_ray.engine.conductor import Conductor
-from ddgd_ray.engine.objective import best_arms
+from ddgd_ray.engine.objective import best_arms, trial_value
 from ddgd_ray.engine.plan import Trial
 from ddgd_ray.engine.race import Race
 from ddgd_ray.engine.run_folder import RunFolder, open_store
@@ -101,9 +102,12 @@ class Costs:
 def seconds_of(call: StageCall, store: Store) -> float:
     """Made anew, the second time: a store's one call of a stage may have paid for its imports, and counts once a run here."""
     with tempfile.TemporaryDirectory() as folder:
-        beside = Store(Path(folder), (store.root, *store.read_only))
-        beside.prepare()
-        return [measure.timed(lambda: make(call, beside, Context()), "cpu") for _ in range(2)][1]
+        seconds = 0.0
+        for number in range(2):
+            beside = Store(Path(folder) / str(number), (store.root, *store.read_only))
+            beside.prepare()
+            seconds = measure.timed(functools.partial(make, call, beside, Context()), "cpu")
+        return seconds
 
 
 def _like(call: StageCall) -> tuple[Any, ...]:
@@ -143,8 +147,17 @@ def winner(conductor: Conductor, among: Sequence[str] | None = None) -> str:
     return next(iter(best_arms(records, conductor.sweep.spec.objective, conductor.store)), "")
 
 
+def _mean(conductor: Conductor, arm: str) -> float:
+    metric = conductor.sweep.spec.objective.metric
+    values = [trial_value(record, metric, conductor.store) for record in conductor.records if record.trial.arm == arm]
+    return statistics.fmean(value for value in values if value is not None)
+
+
 def races(args: argparse.Namespace, store: Store) -> tuple[list[Trial], dict[str, Any]] | None:
-    """The trials that the races give, and of each ablation its winner with and without; None where results are missing."""
+    """The trials that the races give, and each ablation's winner with and without; None where results are missing.
+
+    loss: how far the race's winner is below the other, by the full grid's means.
+    """
     trials: list[Trial] = []
     said: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +170,7 @@ def races(args: argparse.Namespace, store: Store) -> tuple[list[Trial], dict[str
             kept = [arm.proposal.arm for arm in race.arms if not arm.end.startswith(("dropped", "failed"))]
             ours, theirs = winner(race, kept), winner(full)
             said[name] = {"arms": len(race.arms), "dropped": len(race.arms) - len(kept), "race": ours, "full": theirs}
-            said[name]["is_same"] = ours == theirs
+            said[name] |= {"is_same": ours == theirs, "loss": round(abs(_mean(full, theirs) - _mean(full, ours)), 5)}
             trials += [record.trial for record in race.records]
     return trials, said
 
