@@ -5,8 +5,9 @@
 The union of Table 3 (ablations/memory.yaml) and Figure 4 (size, lambda_r, lambda_g).
 
 - baseline: what the public scripts do. Every configuration, seed and control of every ablation makes its own latents, tunes,
-  samples and is judged, though it was in another ablation before. Counted in their favour: latents once a run instead of once
-  a step, test images decoded once a set instead of once a classifier and test, autoencoder and backbone given.
+  samples and is judged, though it was in another ablation before. Counted in their favour: a run encodes the pictures
+  that its steps see, yet none of them twice; test images are decoded once a set instead of once a classifier and test;
+  autoencoder and backbone are given.
 - sharing: each stage call once. A call's key says which ones are the same.
 - racing: a race within each ablation besides; its decisions are the engine's own, replayed over the results.
 
@@ -35,6 +36,7 @@ from ddgd_ray.engine.run_folder import RunFolder, open_store
 from ddgd_ray.engine.search import GridSearch
 from ddgd_ray.engine.sweep import new_allotment, planned_trials, run_sweep
 from ddgd_ray.engine.work import run_in_process
+from ddgd_ray.spec.stages import FinetuneSpec
 from ddgd_ray.spec.sweep import Sweep, read_sweep
 from ddgd_ray.stages.base import Context, StageCall, make
 from ddgd_ray.store import Store
@@ -95,8 +97,8 @@ class Costs:
         self.num_estimated = sum(call.key not in own for call in calls)
         self._seconds = {call.key: own.get(call.key, means.get(_like(call), 0.0)) for call in calls}
 
-    def total(self, calls: Iterable[StageCall]) -> float:
-        return sum(self._seconds[call.key] for call in calls)
+    def total(self, charged: Iterable[tuple[StageCall, float]]) -> float:
+        return sum(share * self._seconds[call.key] for call, share in charged)
 
 
 def seconds_of(call: StageCall, store: Store) -> float:
@@ -117,21 +119,27 @@ def _like(call: StageCall) -> tuple[Any, ...]:
     return (call.stage, getattr(spec, "network", ""), is_large, bool(getattr(spec, "steps", 1)))
 
 
-def separate(trials: Iterable[Trial]) -> list[StageCall]:
-    """What each trial runs when it knows of no other."""
+def separate(trials: Iterable[Trial], store: Store) -> list[tuple[StageCall, float]]:
+    """What each trial runs when it knows of no other, and what share of the call it needs."""
     found = []
     for trial in trials:
-        is_tuned = any(call.stage == "finetune" and getattr(call.spec, "steps", 0) for call in trial.build)
-        wanted = OF_EVERY_RUN if is_tuned else ("decode",)
-        found += [call for call in trial.prepare if call.stage in wanted]
-        found += [*trial.build, *(item.call for item in trial.evaluators)]
+        tune = next((call.spec for call in trial.build if call.stage == "finetune"), None)
+        num_pictures = tune.steps * tune.batch_size if isinstance(tune, FinetuneSpec) else 0
+        for call in trial.prepare:
+            if call.stage == "encode" and num_pictures:
+                encoded = store.get(*call.ref)
+                assert encoded is not None, "latents are made before anything is timed"
+                found.append((call, min(1.0, num_pictures / (2 * encoded.metrics["num_images"]))))  # both flips
+            elif call.stage == "decode":
+                found.append((call, 1.0))
+        found += [(call, 1.0) for call in (*trial.build, *(item.call for item in trial.evaluators))]
     return found
 
 
-def shared(trials: Iterable[Trial]) -> list[StageCall]:
-    """Each call once."""
+def shared(trials: Iterable[Trial]) -> list[tuple[StageCall, float]]:
+    """Each call once, whole."""
     found = {call.ref: call for trial in trials for call in trial.calls() if call.stage not in GIVEN}
-    return list(found.values())
+    return [(call, 1.0) for call in found.values()]
 
 
 def replay(sweep: Sweep, store: Store, folder: Path) -> Conductor | None:
@@ -196,14 +204,15 @@ def main() -> None:
 
 def report(args: argparse.Namespace, store: Store, timed: Sequence[Trial]) -> None:
     trials = [trial for name in ABLATIONS for trial in planned_trials(read(name, args))]
-    ways = {"separate": separate(trials), "sharing": shared(trials)}
+    ways = {"separate": separate(trials, store), "sharing": shared(trials)}
     decided = races(args, store)
     if decided is not None:
         ways["racing"] = shared(decided[0])
-    costs = Costs(store, [*ways["separate"], *ways["sharing"]], [call for trial in timed for call in trial.calls()])
-    seconds = {way: costs.total(calls) for way, calls in ways.items()}
+    every = [call for charged in ways.values() for call, _ in charged]
+    costs = Costs(store, every, [call for trial in timed for call in trial.calls()])
+    seconds = {way: costs.total(charged) for way, charged in ways.items()}
     ours = seconds.get("racing", seconds["sharing"])
-    stages = {way: dict(sorted(Counter(call.stage for call in calls).items())) for way, calls in ways.items()}
+    stages = {way: dict(sorted(Counter(call.stage for call, _ in charged).items())) for way, charged in ways.items()}
     parts: dict[str, Any] = {
         "calls": stages,
         "seconds": {way: round(value, 1) for way, value in seconds.items()},
