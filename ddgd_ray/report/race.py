@@ -100,7 +100,7 @@ def _winner_note(ledger: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
     """By the main protocol alone: its refs are the ledger's."""
     metric, sign = ledger["metric"], 1 if ledger["direction"] == "maximize" else -1
     refs_of = {(entry["arm"], entry["seed"]): [(stage, key) for stage, key in entry["evaluators"]] for entry in ledger["full"]}
-    places = [(record["arm"], record["seed"]) for record in records if record["rung"] is None and record["state"] == "done"]
+    places = [(record["arm"], record["seed"]) for record in records if record.get("rung") is None and record["state"] == "done"]
     if ledger["kind"] == "race":
         places = [place for place in places if place[0] in ledger["left"]]
     ours = _means([(arm, refs_of[arm, seed]) for arm, seed in places if (arm, seed) in refs_of], metric, store)
@@ -175,6 +175,6 @@ def _num_readers(records: Iterable[Mapping[str, Any]], store: Store) -> int:
     """Classifiers of lower rungs alone that looked at the test images."""
     keys: dict[bool, set[Ref]] = {True: set(), False: set()}
     for record in records:
-        keys[record["rung"] is None] |= {(item["stage"], item["key"]) for item in record["evaluators"]}
+        keys[record.get("rung") is None] |= {(item["stage"], item["key"]) for item in record["evaluators"]}
     found = [store.get(*ref) for ref in keys[False] - keys[True]]
     return sum(artifact is not None and "top1_last" in artifact.metrics for artifact in found)
