@@ -88,6 +88,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         quality=args.quality,
         also=args.also,
     )
+    args.amend = True  # another control or seed in the same command: what is done stays
     return _run(sweep, args)
 
 

@@ -40,7 +40,7 @@ def known_trials(sweep: Sweep, folder: RunFolder, store: Store) -> list[Known]:
     if path.is_file():
         kept = json.loads(path.read_text())
         if kept["schema"] == SCHEMA and kept["runs"] == list(names):
-            return [Known(**one | {"score": Score(**_tuples(one["score"]))}) for one in kept["trials"]]
+            return [Known(**one | {"score": _score_of(one["score"])}) for one in kept["trials"]]
     known: list[Known] = []
     skipped: dict[str, Counter[str]] = {}
     for place, name in enumerate(names):
@@ -60,8 +60,8 @@ def known_trials(sweep: Sweep, folder: RunFolder, store: Store) -> list[Known]:
     return known
 
 
-def _tuples(score: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(values) for name, values in score.items()}
+def _score_of(kept: Mapping[str, Any]) -> Score:
+    return Score(tuple(kept["values"]), tuple(kept["excess"]))
 
 
 def _records(sweep: Sweep, folder: RunFolder, name: str, place: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -145,6 +145,6 @@ def _pixels(path: Path) -> Any:
 
     with Image.open(path) as opened:
         image = opened.convert("RGB")
-    if max(image.size) > COMPARED_SIDE:
+    if image.size != (COMPARED_SIDE, COMPARED_SIDE):  # sets made elsewhere have sizes of their own
         image = image.resize((COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BILINEAR)
     return np.asarray(image, np.float32).reshape(-1) / 255

@@ -130,7 +130,7 @@ def test_what_went_out_at_a_rung_is_no_complete_trial_and_guides_the_search_all_
             made.append(proposal)
             went_out = rung is not None and len(made) % 3 != 1
             value = float(proposal.params["finetune.memory_real.size"])
-            search.tell(proposal, Score((1000 - value,), rung) if went_out else Score((value,)))
+            search.tell(proposal, Score((1000 - value,), rung=rung) if went_out else Score((value,)))
         proposals.append(made)
     assert all(len(made) == 12 for made in proposals)
     assert proposals[0][:3] == proposals[1][:3]
@@ -153,7 +153,7 @@ def test_what_went_out_at_a_rung_is_no_complete_trial_and_guides_the_search_all_
 def test_every_algorithm_stays_inside_the_space_ends_and_can_be_continued(
     algorithm: str, space: str, make: Callable[..., Sweep], tmp_path: Path
 ) -> None:
-    trials = 6 if algorithm == "gp" else 12  # a second each
+    trials = 7 if algorithm == "gp" else 12  # a second each
     sweep = make(space, algorithm=algorithm, startup=4, population=4, trials=trials)
     calm = OptunaSearch(sweep)
     proposed = run(calm, random.Random(0))

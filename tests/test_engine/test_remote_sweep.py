@@ -77,7 +77,8 @@ def test_status_and_report_take_a_url(url: str, on_host: Callable[[str], None], 
     assert ended.value.code == 0
     status = json.loads(capsys.readouterr().out)
     assert status["trials"]["done"] > 0
-    assert status["evaluations"]["done"] == status["evaluations"]["known"] > 0
+    assert status["stages"]["evaluate"]["done"] > 0
+    assert status["stages"]["evaluate"]["waiting"] == 0
     with pytest.raises(SystemExit) as ended:
         cli.main(["report", f"{url}/tiny"])
     assert ended.value.code == 0
