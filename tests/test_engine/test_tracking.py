@@ -118,6 +118,7 @@ def test_pictures_of_memories_are_sent_by_step(tracked: Any, tmp_path: Path, row
     entries = [{"memory": "gen", "step": step, "class": "0", "files": ["a.png"]} for step in (0, 30)]
     (portrait / "index.json").write_text(json.dumps(entries))
     manifest = {"schema": 1, "key": "p", "stage": "portray", "inputs": {"adapter": tuned}, "created": 3.0}
+    manifest |= {"metrics": {}, "seconds": 1.0, "version": 1, "spec": {}, "files": {}}
     (portrait / "manifest.json").write_text(json.dumps(manifest))
     store, tracked.store = tracked.store, open_store(tmp_path)
     try:
