@@ -127,15 +127,17 @@ def test_a_sweep_under_ray_equals_one_in_process_and_is_quiet_the_second_time(
     assert run_sweep(tiny(), tmp_path, run_with_tune).num_ran == 0
 
 
-@pytest.mark.timeout(600)  # Train starts two processes for the fine-tuning and two for the sampling: minutes on busy cores
-def test_two_train_workers_share_a_fine_tuning_and_a_sampling(
-    ray_cluster: None, calm: Result, tiny: Any, tmp_path: Path
+@pytest.mark.timeout(600)  # Train starts two processes for each: minutes on busy cores
+@pytest.mark.parametrize("stages", [("finetune",), pytest.param(("finetune", "sample"), marks=pytest.mark.slow)])
+def test_two_train_workers_share_a_stage(
+    ray_cluster: None, calm: Result, tiny: Any, tmp_path: Path, stages: tuple[str, ...]
 ) -> None:
     """memory_scope: global: the same losses as one worker, to rounding."""
     from ddgd_ray.engine.ray_tune import run_with_tune
 
     only = {"controls": (), "seeds.distill": (0,), "vary": {"finetune.memory_real.pop": ("max_similarity",)}}
-    result = run_sweep(tiny({**only, "resources.workers": 2}), tmp_path, run_with_tune)
+    wide = {"resources.stages": {stage: {"workers": 2} for stage in stages}}
+    result = run_sweep(tiny({**only, **wide}), tmp_path, run_with_tune)
     assert result.exit_code == 0, result.failed[0].errors
 
     def losses(run_dir: Path) -> dict[str, float]:

@@ -27,7 +27,14 @@ def judged(store: Any) -> Callable[..., None]:
         for row in rows:
             folder = store.root / "evaluate" / row.key
             folder.mkdir(parents=True, exist_ok=True)
-            manifest = {"schema": 1, "key": row.key, "stage": "evaluate", "inputs": {"real": real}, "metrics": {}}
+            manifest = {
+                "schema": 1,
+                "key": row.key,
+                "stage": "evaluate",
+                "inputs": {"real": real},
+                "metrics": {},
+                "seconds": 1.0,
+            }
             (folder / "manifest.json").write_text(json.dumps(manifest))
 
     return write
