@@ -13,7 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ddgd_ray.engine.conductor import Conductor, Event
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.events import Event
 from ddgd_ray.engine.objective import trial_value
 from ddgd_ray.engine.run_folder import TrialRecord
 from ddgd_ray.engine.snapshot import STATES, Best, Running, Snapshot, seconds_left

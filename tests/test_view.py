@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ddgd_ray.engine.conductor import Conductor, Event
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.events import Event
 from ddgd_ray.engine.jobs import Outcome
 from ddgd_ray.engine.run_folder import RunFolder, open_store
 from ddgd_ray.engine.search import GridSearch

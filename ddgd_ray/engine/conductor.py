@@ -8,13 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ddgd_ray.engine.accounts import Accounts
 from ddgd_ray.engine.allotment import Allotment, AllSeeds, Arm, End
+from ddgd_ray.engine.events import Event, StopReason
 from ddgd_ray.engine.job_queue import JobQueue
 from ddgd_ray.engine.jobs import Job, Outcome, finalist_jobs, jobs_of
 from ddgd_ray.engine.objective import best_arms, score_of
+from ddgd_ray.engine.openings import Openings
 from ddgd_ray.engine.plan import Trial, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord
 from ddgd_ray.engine.search import Search
@@ -25,17 +26,6 @@ from ddgd_ray.store import Store
 log = logging.getLogger(__name__)
 
 MIN_FINISHED_TO_GIVE_UP = 4
-StopReason = Literal["", "interrupted", "failures", "budget"]
-
-
-@dataclass
-class Event:
-    """Something to show: kind is `start`, `done`, `failed`, `retry`, `lost` or `trial`."""
-
-    kind: str
-    job: Job | None = None
-    record: TrialRecord | None = None
-    text: str = ""
 
 
 @dataclass
@@ -66,9 +56,7 @@ class Conductor:
         self._allotment = self.allotment or AllSeeds(self.sweep)
         self._published: set[Ref] = set()
         self._hits: set[str] = set()
-        self._open: dict[int, set[Ref]] = {}  # {place in records: refs that are neither published nor failed}
-        self._awaiting: dict[Ref, list[int]] = {}
-        self._over: list[int] = []  # records that came to an end and are not closed yet
+        self._openings = Openings()
         self._arm_of: dict[int, Arm] = {}
         self._rested: list[Arm] = []
         self._num_open_arms = 0
@@ -87,7 +75,7 @@ class Conductor:
     @property
     def is_complete(self) -> bool:
         """Every configuration there will be has come to its end."""
-        return not self._open and not self._num_open_arms and self.search.exhausted
+        return not self._openings and not self._num_open_arms and self.search.exhausted
 
     @property
     def is_finished(self) -> bool:
@@ -188,16 +176,7 @@ class Conductor:
         for call in job.calls:
             self._published.add(call.ref)
             self.queue.published(call.ref)
-            self._decided(call.ref)
-
-    def _decided(self, ref: Ref) -> None:
-        """Published or failed: the records that await it wait no longer."""
-        for place in self._awaiting.pop(ref, ()):
-            open_ = self._open[place]
-            open_.discard(ref)
-            if not open_:
-                del self._open[place]
-                self._over.append(place)
+            self._openings.decided(call.ref)
 
     def _account(self, job: Job, outcome: Outcome, state: str) -> None:
         if self.accounts is not None:
@@ -220,7 +199,7 @@ class Conductor:
             if self._has(call.ref):
                 continue
             self.failed[call.ref] = message
-            self._decided(call.ref)
+            self._openings.decided(call.ref)
             for dependant in self.queue.drop_dependants(call.ref):
                 self._break(dependant, for_others or message)
 
@@ -267,24 +246,17 @@ class Conductor:
 
     def _await(self, place: int) -> None:
         refs = {call.ref for call in self.records[place].calls()}
-        open_ = {ref for ref in refs if not self._has(ref) and ref not in self.failed}
-        if not open_:
-            self._over.append(place)
-            return
-        self._open[place] = open_
-        for ref in open_:
-            self._awaiting.setdefault(ref, []).append(place)
+        self._openings.open(place, (ref for ref in refs if not self._has(ref) and ref not in self.failed))
 
     def _settle(self) -> None:
         """Write down trials that came to an end, give configurations more of them or tell the search, ask for more."""
         while True:
-            for place in self._over:
+            for place in self._openings.take_over():
                 self._close(place)
-            self._over = []
             if self.is_draining:
                 return
             moved = self._step()
-            if moved or self._over:
+            if moved or self._openings.over:
                 continue
             if self.queue or self.running or self._is_final:
                 return

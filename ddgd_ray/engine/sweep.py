@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ddgd_ray.engine.accounts import Accounts
 from ddgd_ray.engine.allotment import Allotment, AllSeeds, forget_ledger
-from ddgd_ray.engine.conductor import Conductor, Event, StopReason
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.events import Event, StopReason
 from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
 from ddgd_ray.engine.race import Race
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.conductor import Conductor, Event
+from ddgd_ray.engine.conductor import Conductor
+from ddgd_ray.engine.events import Event
 from ddgd_ray.engine.objective import best_arms
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.search import Drawn, Proposals

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.conductor import Event
+from ddgd_ray.engine.events import Event
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.sweep import Result, run_sweep
 from ddgd_ray.engine.trace import tuned_model
