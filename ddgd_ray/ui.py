@@ -77,7 +77,7 @@ def _refuse_other(database: Path) -> None:
 def experiment_page(run_dir: Path, name: str) -> str:
     """The path of the experiment of that name in the UI; of all of them when there is none."""
     found = _ask(run_dir / "mlflow.db", "select experiment_id from experiments where name = ?", (name,)) if name else []
-    return f"/#/experiments/{found[0][0]}" if found else "/"
+    return f"/#/experiments/{found[0][0]}/runs" if found else "/"
 
 
 def _ask(database: Path, query: str, values: tuple[str, ...]) -> list[tuple[object, ...]]:

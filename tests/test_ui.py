@@ -157,7 +157,7 @@ def test_a_run_and_the_folder_of_runs_lead_to_one_database(run_dir: Path) -> Non
     (run_dir / "tiny").mkdir()
     assert ui.find_run_dir(run_dir) == (run_dir, "")
     assert ui.find_run_dir(run_dir / "tiny") == (run_dir, "tiny")
-    assert ui.experiment_page(run_dir, "tiny") == "/#/experiments/7"
+    assert ui.experiment_page(run_dir, "tiny") == "/#/experiments/7/runs"
     assert ui.experiment_page(run_dir, "none") == ui.experiment_page(run_dir, "") == "/"
 
 

@@ -30,6 +30,8 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it MLflow's pages open on traces of language models."""
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # a request
 THUMBNAIL = 256
 MAX_VALUE, MAX_TAG, MAX_DIGEST = 6000, 5000, 36
@@ -106,7 +108,7 @@ class Runs:
     def _open(self, name: str, location: str | None) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            return str(self.client.create_experiment(name, artifact_location=location))
+            return str(self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         if found.lifecycle_stage != "active":
             log.warning("the experiment %s was deleted; it is restored", name)
             self.client.restore_experiment(found.experiment_id)
