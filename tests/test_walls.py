@@ -49,7 +49,7 @@ ALLOWED = {
     "view": {"engine", "stages"},
     "submitting": {"errors", "spec"},
     "ui": {"errors", "engine"},
-    "doctor": {"errors", "spec", "imagefolder", "sources", "weights", "stages"},
+    "doctor": {"errors", "spec", "imagefolder", "redact", "sources", "weights", "stages"},
     "commands": {
         "errors",
         "spec",

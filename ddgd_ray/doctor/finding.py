@@ -1,6 +1,5 @@
 """What a check found, and the words in which it is told."""
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -24,11 +23,6 @@ class Finding:
 
     def as_json(self) -> dict[str, str]:
         return asdict(self)
-
-
-def without_password(text: str) -> str:
-    """An address as it may be shown; whatever stands between `NAME:` and `@` goes."""
-    return re.sub(r"(://[^/@\s:]*):[^@\s]*@", r"\1:***@", text)
 
 
 def passed(check: str, what: str) -> Finding:

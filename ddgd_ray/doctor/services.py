@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ddgd_ray.doctor.finding import Finding, passed, without_password
+from ddgd_ray.doctor.finding import Finding, passed
 from ddgd_ray.doctor.storage import existing
+from ddgd_ray.redact import redact
 
 ANSWER_S = 5.0
 HEALTH_S = 20.0  # importing ray takes seconds of it
@@ -53,7 +54,7 @@ def check_ray(address: str, *, health: tuple[str, ...] = HEALTH) -> list[Finding
 
 def check_tracking(uri: str, environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """A server that is down is a WARN: what is tracked waits on disk. What cannot mend itself is a FAIL."""
-    shown = without_password(uri)
+    shown = redact(uri)
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":

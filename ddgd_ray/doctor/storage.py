@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddgd_ray.doctor.finding import Finding, passed, without_password
+from ddgd_ray.doctor.finding import Finding, passed
 from ddgd_ray.doctor.machine import GIB
+from ddgd_ray.redact import redact
 
 MIN_FREE_BYTES = 1 * GIB
 GOOD_FREE_BYTES = 10 * GIB
@@ -59,7 +60,7 @@ finally:
 
 def check_url(url: str) -> list[Finding]:
     """An object store: an object is written, read back and removed."""
-    shown = without_password(url)
+    shown = redact(url)
     try:
         ran = subprocess.run(
             [sys.executable, "-c", URL_PROBE, url], capture_output=True, text=True, timeout=URL_TIMEOUT_S, check=False
@@ -69,7 +70,7 @@ def check_url(url: str) -> list[Finding]:
         return [Finding("run dir", "FAIL", what, "is the address right (AWS_ENDPOINT_URL), and are there credentials?")]
     if not ran.returncode:
         return [passed("run dir", f"{shown}: an object written, read and removed")]
-    why = without_password((ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1][:300])
+    why = redact((ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1][:300])
     is_missing = "ImportError" in why or "ModuleNotFoundError" in why
     fix = "pip install 'ddgd-ray[s3]'" if is_missing else "check bucket, credentials and rights: write, read, delete"
     return [Finding("run dir", "FAIL", f"{shown}: {why}", fix)]
