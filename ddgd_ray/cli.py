@@ -23,7 +23,8 @@ from ddgd_ray.errors import DdgdError
 EPILOG = (
     "exit codes: 0 done, 2 wrong usage or configuration, 3 some trials failed, 4 too many failed, 5 data, weights or storage "
 )
-EPILOG += "missing, 6 store or run locked or damaged, 75 interrupted: run the same command again, 130 left at once"
+EPILOG += "missing, 6 store or run locked or damaged, 7 budget spent, 75 interrupted: run the same command again, "
+EPILOG += "130, 143 left at once"
 
 TRACKING_URI = "MLflow server or database; passwords go into $MLFLOW_TRACKING_URI, the default, else RUN_DIR/mlflow.db"
 
