@@ -63,7 +63,8 @@ def work_of(stage: str, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> t
     if stage in ("finetune", "pretrain"):
         network = inputs.get("backbone", "")[:12] or f"{spec.get('layers')}x{spec.get('heads')}x{spec.get('head_dim')}"
         family = f"{network} {spec.get('adapter', 'scratch')} {spec.get('dtype', '')}".strip()
-        return family, max(1.0, float(spec["steps"] * spec["batch_size"]))
+        images_seen = float(spec["steps"] * spec["batch_size"])
+        return (family, images_seen) if images_seen else (f"{family} untouched", 1.0)  # a control without fine-tuning
     if stage == "autoencoder":
         return f"{spec['kind']} {images['size']}", float(spec["steps"] * spec["batch_size"]) if spec["kind"] == "kl" else 1.0
     if stage == "sample":
