@@ -78,7 +78,7 @@ class Tally:
 
     def left_s(self) -> float | None:
         assert self.conductor is not None
-        waiting = Counter(job.stage for job in self.conductor.queue.jobs)
+        waiting = self.conductor.queue.count()
         waiting.update(job.stage for job in list(self.conductor.running.values()))
         means = {stage: sum(values) / len(values) for stage, values in self._seconds.items()}
         return seconds_left(waiting, means, max(1, len(self.conductor.running)))
@@ -171,7 +171,7 @@ class LiveView:
         running = list(conductor.running.values())
         states = [("done", tally.done), ("failed", tally.failed)]
         states.append(("running", Counter(job.stage for job in running)))
-        states.append(("waiting", Counter(job.stage for job in conductor.queue.jobs)))
+        states.append(("waiting", conductor.queue.count()))
         for state, found in states:
             for stage, number in found.items():
                 stages.setdefault(stage, dict.fromkeys(STATES, 0))[state] = number

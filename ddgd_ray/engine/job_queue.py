@@ -23,12 +23,8 @@ class JobQueue:
         return job_id in self._jobs
 
     def count(self) -> Counter[str]:
-        """{kind: number of jobs that wait}."""
-        return Counter(job.kind for job in self._jobs.values())
-
-    @property
-    def jobs(self) -> list[Job]:
-        return list(self._jobs.values())
+        """{stage: number of jobs that wait}."""
+        return Counter(job.stage for job in list(self._jobs.values()))  # a view counts from a thread of its own
 
     def add(self, job: Job, lacks: Iterable[Ref]) -> None:
         """lacks: those of its needs that are not published yet."""
