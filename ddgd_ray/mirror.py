@@ -68,13 +68,16 @@ class Mirror:
                 path.unlink(missing_ok=True)
         return len(wanted)
 
-    def push(self, *, is_last: bool = False) -> int:
-        """Upload what has changed, records (.json) after the files that they speak of; remove there what is gone here."""
+    def push(self, prefix: str = "", *, is_last: bool = False) -> int:
+        """Upload what has changed, records (.json) after the files that they speak of; remove there what is gone here.
+
+        Only among names that begin with `prefix`.
+        """
         with self._lock:
             here: dict[str, State] = {}
             for path in self.folder.rglob("*"):
                 name = path.relative_to(self.folder).as_posix()
-                if not self._skip(name) and (is_last or not self._only_at_end(name)):
+                if name.startswith(prefix) and not self._skip(name) and (is_last or not self._only_at_end(name)):
                     with suppress(FileNotFoundError):  # removed this moment
                         if path.is_file():
                             here[name] = _state(path)
@@ -88,7 +91,8 @@ class Mirror:
                 with suppress(FileNotFoundError):
                     self.remote.put((self.folder / name, f"{self.prefix}/{name}") for name in present)
                     self._there |= {name: here[name] for name in present}
-            for name in [name for name in self._there if not (self.folder / name).is_file()]:
+            gone = [name for name in self._there if name.startswith(prefix) and not (self.folder / name).is_file()]
+            for name in gone:
                 self.remote.remove(f"{self.prefix}/{name}")
                 del self._there[name]
             return len(changed)

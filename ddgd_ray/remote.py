@@ -83,7 +83,8 @@ class Remote:
         return redacted(self.url)
 
     @functools.cached_property
-    def _opened(self) -> tuple[Any, str]:
+    def opened(self) -> tuple[Any, str]:
+        """fsspec's file system and the path in it. Raises StageError."""
         import fsspec
 
         protocol = urlsplit(self.url).scheme
@@ -96,7 +97,7 @@ class Remote:
         return fs, base.rstrip("/")
 
     def _path(self, name: str) -> str:
-        return f"{self._opened[1]}/{name}"
+        return f"{self.opened[1]}/{name}"
 
     @property
     def _is_local(self) -> bool:
@@ -125,7 +126,7 @@ class Remote:
             return create_atomically(path, data) or self.read(name) == data
         if self.is_conditional:
             try:
-                self._call("create", name, lambda: self._opened[0].pipe_file(self._path(name), data, mode="create"), len(data))
+                self._call("create", name, lambda: self.opened[0].pipe_file(self._path(name), data, mode="create"), len(data))
                 return True
             except FileExistsError:
                 return self.read(name) == data  # a first try of ours may have arrived though its answer did not
@@ -141,7 +142,7 @@ class Remote:
 
     def read(self, name: str) -> bytes | None:
         try:
-            return bytes(self._call("read", name, lambda: self._opened[0].cat_file(self._path(name))))
+            return bytes(self._call("read", name, lambda: self.opened[0].cat_file(self._path(name))))
         except FileNotFoundError:
             return None
 
@@ -153,21 +154,21 @@ class Remote:
             temporary.write_bytes(data)
             os.replace(temporary, path)
             return
-        self._call("write", name, lambda: self._opened[0].pipe_file(self._path(name), data), len(data))
+        self._call("write", name, lambda: self.opened[0].pipe_file(self._path(name), data), len(data))
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            self._call("remove", name, lambda: self._opened[0].rm_file(self._path(name)))
+            self._call("remove", name, lambda: self.opened[0].rm_file(self._path(name)))
 
     def remove_tree(self, prefix: str) -> None:
         if self._is_local or self.sizes(prefix):
             with suppress(FileNotFoundError):
-                self._call("remove", prefix, lambda: self._opened[0].rm(self._path(prefix), recursive=True))
+                self._call("remove", prefix, lambda: self.opened[0].rm(self._path(prefix), recursive=True))
 
     def names(self, prefix: str) -> list[str]:
         """Of the objects right below the prefix, in order."""
         try:
-            found = self._call("list", prefix, lambda: self._opened[0].ls(self._path(prefix), detail=False))
+            found = self._call("list", prefix, lambda: self.opened[0].ls(self._path(prefix), detail=False))
         except FileNotFoundError:
             return []
         return sorted(name for name in (path.rstrip("/").rpartition("/")[2] for path in found) if not name.startswith("."))
@@ -176,7 +177,7 @@ class Remote:
         """{name below the prefix: bytes} of everything there."""
         start = self._path(prefix).rstrip("/")
         try:
-            found = self._call("list", prefix, lambda: self._opened[0].find(start, detail=True))
+            found = self._call("list", prefix, lambda: self.opened[0].find(start, detail=True))
         except FileNotFoundError:
             return {}
         cut = len(start.lstrip("/")) + 1
@@ -190,7 +191,7 @@ class Remote:
         if self._is_local:
             Path(self._path(name)).parent.mkdir(parents=True, exist_ok=True)
         size = local.stat().st_size
-        self._call("upload", name, lambda: self._opened[0].put_file(str(local), self._path(name)), size)
+        self._call("upload", name, lambda: self.opened[0].put_file(str(local), self._path(name)), size)
 
     def fetch(self, files: Iterable[tuple[Path, str]]) -> None:
         """Download into (local file, name) pairs, several at once. Raises FileNotFoundError for a missing one."""
@@ -198,7 +199,7 @@ class Remote:
 
     def _fetch(self, local: Path, name: str) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
-        fs, path = self._opened[0], self._path(name)
+        fs, path = self.opened[0], self._path(name)
         size = int(self._call("look up", name, lambda: fs.info(path))["size"])
         self._call("download", name, lambda: fs.get_file(path, str(local)), size)
 

@@ -201,16 +201,24 @@ class RemoteStore(Store):
                 if mirror is not None:
                     mirror.stop()
 
-    def keep(self, key: str) -> Path:
-        """The local folder, with what another host kept; changes are uploaded every few seconds until the lease ends."""
+    def keep(self, key: str, *, is_helper: bool = False) -> Path:
+        """The local folder, with what another host kept; changes are uploaded every few seconds until the lease ends.
+
+        A helper's are when it pushes them.
+        """
         folder = super().keep(key)
         if key not in self._mirrors:
             mirror = Mirror(self.remote, f"kept/{key}", folder)
             if mirror.pull(prefer_remote=False):
                 log.info("%s: going on from what another host kept", key[:8])
-            mirror.start()
+            if not is_helper:
+                mirror.start()
             self._mirrors[key] = mirror
         return folder
+
+    def push_kept(self, key: str, prefix: str = "") -> None:
+        if key in self._mirrors:
+            self._mirrors[key].push(prefix)
 
     def drop_kept(self, key: str) -> None:
         mirror = self._mirrors.pop(key, None)

@@ -211,11 +211,17 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def keep(self, key: str) -> Path:
-        """The folder of what a stage keeps over a crash while `key` is made; for the holder of the lease."""
+    def keep(self, key: str, *, is_helper: bool = False) -> Path:
+        """The folder of what a stage keeps over a crash while `key` is made; for the holder of the lease and its helpers.
+
+        A helper may be on a host that does not share this folder: what it makes there, it has to push.
+        """
         folder = self.root / "kept" / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def push_kept(self, key: str, prefix: str = "") -> None:
+        """Let other hosts have what is kept for `key` in files whose names begin so; at once."""
 
     def drop_kept(self, key: str) -> None:
         shutil.rmtree(self.root / "kept" / key, ignore_errors=True)

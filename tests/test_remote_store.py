@@ -78,9 +78,9 @@ class Faulty:
 
 
 def with_faults(remote: Remote, *faults: Callable[[], None]) -> Faulty:
-    fs, base = remote._opened
+    fs, base = remote.opened
     faulty = Faulty(fs, list(faults))
-    remote.__dict__["_opened"] = (faulty, base)
+    remote.__dict__["opened"] = (faulty, base)
     return faulty
 
 
@@ -310,7 +310,7 @@ def test_storage_that_fails_three_times_is_tried_again(host: Host, tmp_path: Pat
 def test_storage_that_hangs_is_given_up_in_time_and_named_without_its_password(tmp_path: Path) -> None:
     word = uuid.uuid4().hex
     remote = Remote(f"file://user:{word}@{tmp_path}/there?token={word}", timeout_s=0.1, tries=2)
-    remote.__dict__["_opened"] = (Faulty(None, [lambda: time.sleep(30)] * 2), "/x")
+    remote.__dict__["opened"] = (Faulty(None, [lambda: time.sleep(30)] * 2), "/x")
     started = time.monotonic()
     with pytest.raises(StageError, match="no answer") as caught:
         remote.read("something")
@@ -351,8 +351,8 @@ def test_a_store_without_conditional_writes_is_found_out_and_still_has_one_first
             self.fs.pipe_file(path, data)
 
     remote = Remote(f"file://{tmp_path}/there", timeout_s=5)
-    fs, base = remote._opened
-    remote.__dict__["_opened"] = (Ignores(fs), base)
+    fs, base = remote.opened
+    remote.__dict__["opened"] = (Ignores(fs), base)
     remote.prepare()
     assert not remote.is_conditional
     assert not pickle.loads(pickle.dumps(remote)).is_conditional

@@ -41,12 +41,15 @@ def stop_command(args: argparse.Namespace) -> int:
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
     folder.place.pull()
     read_run(args.run_folder)
-    holder = folder.holder()
-    if not holder:
+    here, elsewhere = folder.holder(), folder.place.holder()
+    if not here and not elsewhere:
         print(f"{args.run_folder.name} is not running")
         return 0
-    folder.order_stop(now=args.now)
-    print(f"told the sweep of {holder} to stop; the same command continues it")
+    if here:
+        folder.order_stop(now=args.now)
+    else:
+        folder.place.order_stop(now=args.now)
+    print(f"told the sweep of {here or elsewhere} to stop; the same command continues it")
     return 0
 
 

@@ -194,12 +194,15 @@ def _tell_results(path: Path, records: list[dict[str, Any]], store: Any, with_pa
 
 def _drain_on_signal(conductor: "Conductor") -> None:
     """The first SIGINT or SIGTERM tells running jobs to keep what they have and stop, and after resources.grace_s also those
-    that lose it; a second leaves at once. The store is consistent either way.
+    that lose it, also where the sweep drains for its budget; a second leaves at once. The store is consistent either way.
     """
+    is_second = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if conductor.is_draining:
+        nonlocal is_second
+        if is_second:
             os._exit(128 + number)
+        is_second = True
         conductor.stop("interrupted")
         timer = threading.Timer(conductor.sweep.spec.resources.grace_s, conductor.folder.order_stop, kwargs={"now": True})
         timer.daemon = True

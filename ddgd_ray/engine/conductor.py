@@ -91,7 +91,7 @@ class Conductor:
     def stop(self, reason: StopReason) -> None:
         """Hand out nothing more; the first reason stands. Interrupted jobs keep what they have, others run to their end."""
         self.stop_reason = self.stop_reason or reason
-        if self.stop_reason == "interrupted":
+        if reason == "interrupted":
             self.folder.order_stop()
 
     def next(self, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:

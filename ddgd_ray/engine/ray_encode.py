@@ -2,9 +2,11 @@
 
 import logging
 import uuid
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from ddgd_ray.engine.ray_notes import stop_file_here
 from ddgd_ray.engine.ray_train import Width, forget, leave_word, verdict_of
 from ddgd_ray.errors import DdgdError, Stopped
 from ddgd_ray.stages.base import Context, StageCall, publish_call, shares_of
@@ -16,7 +18,7 @@ log = logging.getLogger(__name__)
 def encode_over_cluster(call: StageCall, store: Store, ctx: Context, width: Width) -> tuple[Artifact, bool]:
     """Like stages.base.publish_call, byte for byte; width.workers processes make the shards, this one gathers them.
 
-    Shards are kept on the storage that all nodes share: what is interrupted goes on with those that are missing.
+    Shards are kept in the store's storage, a folder or a URL: what is interrupted goes on with those that are missing.
     """
     found = store.get(*call.ref)
     if found is not None:
@@ -63,8 +65,9 @@ class _Maker:
     """In a process of its own: images are listed and the autoencoder loaded once."""
 
     def __init__(self, call: StageCall, store: Store, ctx: Context, name: str) -> None:
-        self.where, self.stop_file, self.name = f"encode {call.key[:8]}", ctx.stop_file, name
-        self.shares = shares_of(call, store, ctx)
+        self.where, self.name = f"encode {call.key[:8]}", name
+        self.stop_file = ExitStack().enter_context(stop_file_here(store, ctx.stop_file))  # until the process ends
+        self.store, self.key, self.shares = store, call.key, shares_of(call, store, ctx)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         place = int(row["place"])
@@ -72,6 +75,7 @@ class _Maker:
             if self.stop_file is not None and self.stop_file.exists():
                 raise Stopped("told to stop; finished shards are kept", where=self.where)
             self.shares.make([place])
+            self.store.push_kept(self.key, self.shares.shards[place].name)
         except DdgdError as err:
             leave_word(self.name, place, err)
             raise

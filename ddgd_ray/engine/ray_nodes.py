@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ddgd_ray import __version__
 from ddgd_ray.engine.rooms import Node
 from ddgd_ray.errors import ClusterError
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
 NODES_S = 120.0  # a node may have to install the runtime environment first
@@ -89,6 +90,16 @@ def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
             code="not-shared",
             where=where,
             fix="choose a --run-dir on storage that all nodes reach under the same path, or an s3:// address",
+        )
+
+
+def refuse_shards_apart(store: Store, resources: ResourcesSpec) -> None:
+    """Raises ClusterError: ranks of one encode hand over their shards in a folder, which nodes with a URL do not share."""
+    if getattr(store, "remote", None) is not None and resources.of("encode").workers > 1 and resources.encode != "cluster":
+        raise ClusterError(
+            f"encode asks for {resources.of('encode').workers} workers, which need a folder that all nodes share",
+            where="resources",
+            fix="with a URL and several nodes: resources.encode: cluster, which makes the latents on all of them",
         )
 
 

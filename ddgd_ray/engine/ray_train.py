@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray import errors
+from ddgd_ray.engine.ray_notes import drop, names, stop_file_here, tell, told
 from ddgd_ray.engine.rooms import Amounts, Placement
 from ddgd_ray.errors import DdgdError, EngineError
 from ddgd_ray.spec.sweep_spec import WIDE_STAGES
 from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
 from ddgd_ray.store import Artifact, Store
 
-NAMESPACE = "ddgd"
 NODE = "ray.io/node-id"
 AGREE_S = 5.0
 START_ATTEMPTS = 5  # Train waits a minute for room each time; admission has made sure that there is some
@@ -66,7 +66,7 @@ def _fit_here(call: StageCall, store: Store, ctx: Context) -> None:
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import ScalingConfig
 
-    with _run_name(call, store) as (name, storage):
+    with _run_name(call, store) as name:
 
         def only_rank() -> None:
             make(call, store, ctx)
@@ -74,7 +74,7 @@ def _fit_here(call: StageCall, store: Store, ctx: Context) -> None:
         trainer = TorchTrainer(
             only_rank,
             scaling_config=ScalingConfig(num_workers=0),
-            run_config=RunConfig(name=name, storage_path=storage),
+            run_config=RunConfig(name=name, storage_path=str(_train_folder(store))),
         )
         _raising_ours(trainer)
 
@@ -96,10 +96,10 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
     is_whole = gpus >= 1 and ctx.device != "cpu"  # NCCL refuses two ranks on one GPU
     retries = 0 if width.nodes else width.max_failures
     _remove_groups(call.key[:16])  # of a process that died before it could
-    with _run_name(call, store) as (name, storage):
+    with _run_name(call, store) as name:
         run = RunConfig(
             name=name,
-            storage_path=storage,
+            **_storage(store),
             failure_config=FailureConfig(max_failures=retries, controller_failure_limit=START_ATTEMPTS),
         )
         settings = {"call": call, "store": store, "ctx": ctx, "name": name}
@@ -135,18 +135,35 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
 
 
 @contextmanager
-def _run_name(call: StageCall, store: Store) -> Iterator[tuple[str, str]]:
-    """Name and storage of one of Train's runs, gone afterwards.
+def _run_name(call: StageCall, store: Store) -> Iterator[str]:
+    """Name of one of Train's runs; what it leaves behind is gone afterwards.
 
     Train resumes silently under a name it knows, with another configuration too: the checkpoints are the stage's own
     (stages/checkpoint.py), so every attempt has a new name.
     """
-    name, folder = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}", (store.root / "train").absolute()
+    name, remote = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}", getattr(store, "remote", None)
     try:
-        yield name, str(folder)
+        yield name
     finally:
-        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(_train_folder(store) / name, ignore_errors=True)
+        if remote is not None:
+            remote.remove_tree(f"train/{name}")
         forget(name)
+
+
+def _train_folder(store: Store) -> Path:
+    return (store.root / "train").absolute()
+
+
+def _storage(store: Store) -> dict[str, Any]:
+    """Where all workers see what Train writes: the store's folder, or what is behind its URL."""
+    remote: Any = getattr(store, "remote", None)
+    if remote is None:
+        return {"storage_path": str(_train_folder(store))}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, base = remote.opened
+    return {"storage_path": f"{base}/train", "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
 def _raising_ours(trainer: Any) -> None:
@@ -175,11 +192,13 @@ def _worker(settings: dict[str, Any]) -> None:
     if verdict_of(name) is not None or store.has(*call.ref):  # known to those who were before us
         return
     try:
-        _run_rank(call, store, replace(settings["ctx"], device=_device(settings["ctx"]), rank=rank, num_ranks=num_ranks))
+        with stop_file_here(store, settings["ctx"].stop_file) as stop_file:
+            mine = {"device": _device(settings["ctx"]), "rank": rank, "num_ranks": num_ranks, "stop_file": stop_file}
+            _run_rank(call, store, replace(settings["ctx"], **mine))
     except DdgdError as err:
         leave_word(name, rank, err)
         deadline = time.monotonic() + AGREE_S
-        while len(_keys(f"{name}/verdict/")) < num_ranks:
+        while len(names(f"{name}/verdict/")) < num_ranks:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -190,7 +209,10 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def _run_rank(call: StageCall, store: Store, ctx: Context) -> None:
     if ctx.rank == 0:
-        make(call, store, ctx)
+        try:
+            make(call, store, ctx)
+        finally:
+            store.push_kept(call.key)  # what is kept for whoever goes on, before this process may end
         return
     with tempfile.TemporaryDirectory() as folder:
         run_call(call, store, Path(folder), ctx)
@@ -205,13 +227,13 @@ def _device(ctx: Context) -> str:
 def leave_word(name: str, rank: int, err: DdgdError) -> None:
     """For the process that waits for us: what Ray makes of an error on its way there keeps its text alone."""
     said = {"class": type(err).__name__, "what": err.what, "code": err.code, "where": err.where, "fix": err.fix}
-    _tell(f"{name}/verdict/{rank}", json.dumps(said))
+    tell(f"{name}/verdict/{rank}", json.dumps(said))
 
 
 def verdict_of(name: str) -> DdgdError | None:
     """The error of ours that a rank left word of; the lowest rank's."""
-    for key in sorted(_keys(f"{name}/verdict/")):
-        said = json.loads(_told(key))
+    for key in sorted(names(f"{name}/verdict/")):
+        said = json.loads(told(key) or "{}")
         cls = getattr(errors, said.pop("class"), EngineError)
         return cls(said.pop("what"), **said)
     return None
@@ -223,7 +245,7 @@ def _record_group(name: str) -> None:
 
     group = get_current_placement_group()
     if group is not None:
-        _tell(f"{name}/group/{group.id.hex()}", "")
+        tell(f"{name}/group/{group.id.hex()}", "")
 
 
 def _remove_groups(prefix: str) -> None:
@@ -232,43 +254,16 @@ def _remove_groups(prefix: str) -> None:
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    for key in _keys(prefix):
+    for key in names(prefix):
         kind, _, hex_id = key.partition("/")[2].partition("/")
         if kind == "group":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hex_id)))
-            _drop(key)
+            drop(key)
 
 
 def forget(name: str) -> None:
-    for key in _keys(f"{name}/"):
-        _drop(key)
-
-
-# What ranks tell the process that waits for them: in the cluster's own table, which needs no shared folder.
-
-
-def _tell(key: str, text: str) -> None:
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(key, text or " ", namespace=NAMESPACE)
-
-
-def _told(key: str) -> str:
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return (_internal_kv_get(key, namespace=NAMESPACE) or b"{}").decode()
-
-
-def _keys(prefix: str) -> list[str]:
-    from ray.experimental.internal_kv import _internal_kv_list
-
-    return [key.decode() for key in _internal_kv_list(prefix, namespace=NAMESPACE)]
-
-
-def _drop(key: str) -> None:
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(key, namespace=NAMESPACE)
+    for key in names(f"{name}/"):
+        drop(key)
 
 
 def _last_line(err: BaseException) -> str:

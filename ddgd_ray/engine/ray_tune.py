@@ -19,7 +19,8 @@ from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.engine.ray_cluster import SETTINGS as SETTINGS
 from ddgd_ray.engine.ray_cluster import hush, start_ray
 from ddgd_ray.engine.ray_encode import encode_over_cluster
-from ddgd_ray.engine.ray_nodes import check_nodes, cluster_nodes
+from ddgd_ray.engine.ray_nodes import check_nodes, cluster_nodes, refuse_shards_apart
+from ddgd_ray.engine.ray_notes import StopRelay, drop, stop_file_here, tell, told
 from ddgd_ray.engine.ray_train import NODE, Width, publish_with_train
 from ddgd_ray.engine.rooms import Node
 from ddgd_ray.engine.work import run_job
@@ -70,11 +71,26 @@ def run_with_tune(
             name=time.strftime("attempt-%Y%m%d-%H%M%S"),
             storage_path=str((conductor.folder.path / "tune").absolute()),
             verbose=0,
+            callbacks=[_forgetter()],
         ),
     )
     tuner.fit()
     if cluster.error is not None:
         raise cluster.error
+
+
+def _forgetter() -> Any:
+    from ray.tune import Callback
+
+    class Forgetter(Callback):
+        """Tune keeps 100 kB of running averages and reports for each trial that ever ran; ours are in the store."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            for name in ("metric_analysis", "metric_n_steps"):
+                if hasattr(trial.run_metadata, name):
+                    setattr(trial.run_metadata, name, {})
+
+    return Forgetter()
 
 
 def _searcher(cluster: "_Cluster") -> Any:
@@ -90,12 +106,14 @@ def _searcher(cluster: "_Cluster") -> Any:
             if job is None:
                 return Searcher.FINISHED if cluster.is_over else None
             self._jobs[trial_id] = job.id
-            return cluster.trial(job)
+            tell(_note(trial_id), pickle.dumps(job).hex())  # Tune would keep seven copies of it until the end
+            return {"job": trial_id, **cluster.trial(job)}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             job_id = self._jobs.pop(trial_id, None)
             if job_id is None:
                 return
+            drop(_note(trial_id))
             if error or result is None or "is_final" not in result:
                 outcome = Outcome("the worker process died")
             else:
@@ -111,6 +129,10 @@ def _searcher(cluster: "_Cluster") -> Any:
     return ConductorSearch()
 
 
+def _note(trial_id: str) -> str:
+    return f"job/{trial_id}"
+
+
 class _Cluster:
     """Conductor, admission and the nodes that are alive, in this process alone."""
 
@@ -123,6 +145,8 @@ class _Cluster:
         """With several nodes every job is told its own, so that we know what is free on each of them."""
         if self.is_pinned:
             check_nodes(store, nodes)
+            refuse_shards_apart(store, resources)
+        self._stop_relay = StopRelay(store, conductor.folder.stop_file)
         self._refused: set[str] = set()
         self.error: EngineError | None = None
         self._looked = self._moved = time.monotonic()
@@ -138,6 +162,7 @@ class _Cluster:
 
     def next(self) -> Job | None:
         """The next job that has room; None: nothing now, or never again."""
+        self._stop_relay.look()
         if self.is_over:
             return None
         self.look()
@@ -159,7 +184,6 @@ class _Cluster:
         *workers, last = self.admission.seats(job.id)
         nodes = [seat.node for seat in workers] if self.is_pinned else []
         return {
-            "job": pickle.dumps(job).hex(),
             "label": job.label,
             "holds": dict(last.amounts),
             "node": last.node if self.is_pinned else "",
@@ -251,7 +275,7 @@ def _trainable() -> type:
             pass
 
         def step(self) -> dict[str, Any]:
-            job: Job = pickle.loads(bytes.fromhex(self.config["job"]))
+            job: Job = pickle.loads(bytes.fromhex(told(_note(self.config["job"]))))
             amounts = self.resources.of(job.stage)
             width = Width(
                 self.config["num_workers"],
@@ -266,7 +290,8 @@ def _trainable() -> type:
                     return encode_over_cluster(call, store, ctx, width)
                 return publish_with_train(call, store, ctx, width)
 
-            outcome = self.work(job, self.store, self.resources, publish, stop_file=self.stop_file)
+            with stop_file_here(self.store, self.stop_file) as stop_file:
+                outcome = self.work(job, self.store, self.resources, publish, stop_file=stop_file)
             return {"done": True, **vars(outcome)}
 
     return JobTrainable

@@ -144,6 +144,7 @@ class RunFolder:
         """Of an earlier start; for the holder of the lock."""
         self.stop_file.unlink(missing_ok=True)
         stop_now_file(self.stop_file).unlink(missing_ok=True)
+        self.place.withdraw_stop()
 
     @property
     def is_told_to_stop(self) -> bool:

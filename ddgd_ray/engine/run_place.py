@@ -1,17 +1,20 @@
 """A run behind a URL: a local folder that is copied there while a driver holds the run, one driver among all hosts."""
 
 import fcntl
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddgd_ray.errors import ArtifactError
-from ddgd_ray.leases import Lease, Pace
+from ddgd_ray.errors import ArtifactError, StageError
+from ddgd_ray.leases import Holder, Lease, Pace
 from ddgd_ray.mirror import Mirror, is_unfinished
 from ddgd_ray.remote import Remote, url_of
 from ddgd_ray.remote_store import RemoteBoard
 
 LOCAL = ("lock", "stop", "stop.now")  # between processes of one host
+ORDERS = ("stop", "stop.now")
+LOOK_S = 3.0
 
 
 class RunPlace:
@@ -70,11 +73,39 @@ class RunPlace:
             raise ArtifactError(what, code="locked", where=where, fix="wait for it, or stop that process")
         mirror = self._mirror(self.remote)
         mirror.start()
+        ended = threading.Event()
+        threading.Thread(target=self._follow_orders, args=(self.remote, ended), name="stop-order", daemon=True).start()
         try:
             yield
         finally:
+            ended.set()
             mirror.stop()
             lease.release()
+
+    def holder(self) -> str:
+        """`process PID on HOST` that holds the run among hosts, "" of none; who died a moment ago may be named still."""
+        content = RemoteBoard(self.remote).read(f"run-{self.path.name}") if self.remote is not None else None
+        found = Holder.parse(content) if content is not None else None
+        return "" if found is None or found.is_gone else str(found)
+
+    def order_stop(self, *, now: bool) -> None:
+        """For the driver, wherever it runs."""
+        if self.remote is not None:
+            for name in ORDERS[: 1 + now]:
+                self.remote.write(f"runs/{self.path.name}/{name}", b"")
+
+    def withdraw_stop(self) -> None:
+        if self.remote is not None:
+            for name in ORDERS:
+                self.remote.remove(f"runs/{self.path.name}/{name}")
+
+    def _follow_orders(self, remote: Remote, ended: threading.Event) -> None:
+        """Put here what `ddgd-ray stop` on another host has put there."""
+        while not ended.wait(LOOK_S):
+            with suppress(StageError):  # the storage does not answer: the next look may tell
+                for name in ORDERS:
+                    if not (self.path / name).exists() and remote.read(f"runs/{self.path.name}/{name}") is not None:
+                        (self.path / name).touch()
 
 
 def _stays_here(name: str) -> bool:

@@ -67,7 +67,7 @@ def snapshot(path: Path) -> Snapshot:
     in_progress = set(store.in_progress())
     counts, running = _stages(records, store, in_progress)
     spent = read_spent(path)
-    holder = folder.holder()
+    holder = folder.holder() or folder.place.holder()
     waiting = {stage: states["waiting"] + states["running"] for stage, states in counts.items()}
     return Snapshot(
         name=sweep["name"],

@@ -62,8 +62,9 @@ class StageCall:
 class Context:
     """What a stage may know of its surroundings; nothing here changes what it computes.
 
-    report(step, metrics): a point of its curves. chunk: rows a forward pass without gradient may hold. keep: a folder, the
-    same for all ranks, that outlives a crash of the stage and is gone once it is published; None: nothing is kept.
+    report(step, metrics): a point of its curves. chunk: rows a forward pass without gradient may hold. keep: a folder
+    that outlives a crash of the stage and is gone once it is published, one for all ranks where their hosts share the store;
+    None: nothing is kept.
     checkpoint_steps: optimizer steps between checkpoints, 0 for none. micro_batch: rows that a pass with gradient may hold, 0
     for a worker's whole share. compiled: torch.compile the network's blocks. recompute: keep no activations inside a block.
     pack: classifiers to train at once; 0: as many as fit on a GPU, one on a CPU. stop_file: once this file exists, a stage that
@@ -166,9 +167,9 @@ def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ct
     inputs = _input_paths(calls[0], store)
     with ExitStack() as files:
         ctxs, kept = [], []
-        for call in calls:
-            keep = store.keep(call.key)
-            kept.append(keep / (CURVES if ctx.rank == 0 else f"{ctx.rank}.{CURVES}"))
+        for call, out in zip(calls, outs, strict=True):
+            keep = store.keep(call.key, is_helper=ctx.rank > 0)
+            kept.append((keep if ctx.rank == 0 else out) / CURVES)
             curves = files.enter_context(kept[-1].open("a", buffering=1))
             ctxs.append(replace(ctx, report=_reporter(curves, call, ctx), keep=keep))
         found: list[dict[str, float]]
@@ -190,7 +191,7 @@ def shares_of(call: StageCall, store: Store, ctx: Context) -> Any:
     For the holder of the lease and the processes that it has make them.
     """
     module: Any = importlib.import_module(f"ddgd_ray.stages.{call.stage}")
-    return module.Shares(call.spec, _input_paths(call, store), store.keep(call.key), ctx)
+    return module.Shares(call.spec, _input_paths(call, store), store.keep(call.key, is_helper=True), ctx)
 
 
 def _reporter(curves: TextIO, call: StageCall, ctx: Context) -> Callable[[int, Mapping[str, float]], None]:

@@ -8,15 +8,17 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.messages import gathered, receive, send
 from ddgd_ray.store import MANIFEST, crash_point, file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,10 @@ State = dict[str, Tensor]
 
 
 class Checkpoints:
-    """The newest checkpoints of one stage in `folder`, which all ranks see; without a folder, nothing is kept."""
+    """The newest checkpoints of one stage in `folder`, which rank 0 alone sees; without a folder, nothing is kept.
+
+    The other ranks send it what they keep, and get from it what they go on with: no folder has to be shared between hosts.
+    """
 
     def __init__(self, folder: Path | None, *, every: int, rank: int = 0, num_ranks: int = 1) -> None:
         """every: steps between checkpoints, 0 for none but those of a stage that is told to stop."""
@@ -40,25 +45,31 @@ class Checkpoints:
         return self.folder is not None and self.every > 0 and (step + 1) % self.every == 0
 
     def save(self, num_steps: int, parts: Mapping[str, State]) -> None:
-        """Keep the state after `num_steps` steps. parts: the files that this rank writes; all ranks must call."""
+        """Keep the state after `num_steps` steps. parts: the files of this rank, no name twice; all ranks must call."""
         assert self.folder is not None
+        names = gathered(sorted(parts), self.num_ranks)
+        if self.rank:
+            for name in names[self.rank]:
+                send(memoryview(save(_on_host(parts[name]))), 0)
+            return
         target = self.folder / f"step-{num_steps:08d}"
         unfinished = self.folder / f"unfinished-{num_steps:08d}"
         unfinished.mkdir(parents=True, exist_ok=True)
         for name, state in parts.items():
-            path = unfinished / f"{name}.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, path)
+            save_file(_on_host(state), unfinished / f"{name}.safetensors")
+        for rank in range(1, self.num_ranks):
+            for name in names[rank]:
+                (unfinished / f"{name}.safetensors").write_bytes(receive(rank))
+        files = {}
+        for path in sorted(unfinished.glob("*.safetensors")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if self.num_ranks > 1:
-            dist.barrier()
-        if self.rank == 0:
-            files = {path.name: file_sha256(path) for path in sorted(unfinished.glob("*.safetensors"))}
-            write_atomically(unfinished / MANIFEST, json.dumps({"num_steps": num_steps, "files": files}))
-            crash_point("before-checkpoint")
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
-            os.rename(unfinished, target)
-            self._prune()
+            files[path.name] = file_sha256(path)
+        write_atomically(unfinished / MANIFEST, json.dumps({"num_steps": num_steps, "files": files}))
+        crash_point("before-checkpoint")
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
+        os.rename(unfinished, target)
+        self._prune()
 
     def newest(self) -> tuple[int, Path] | None:
         """Steps done and folder of the newest sound checkpoint; a damaged one is named in the log and passed over."""
@@ -71,6 +82,16 @@ class Checkpoints:
             dist.broadcast_object_list(answer)
             found = answer[0]
         return found
+
+    def read(self, checkpoint: Path, names: Sequence[str]) -> list[State]:
+        """Parts of it, in the order of their names, which may differ between ranks; all ranks must call."""
+        asked = gathered(names, self.num_ranks)
+        if self.rank:
+            return [load(bytes(receive(0))) for _ in names]
+        for rank in range(1, self.num_ranks):
+            for name in asked[rank]:
+                send(np.memmap(_file(checkpoint, name), np.uint8, "r"), rank)
+        return [load_file(_file(checkpoint, name)) for name in names]
 
     def _prune(self) -> None:
         assert self.folder is not None
@@ -100,8 +121,12 @@ class StopOrders:
         return bool(order.item())
 
 
-def read_part(checkpoint: Path, name: str, device: str = "cpu") -> State:
-    return load_file(checkpoint / f"{name}.safetensors", device=device)
+def _file(checkpoint: Path, name: str) -> Path:
+    return checkpoint / f"{name}.safetensors"
+
+
+def _on_host(state: State) -> State:
+    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
 
 def _is_sound(checkpoint: Path) -> bool:

@@ -27,7 +27,6 @@ from ddgd_ray.stages.checkpoint import (
     load_optimizer_state,
     optimizer_state,
     prefixed,
-    read_part,
     without_prefix,
 )
 from ddgd_ray.stages.finite import FiniteWatch
@@ -194,7 +193,7 @@ class Tuning:
                 | prefixed("adam", optimizer_state(self.optimizer, self.trainable))
                 | {"draw": self.draw.generator.get_state()}
             )
-        if self.ctx.rank == 0 or self.spec.memory_scope == "local":
+        if self.ctx.rank == 0 or self.spec.memory_scope == "local":  # global memories are the same on all ranks
             parts[self._memory_part] = self.losses.state_dict()
         checkpoints.save(num_steps, parts)
 
@@ -205,13 +204,13 @@ class Tuning:
         if found is None:
             return 0
         num_steps, folder = found
-        state = read_part(folder, "weights")
+        state, memories = checkpoints.read(folder, ("weights", self._memory_part))
         for name, tensor in self.trainable.items():
             tensor.copy_(state[f"raw.{name}"])
             self.averaged[name].copy_(state[f"ema.{name}"])
         load_optimizer_state(self.optimizer, self.trainable, without_prefix("adam", state))
         self.draw.generator.set_state(state["draw"])
-        self.losses.load_state_dict(read_part(folder, self._memory_part))
+        self.losses.load_state_dict(memories)
         log.info("going on from step %d of %d", num_steps, self.spec.steps)
         return num_steps
 

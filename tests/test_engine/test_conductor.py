@@ -137,6 +137,16 @@ def test_draining_hands_out_nothing_more(tiny: Any, tmp_path: Path) -> None:
     assert conductor.is_finished
 
 
+def test_an_interrupt_while_it_drains_for_another_reason_stops_running_jobs_too(tiny: Any, tmp_path: Path) -> None:
+    conductor = conduct(tiny(), tmp_path, FakeStore())
+    assert conductor.next() is not None
+    conductor.stop("budget")
+    assert not conductor.folder.is_told_to_stop
+    conductor.stop("interrupted")
+    assert conductor.folder.is_told_to_stop
+    assert conductor.stop_reason == "budget"
+
+
 def test_the_search_is_told_the_mean_over_seeds_once_per_configuration(tiny: Any, tmp_path: Path) -> None:
     told: list[tuple[str, float | None]] = []
 

@@ -56,9 +56,9 @@ ONE_ARM = {"controls": (), "seeds.distill": (0,), "vary": {"finetune.memory_real
 WIDE = {"resources.stages": {"finetune": {"workers": 2, "gpus": 1}, "evaluate": {"gpus": 0.5}}}
 
 
-def told(script: str, tmp_path: Path, tiny_file: Path, timeout_s: float = 560) -> dict[str, Any]:
+def told(script: str, tmp_path: Path, tiny_file: Path, *more: str, timeout_s: float = 560) -> dict[str, Any]:
     """What the script told as its last line."""
-    command = [sys.executable, "-c", HEAD + textwrap.dedent(script), str(tmp_path), str(tiny_file)]
+    command = [sys.executable, "-c", HEAD + textwrap.dedent(script), str(tmp_path), str(tiny_file), *more]
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as sessions:  # sockets need a short path
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": sessions}
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment)

@@ -14,7 +14,7 @@ from ddgd_ray.stages import finetune
 from ddgd_ray.stages.base import Context
 
 STEPS = 9
-CHECKPOINT = f"keep/step-{STEPS - 1:08d}"
+CHECKPOINT = f"keep-0/step-{STEPS - 1:08d}"
 BASE: dict[str, Any] = {
     "steps": STEPS,
     "batch_size": 12,
@@ -32,15 +32,18 @@ SPECS = {
 
 
 def tune(rank: int, num_ranks: int, name: str, inputs: dict[str, Path], folder: Path) -> None:
-    """One worker; its losses go to losses-RANK.pt, the state before the last step is a checkpoint."""
+    """One worker; its losses go to losses-RANK.pt, the state before the last step is a checkpoint, from which it goes on again.
+
+    Each has a folder of its own to keep things in, as on hosts that share none.
+    """
     if num_ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{name}", rank=rank, world_size=num_ranks)
     torch.set_num_threads(1)
     for spec_name in name.split("+"):
         own = folder / spec_name
-        out, keep = own / f"out-{rank}", own / "keep"
-        out.mkdir(parents=True, exist_ok=True)
-        keep.mkdir(exist_ok=True)
+        out, again, keep = own / f"out-{rank}", own / f"again-{rank}", own / f"keep-{rank}"
+        for path in (out, again, keep):
+            path.mkdir(parents=True, exist_ok=True)
         losses: list[dict[str, float]] = []
         ctx = Context(
             lambda step, metrics, losses=losses: losses.append(dict(metrics)),  # type: ignore[misc]
@@ -51,6 +54,7 @@ def tune(rank: int, num_ranks: int, name: str, inputs: dict[str, Path], folder: 
         )
         finetune.run(SPECS[spec_name], inputs, out, ctx)
         torch.save(losses, own / f"losses-{rank}.pt")
+        finetune.run(SPECS[spec_name], inputs, again, ctx)
     if num_ranks > 1:
         dist.destroy_process_group()
 
@@ -107,3 +111,12 @@ def test_local_memories_differ_between_workers_and_from_the_global_one(runs: dic
     first, second = (load_file(runs["two"] / "local" / CHECKPOINT / f"memories-{rank}.safetensors") for rank in (0, 1))
     assert not torch.equal(first["real.unit_KSD"], second["real.unit_KSD"])
     assert not (runs["two"] / "joint" / CHECKPOINT / "memories-1.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["joint", "local"])
+def test_only_rank_0_has_checkpoints_and_all_go_on_from_them_to_the_bit(runs: dict[str, Path], name: str) -> None:
+    assert not list((runs["two"] / name / "keep-1").glob("*"))
+    for rank in (0, 1):
+        calm, again = (load_file(runs["two"] / name / f"{kind}-{rank}" / "adapter.safetensors") for kind in ("out", "again"))
+        assert calm.keys() == again.keys()
+        assert all(torch.equal(calm[key], again[key]) for key in calm)
