@@ -72,7 +72,7 @@ ALLOWED = {
 }
 # framework -> the files that may import it
 DOORS = {
-    "ray": {f"engine/ray_{name}.py" for name in ("cluster", "nodes", "notes", "tune", "train", "encode")},
+    "ray": {f"engine/ray_{name}.py" for name in ("cluster", "driver", "nodes", "notes", "tune", "train", "encode")},
     "optuna": {"engine/optuna_search.py", "engine/optuna_samplers.py"},
     "mlflow": {"engine/mlflow_runs.py"},
 }

@@ -81,22 +81,26 @@ def test_a_crash_at_every_commit_point_of_real_stages_changes_nothing_in_the_end
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_thirty_kills_at_random_instants_change_nothing_in_the_end(tiny: Any, tiny_file: Path, tmp_path: Path) -> None:
-    calm = run_sweep(tiny(), tmp_path / "calm", run_in_process)
-    command = [sys.executable, "-m", "ddgd_ray.cli", "sweep", str(tiny_file), "--run-dir", str(tmp_path / "killed")]
-    command += ["--executor", "local", "--no-tracking"]
-    draw, kills = random.Random(0), 0
+    def command(runs: str) -> list[str]:
+        words = [sys.executable, "-m", "ddgd_ray.cli", "sweep", str(tiny_file), "--run-dir", str(tmp_path / runs)]
+        return [*words, "--executor", "local", "--no-tracking"]
+
+    started = time.monotonic()
+    subprocess.run(command("calm"), stdout=subprocess.DEVNULL, check=True)
+    calm_s, calm = time.monotonic() - started, told(tmp_path / "calm" / "tiny")
+    draw, kills, finished = random.Random(0), 0, 0
     while kills < 30:
-        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        driver = subprocess.Popen(command(f"killed-{finished}"), stdout=subprocess.DEVNULL)
         try:
-            driver.wait(draw.uniform(2, 14))
-            break  # done before the kill
+            assert driver.wait(draw.uniform(0, calm_s)) == 0
+            assert told(tmp_path / f"killed-{finished}" / "tiny") == calm
+            finished += 1  # before the kill: another one
         except subprocess.TimeoutExpired:
             driver.kill()
             driver.wait()
             kills += 1
-    assert kills
-    assert run_sweep(tiny(), tmp_path / "killed", run_in_process).exit_code == 0
-    assert told(tmp_path / "killed" / "tiny") == told(calm.folder.path)
+    assert run_sweep(tiny(), tmp_path / f"killed-{finished}", run_in_process).exit_code == 0
+    assert told(tmp_path / f"killed-{finished}" / "tiny") == calm
 
 
 def test_deaths_and_preemptions_change_neither_results_nor_proposals(tiny_file: Path, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from ddgd_ray.engine.sweep import run_sweep
@@ -95,9 +96,12 @@ def kill_all(name: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not can_make_networks(), reason="needs the right to make network namespaces")
 def test_a_node_that_is_cut_off_costs_no_result_and_repeats_none(tiny: Any, tiny_file: Path, tmp_path: Path) -> None:
-    """Its processes live on and still write to the shared folder: what they publish late counts once."""
+    """Cut off while a worker starts there: Ray never says that its job is lost.
+
+    Processes there live on and still write to the shared folder: what they publish late counts once.
+    """
+    calm = run_sweep(tiny({"finetune.steps": 60}), tmp_path / "calm", run_in_process)
     asked = {"resources.gpus": 1, "resources.max_failures": 0, "finetune.steps": 60}
-    calm = run_sweep(tiny(asked), tmp_path / "calm", run_in_process)
     runs, head = tmp_path / "runs", f"{NETWORK}.1:6379"
     ray = str(Path(sys.executable).with_name("ray"))
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as sessions, network(3) as names:
@@ -110,16 +114,14 @@ def test_a_node_that_is_cut_off_costs_no_result_and_repeats_none(tiny: Any, tiny
             started = ["ip", "netns", "exec", name, *words, f"--node-ip-address={NETWORK}.{place + 1}"]
             with (tmp_path / f"node-{place}.log").open("w") as log:
                 nodes.append(subprocess.Popen(started, env=environment, stdout=log, stderr=subprocess.STDOUT))
+            wait_for(lambda log=log: "Ray runtime started" in Path(log.name).read_text(), nodes[-1], log.name)
         command = ["ip", "netns", "exec", names[0], *sweep_command(tiny_file, runs, "--address", head)]
         command += [word for name, value in asked.items() for word in ("--set", f"{name}={value}")]
-        wait_for_nodes(head, names, environment)
         with (tmp_path / "sweep.log").open("w") as log:
             driver = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 300
-        while not list((runs / "store").glob("sample/*/manifest.json")):
-            assert driver.poll() is None, (tmp_path / "sweep.log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_for(lambda: any((runs / "store").glob("sample/*/manifest.json")), driver, log.name)
+        earlier = workers_of(names[2])
+        wait_for(lambda: bool(workers_of(names[2]) - earlier), driver, log.name)
         before = published(runs)
         ip("link", "set", names[2], "down")
         assert driver.wait(400) == 0, (tmp_path / "sweep.log").read_text()
@@ -133,18 +135,21 @@ def test_a_node_that_is_cut_off_costs_no_result_and_repeats_none(tiny: Any, tiny
     assert "node" in events
 
 
+def workers_of(name: str) -> set[int]:
+    """Processes of a namespace that Ray has given a job to."""
+    pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
+    found = (process for process in psutil.process_iter(["cmdline"]) if str(process.pid) in pids)
+    return {process.pid for process in found if "JobTrainable" in " ".join(process.info["cmdline"] or [])}
+
+
 def published(runs: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in (runs / "store").glob("*/*/manifest.json")}
 
 
-def wait_for_nodes(head: str, names: list[str], environment: dict[str, str]) -> None:
-    """Until all of them are in the cluster."""
-    ask = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        command = ["ip", "netns", "exec", names[0], sys.executable, "-c", ask, head]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.stdout.strip() == str(len(names)):
-            return
-        time.sleep(1)
-    raise AssertionError(f"the nodes did not come together: {done.stdout} {done.stderr[-2000:]}")
+def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[bytes], log: str) -> None:
+    """Until it is, while the process that brings it about lives."""
+    end = time.monotonic() + 300
+    while not is_there():
+        assert process.poll() is None, Path(log).read_text()
+        assert time.monotonic() < end, Path(log).read_text()
+        time.sleep(0.1)
