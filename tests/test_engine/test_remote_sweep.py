@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 
 from ddgd_ray import cli
 from ddgd_ray.engine.conductor import Conductor
-from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.engine.run_folder import RunFolder, open_store
 from ddgd_ray.engine.sweep import Result, run_sweep
 from ddgd_ray.engine.work import run_in_process, run_job
 from ddgd_ray.report.results import rows_of
 from ddgd_ray.report.write import read_run
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.stages.base import stop_now_file
 from ddgd_ray.store import Store
 
 SMALL = {"seeds.distill": (0,)}
@@ -87,3 +89,29 @@ def test_status_and_report_take_a_url(url: str, on_host: Callable[[str], None], 
     with pytest.raises(SystemExit):
         cli.main(["report", f"{url}/tiny"])
     assert (open_store(url).root.parent / "tiny" / "report" / "table.md").is_file()
+
+
+def test_an_order_to_stop_from_another_host_reaches_the_driver(
+    tmp_path: Path, on_host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddgd_ray.engine.run_place.LOOK_S", 0.05)
+    url = f"file://{tmp_path}/there"
+    on_host("driver")
+    driver = RunFolder(url, "tiny")
+    driver.prepare()
+    on_host("other")
+    other = RunFolder(url, "tiny")
+    other.prepare()
+    assert (other.holder(), other.place.holder()) == ("", "")
+    with driver.lock(), driver.place.held():
+        assert other.place.holder().startswith("process ")
+        other.place.order_stop(now=True)
+        deadline = time.monotonic() + 10
+        while not stop_now_file(driver.stop_file).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert driver.is_told_to_stop
+        driver.withdraw_stop()
+        time.sleep(0.3)
+        assert not driver.is_told_to_stop
+    assert other.place.holder() == ""
