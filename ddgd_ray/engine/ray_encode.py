@@ -66,7 +66,8 @@ class _Maker:
 
     def __init__(self, call: StageCall, store: Store, ctx: Context, name: str) -> None:
         self.where, self.name = f"encode {call.key[:8]}", name
-        self.stop_file = ExitStack().enter_context(stop_file_here(store, ctx.stop_file))  # until the process ends
+        self._until_the_end = ExitStack()
+        self.stop_file = self._until_the_end.enter_context(stop_file_here(store, ctx.stop_file))
         self.store, self.key, self.shares = store, call.key, shares_of(call, store, ctx)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
