@@ -30,7 +30,7 @@ import psutil
 from benchmarks.measure import Result, device_name, parser
 
 JOBS_OF_ARM = 3
-SIZES = {"own": (100, 1000, 10_000), "ours": (100, 1000, 10_000), "tune": (100, 300), "optuna": (100, 1000, 3000)}
+SIZES = {"own": (100, 1000, 10_000), "ours": (100, 1000, 10_000), "tune": (100,), "optuna": (100, 1000)}
 QUICK = {"own": (100, 1000), "ours": (20, 100), "tune": (20,), "optuna": (100,)}
 WORK = 20  # trials of the second measurement
 STEPS = "steps"  # a file a trial, with its start and end

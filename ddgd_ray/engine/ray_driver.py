@@ -16,7 +16,7 @@ from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
 LOOK_S = 2.0  # between looks at the nodes
-GONE_S = 30.0  # until a job on a lost node counts as lost though Ray has not said so
+GONE_S = 60.0  # until a job on a lost node counts as lost though Ray has not said so
 NODE_WAIT_S = 600.0  # how long a sweep waits for nodes that were lost, when nothing can run without them
 UNPLACEABLE = ("PENDING", "RESCHEDULING")
 

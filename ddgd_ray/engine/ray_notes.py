@@ -1,7 +1,6 @@
 """Notes between processes of a cluster, in its own table: they need no folder that all of them see."""
 
 import hashlib
-import logging
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ from ddgd_ray.store import Store
 NAMESPACE = "ddgd"
 LOOK_S = 1.0
 
-log = logging.getLogger(__name__)
-
 
 def tell(name: str, text: str) -> None:
     from ray.experimental.internal_kv import _internal_kv_put
@@ -24,7 +21,7 @@ def tell(name: str, text: str) -> None:
 
 
 def told(name: str) -> str:
-    """ "" where there is no such note."""
+    """Empty where there is no such note."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     return (_internal_kv_get(name, namespace=NAMESPACE) or b"").decode()
@@ -95,7 +92,7 @@ def _order(stop_file: Path) -> str:
 
 
 def _name(store: Store, stop_file: Path) -> str:
-    """ "" where all hosts see the file itself."""
+    """Empty where all hosts see the file itself."""
     remote = getattr(store, "remote", None)
     if remote is None:
         return ""

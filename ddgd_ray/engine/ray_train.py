@@ -7,7 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from ddgd_ray import errors
 from ddgd_ray.engine.ray_notes import drop, names, stop_file_here, tell, told
 from ddgd_ray.engine.rooms import Amounts, Placement
-from ddgd_ray.errors import DdgdError, EngineError
+from ddgd_ray.errors import DdgdError, EngineError, StageError, Stopped
 from ddgd_ray.spec.sweep_spec import WIDE_STAGES
 from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
 from ddgd_ray.store import Artifact, Store
@@ -211,8 +211,10 @@ def _run_rank(call: StageCall, store: Store, ctx: Context) -> None:
     if ctx.rank == 0:
         try:
             make(call, store, ctx)
-        finally:
-            store.push_kept(call.key)  # what is kept for whoever goes on, before this process may end
+        except Stopped:
+            with suppress(StageError):  # an older checkpoint is there
+                store.push_kept(call.key)  # for whoever goes on, before this process may end
+            raise
         return
     with tempfile.TemporaryDirectory() as folder:
         run_call(call, store, Path(folder), ctx)
