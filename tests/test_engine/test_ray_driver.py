@@ -1,13 +1,19 @@
-"""What the driver does when nodes go, without a cluster: nodes are a list."""
+"""What the driver does when nodes go: without a cluster, where nodes are a list, and with trials that never come back."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ddgd_ray.engine import ray_driver
+from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.engine.ray_driver import ClusterDriver
+from ddgd_ray.engine.ray_tune import run_with_tune
 from ddgd_ray.engine.rooms import Node
+from ddgd_ray.engine.sweep import run_sweep
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.store import Store
 from tests.test_engine.fake_store import FakeStore, conduct
 
 NODES = [Node(name, {"CPU": 1.0, "memory": 8e9}, name) for name in ("left", "right")]
@@ -46,3 +52,42 @@ def test_a_job_whose_node_is_gone_is_handed_out_again_though_ray_says_nothing(
     again = driver.next()
     assert again is not None
     assert again.id == first.id
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_sweep_ends_though_a_trial_that_was_given_up_never_does(
+    tiny: Any, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "mark"
+
+    def work(job: Job, store: Store, resources: ResourcesSpec, publish: Any = None, *, stop_file: Any = None) -> Outcome:
+        if job.stage == "finetune" and not mark.exists():
+            mark.write_text(job.id)
+            time.sleep(1000)
+        for call in job.calls:
+            with store.scratch(call.key) as out:
+                (out / "curves.jsonl").write_text("")
+                store.publish(out, call.spec, call.input_keys(), {"val_top1": 0.5, "top1_last": 0.5}, 1.0)
+        return Outcome()
+
+    given_up: list[str] = []
+
+    def give_up(driver: ClusterDriver) -> None:
+        stuck = mark.read_text() if mark.exists() else ""
+        for trial in [trial for trial, job_id in driver.trials.items() if job_id == stuck and not given_up]:
+            given_up.append(trial)
+            driver.conductor.ended(driver.trials.pop(trial), Outcome("its node was lost", is_lost=True))
+
+    monkeypatch.setattr(ClusterDriver, "look", give_up)
+    started = time.monotonic()
+    result = run_sweep(tiny(), tmp_path, run_with_tune_of(work))
+    assert (result.exit_code, len(given_up)) == (0, 1)
+    assert time.monotonic() - started < 100
+
+
+def run_with_tune_of(work: Any) -> Any:
+    def execute(conductor: Any, store: Store, resources: ResourcesSpec) -> None:
+        run_with_tune(conductor, store, resources, work=work)
+
+    return execute
