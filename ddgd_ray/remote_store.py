@@ -51,6 +51,8 @@ class RemoteBoard:
 class RemoteStore(Store):
     """Artifacts are uploaded before they count, and fetched when a stage or a report opens one."""
 
+    remote: Remote
+
     def __init__(self, remote: Remote, read_only: tuple[Path, ...] = (), pace: Pace = Pace()) -> None:  # noqa: B008  frozen
         super().__init__(local_folder(remote.url) / "store", read_only, pace)
         self.remote = remote

@@ -60,6 +60,8 @@ class Store:
 
     num_dropped = 0
     """Copies that came second, of this object."""
+    remote: Any = None
+    """The storage behind a URL that holds its truth (remote.py); None where its own folder does."""
 
     def __init__(self, root: Path, read_only: tuple[Path, ...] = (), pace: Pace = Pace()) -> None:  # noqa: B008  frozen
         self.root, self.read_only, self.pace = root, read_only, pace

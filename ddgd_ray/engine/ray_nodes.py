@@ -62,9 +62,8 @@ Ask = Callable[[Board, str, bytes, list[Node]], Mapping[str, str]]
 
 def check_nodes(store: Store, nodes: list[Node]) -> None:
     """Each of them must have this package and see our storage. Raises ClusterError that names those that do not."""
-    behind_url: Any = getattr(store, "remote", None)  # a store behind a URL: what is there counts, not its cache here
-    folder = store.root / "scratch"
-    check_shared(behind_url or FolderBoard(folder), str(behind_url or folder), nodes, ask_nodes)
+    folder = store.root / "scratch"  # behind a URL, what is there counts, not this cache
+    check_shared(store.remote or FolderBoard(folder), str(store.remote or folder), nodes, ask_nodes)
 
 
 def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
@@ -95,7 +94,7 @@ def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
 
 def refuse_shards_apart(store: Store, resources: ResourcesSpec) -> None:
     """Raises ClusterError: ranks of one encode hand over their shards in a folder, which nodes with a URL do not share."""
-    if getattr(store, "remote", None) is not None and resources.of("encode").workers > 1 and resources.encode != "cluster":
+    if store.remote is not None and resources.of("encode").workers > 1 and resources.encode != "cluster":
         raise ClusterError(
             f"encode asks for {resources.of('encode').workers} workers, which need a folder that all nodes share",
             where="resources",

@@ -93,7 +93,6 @@ def _order(stop_file: Path) -> str:
 
 def _name(store: Store, stop_file: Path) -> str:
     """Empty where all hosts see the file itself."""
-    remote = getattr(store, "remote", None)
-    if remote is None:
+    if store.remote is None:
         return ""
-    return f"stop/{hashlib.sha256(remote.url.encode()).hexdigest()[:16]}/{stop_file.parent.name}"
+    return f"stop/{hashlib.sha256(store.remote.url.encode()).hexdigest()[:16]}/{stop_file.parent.name}"

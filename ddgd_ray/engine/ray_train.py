@@ -141,13 +141,13 @@ def _run_name(call: StageCall, store: Store) -> Iterator[str]:
     Train resumes silently under a name it knows, with another configuration too: the checkpoints are the stage's own
     (stages/checkpoint.py), so every attempt has a new name.
     """
-    name, remote = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}", getattr(store, "remote", None)
+    name = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}"
     try:
         yield name
     finally:
         shutil.rmtree(_train_folder(store) / name, ignore_errors=True)
-        if remote is not None:
-            remote.remove_tree(f"train/{name}")
+        if store.remote is not None:
+            store.remote.remove_tree(f"train/{name}")
         forget(name)
 
 
@@ -157,12 +157,11 @@ def _train_folder(store: Store) -> Path:
 
 def _storage(store: Store) -> dict[str, Any]:
     """Where all workers see what Train writes: the store's folder, or what is behind its URL."""
-    remote: Any = getattr(store, "remote", None)
-    if remote is None:
+    if store.remote is None:
         return {"storage_path": str(_train_folder(store))}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    fs, base = remote.opened
+    fs, base = store.remote.opened
     return {"storage_path": f"{base}/train", "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 

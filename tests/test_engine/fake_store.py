@@ -21,6 +21,7 @@ class FakeStore:
 
     published: set[tuple[str, str]] = field(default_factory=set)
     value: Callable[[str], float] = lambda key: 0.5
+    remote = None
 
     def has(self, stage: str, key: str) -> bool:
         return (stage, key) in self.published
