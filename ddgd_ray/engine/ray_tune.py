@@ -116,10 +116,10 @@ def _searcher(cluster: ClusterDriver) -> Any:
             return {"job": trial_id, **cluster.trial(job)}
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            drop(_note(trial_id))
             job_id = cluster.trials.pop(trial_id, None)
             if job_id is None:
                 return  # given up before
-            drop(_note(trial_id))
             if error or result is None or "is_final" not in result:
                 outcome = Outcome("the worker process died")
             else:
