@@ -7,8 +7,8 @@ digits) that publishes an empty artifact into a real store; for Tune a function 
 their defaults; for Optuna an objective that returns 0, in two processes on one SQLite file. Every side runs in a process of its
 own. `ms` is wall time a trial without the start of Ray, `cpu_ms` the driver's processor time a trial, which a loaded machine
 changes less; `rss_mb` is the driver's at the end (of it, PyTorch's 350), `rss_growth_mb` since before the first trial.
-Ratio: plain Tune's ms a trial over ours under Tune, at the smaller of Tune's sizes: at its defaults it starts a process a
-trial, so that 10,000 would take hours. `own_ms`, ours in this process, is what we add: conductor, admission, ledger and store;
+Ratio: plain Tune's ms a trial over ours under Tune, at Tune's one size: at its defaults it starts a process a trial, so
+that 10,000 would take hours. `own_ms`, ours in this process, is what we add: conductor, admission, ledger and store;
 `tune_ms` is the rest.
 
 Then each side runs trials of --seconds on --workers workers: the share of their time in which they work, and the time from
@@ -44,7 +44,7 @@ def main() -> None:
     sizes = QUICK if args.quick else SIZES
     empty = {side: {num: _measure(args, side, num, 0.0) for num in sizes[side]} for side in SIDES}
     busy = {side: _measure(args, side, WORK, args.seconds) for side in ("ours", "tune", "optuna")}
-    num = min(sizes["tune"])
+    (num,) = sizes["tune"]
     ours, baseline = empty["ours"][num]["ms"], empty["tune"][num]["ms"]
     own = empty["own"][max(size for size in sizes["own"] if size <= 1000)]["ms"]
     Result(

@@ -12,8 +12,8 @@ from ddgd_ray.mirror import Mirror, is_unfinished
 from ddgd_ray.remote import Remote, url_of
 from ddgd_ray.remote_store import RemoteBoard
 
-LOCAL = ("lock", "stop", "stop.now")  # between processes of one host
 ORDERS = ("stop", "stop.now")
+LOCAL = ("lock", *ORDERS)  # between processes of one host
 LOOK_S = 3.0
 
 
