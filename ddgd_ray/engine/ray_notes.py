@@ -39,6 +39,12 @@ def drop(name: str) -> None:
     _internal_kv_del(name, namespace=NAMESPACE)
 
 
+def store_name(store: Store) -> str:
+    """Tells a store from those of others who use the cluster: they may make artifacts of the same keys at the same time."""
+    place = str(store.root.absolute()) if store.remote is None else store.remote.url
+    return hashlib.sha256(place.encode()).hexdigest()[:12]
+
+
 class StopRelay:
     """Where the store is behind a URL, other hosts do not see the run's stop file: they are told what it says."""
 
@@ -95,4 +101,4 @@ def _name(store: Store, stop_file: Path) -> str:
     """Empty where all hosts see the file itself."""
     if store.remote is None:
         return ""
-    return f"stop/{hashlib.sha256(store.remote.url.encode()).hexdigest()[:16]}/{stop_file.parent.name}"
+    return f"stop/{store_name(store)}/{stop_file.parent.name}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray import errors
-from ddgd_ray.engine.ray_notes import drop, names, stop_file_here, tell, told
+from ddgd_ray.engine.ray_notes import drop, names, stop_file_here, store_name, tell, told
 from ddgd_ray.engine.rooms import Amounts, Placement
 from ddgd_ray.errors import DdgdError, EngineError, StageError, Stopped
 from ddgd_ray.spec.sweep_spec import WIDE_STAGES
@@ -80,7 +80,9 @@ def _fit_here(call: StageCall, store: Store, ctx: Context) -> None:
 
 
 def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
-    """Raises what a rank raised; EngineError when workers were lost more often than Train may make up for."""
+    """Raises what a rank raised; EngineError when workers were lost more often than Train may make up for; RuntimeError when
+    Train itself failed: the job may be tried again.
+    """
     from ray.train import RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig, ScalingConfig  # what ray.train gives is typed as the older one
@@ -95,7 +97,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
     )
     is_whole = gpus >= 1 and ctx.device != "cpu"  # NCCL refuses two ranks on one GPU
     retries = 0 if width.nodes else width.max_failures
-    _remove_groups(call.key[:16])  # of a process that died before it could
+    _remove_groups(_name_of(call, store))  # of a process that died before it could
     with _run_name(call, store) as name:
         run = RunConfig(
             name=name,
@@ -120,9 +122,13 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
                 raise verdict from err
             if not retries:
                 raise
-            last = next(iter(getattr(err, "worker_failures", {}).values()), err)
+            failures = getattr(err, "worker_failures", None)
+            if not failures:  # of Train itself, as when the port that it chose was taken meanwhile: it does not try again
+                raise RuntimeError(f"Ray Train gave up: {_last_line(err)}") from err
+            rank, last = min(failures.items())
             raise EngineError(
-                f"its workers were lost {retries + 1} times, the last time by {type(last).__name__}: {_last_line(last)}",
+                f"its workers were lost {retries + 1} times, the last time rank {rank} by {type(last).__name__}: "
+                f"{_last_line(last)}",
                 code="workers",
                 where=f"{call.stage} {call.key[:8]}",
                 fix="see the run's log; run the same command again to go on from its last checkpoint",
@@ -141,7 +147,7 @@ def _run_name(call: StageCall, store: Store) -> Iterator[str]:
     Train resumes silently under a name it knows, with another configuration too: the checkpoints are the stage's own
     (stages/checkpoint.py), so every attempt has a new name.
     """
-    name = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}"
+    name = f"{_name_of(call, store)}-{uuid.uuid4().hex[:6]}"
     try:
         yield name
     finally:
@@ -149,6 +155,10 @@ def _run_name(call: StageCall, store: Store) -> Iterator[str]:
         if store.remote is not None:
             store.remote.remove_tree(f"train/{name}")
         forget(name)
+
+
+def _name_of(call: StageCall, store: Store) -> str:
+    return f"{store_name(store)}-{call.key[:16]}"
 
 
 def _train_folder(store: Store) -> Path:

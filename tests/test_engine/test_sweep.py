@@ -138,7 +138,7 @@ def test_two_train_workers_share_a_stage(
     only = {"controls": (), "seeds.distill": (0,), "vary": {"finetune.memory_real.pop": ("max_similarity",)}}
     wide = {"resources.stages": {stage: {"workers": 2} for stage in stages}}
     result = run_sweep(tiny({**only, **wide}), tmp_path, run_with_tune)
-    assert result.exit_code == 0, result.failed[0].errors
+    assert result.exit_code == 0, str(result.failed[0].errors)  # pytest cuts what is no str
 
     def losses(run_dir: Path) -> dict[str, float]:
         key = next(record for record in result.records if record.trial.arm.startswith("max")).trial.build[0].ref
