@@ -21,6 +21,7 @@ import pytest
 
 from ddgd_ray.engine.sweep import run_sweep
 from ddgd_ray.engine.work import run_in_process
+from tests.published import published
 from tests.test_engine.test_drills import told
 
 NODE = ("--num-cpus=1", "--num-gpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block")
@@ -140,10 +141,6 @@ def workers_of(name: str) -> set[int]:
     pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
     found = (process for process in psutil.process_iter(["cmdline"]) if str(process.pid) in pids)
     return {process.pid for process in found if "JobTrainable" in " ".join(process.info["cmdline"] or [])}
-
-
-def published(runs: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in (runs / "store").glob("*/*/manifest.json")}
 
 
 def wait_for(is_there: Callable[[], bool], process: subprocess.Popen[bytes], log: str) -> None:

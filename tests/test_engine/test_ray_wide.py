@@ -38,7 +38,9 @@ def emit(event):
         events.append([event.kind, event.job.stage, event.job.label, round(time.monotonic() - started, 1), event.text[:300]])
 
 def published():
-    return {str(path): path.stat().st_mtime_ns for path in (folder / "runs" / "store").glob("*/*/manifest.json")}
+    store = open_store(folder / "runs")
+    paths = [path for stage in store.stages() for path in (store.root / stage).glob("*/manifest.json")]
+    return {str(path): path.stat().st_mtime_ns for path in paths}
 
 def free():
     deadline = time.monotonic() + 20

@@ -19,6 +19,7 @@ from ddgd_ray.engine.trace import tuned_model
 from ddgd_ray.engine.work import run_in_process, run_job
 from ddgd_ray.errors import SpecError
 from ddgd_ray.report.write import write_report
+from tests.published import published
 
 
 def tables(result: Result) -> tuple[str, str]:
@@ -80,26 +81,26 @@ def test_a_sweep_that_was_killed_continues_to_equal_bytes(
 ) -> None:
     command = [sys.executable, "-m", "ddgd_ray.cli", "sweep", str(tiny_file), "--run-dir", str(tmp_path)]
     driver = subprocess.Popen([*command, "--executor", "local", "--no-tracking"], stdout=subprocess.DEVNULL)
-    store = tmp_path / "store"
     deadline = time.monotonic() + 110
     wanted = int(instant * 2)  # by what is published, not by the clock: imports take longer on a loaded machine
-    while len(list(store.glob("*/*/manifest.json"))) < wanted and driver.poll() is None:
+    while len(published(tmp_path)) < wanted and driver.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    before = {path: path.stat().st_mtime_ns for path in store.glob("*/*/manifest.json")}
+    before = published(tmp_path)
     result = run_sweep(tiny(), tmp_path, run_in_process)
     assert tables(result) == tables(calm)
-    assert before == {path: path.stat().st_mtime_ns for path in before}, "published work was repeated"
-    assert not [path for path in (store / "scratch").iterdir() if str(driver.pid) in path.name]
+    after = published(tmp_path)
+    assert before == {ref: after.get(ref) for ref in before}, "published work was repeated"
+    assert not [path for path in (tmp_path / "store" / "scratch").iterdir() if str(driver.pid) in path.name]
 
 
 def test_sigint_drains_and_exits_75_and_the_same_command_continues(tiny_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ddgd_ray.cli", "sweep", str(tiny_file), "--run-dir", str(tmp_path)]
     command += ["--executor", "local", "--no-tracking"]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while not list((tmp_path / "store").glob("*/*/manifest.json")):
+    while not published(tmp_path):
         assert driver.poll() is None
         time.sleep(0.02)
     driver.send_signal(signal.SIGINT)
