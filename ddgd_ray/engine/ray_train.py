@@ -80,8 +80,8 @@ def _fit_here(call: StageCall, store: Store, ctx: Context) -> None:
 
 
 def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
-    """Raises what a rank raised; EngineError when workers were lost more often than Train may make up for; RuntimeError when
-    Train itself failed: the job may be tried again.
+    """Raises what a rank raised of ours; EngineError when workers were lost more often than Train may make up for, RuntimeError
+    when it made up for none or failed itself: the job may be tried again.
     """
     from ray.train import RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -117,22 +117,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
         except DdgdError:
             raise
         except Exception as err:
-            verdict = verdict_of(name)
-            if verdict is not None:
-                raise verdict from err
-            if not retries:
-                raise
-            failures = getattr(err, "worker_failures", None)
-            if not failures:  # of Train itself, as when the port that it chose was taken meanwhile: it does not try again
-                raise RuntimeError(f"Ray Train gave up: {_last_line(err)}") from err
-            rank, last = min(failures.items())
-            raise EngineError(
-                f"its workers were lost {retries + 1} times, the last time rank {rank} by {type(last).__name__}: "
-                f"{_last_line(last)}",
-                code="workers",
-                where=f"{call.stage} {call.key[:8]}",
-                fix="see the run's log; run the same command again to go on from its last checkpoint",
-            ) from err
+            raise (verdict_of(name) or _named(err, retries, f"{call.stage} {call.key[:8]}")) from err
         finally:
             _remove_groups(name)
         verdict = verdict_of(name)
@@ -275,6 +260,23 @@ def _remove_groups(prefix: str) -> None:
 def forget(name: str) -> None:
     for key in names(f"{name}/"):
         drop(key)
+
+
+def _named(err: Exception, retries: int, where: str) -> Exception:
+    """What became of a run of Train's, in one line; an EngineError is final."""
+    failures = getattr(err, "worker_failures", None)
+    if not failures:  # of Train itself, as when the port that it chose was taken meanwhile: it does not try again
+        return RuntimeError(f"Ray Train gave up: {_last_line(err)}")
+    rank, last = min(failures.items())
+    cause = f"rank {rank} by {type(last).__name__}: {_last_line(last)}"
+    if not retries:
+        return RuntimeError(f"its workers were lost, {cause}")
+    return EngineError(
+        f"its workers were lost {retries + 1} times, the last time {cause}",
+        code="workers",
+        where=where,
+        fix="see the run's log; run the same command again to go on from its last checkpoint",
+    )
 
 
 def _last_line(err: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What becomes of a job when Ray Train fails: its own start, or its workers again and again."""
 
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,23 @@ ONE_ARM = {"controls": (), "seeds.distill": (0,), "vary": {"finetune.memory_real
 TWO = Width(2, {"CPU": 1.0}, max_failures=2)
 
 
-def run_wide(conductor: Conductor, store: Store, resources: ResourcesSpec) -> None:
+PINNED = Width(2, {"CPU": 1.0}, nodes=("one", "one"), max_failures=2)
+
+
+def run_wide(conductor: Conductor, store: Store, resources: ResourcesSpec, width: Width) -> None:
     while not conductor.is_finished:
         job = conductor.next()
         assert job is not None
-        outcome = run_job(job, store, resources, lambda call, store, ctx: publish_with_train(call, store, ctx, TWO))
+        outcome = run_job(job, store, resources, lambda call, store, ctx: publish_with_train(call, store, ctx, width))
         conductor.ended(job.id, outcome)
 
 
 @pytest.fixture
 def sweep_with(monkeypatch: pytest.MonkeyPatch, tiny: Any, tmp_path: Path, ray_cluster: None) -> Any:
-    """sweep_with(errors): the wide calls of Train raise these, one after another, and then do their work."""
+    """sweep_with(errors, width): the wide calls of Train raise these, one after another, and then do their work."""
     from ray.train.torch import TorchTrainer
 
-    def run(errors: list[Exception]) -> tuple[Result, Counter[str]]:
+    def run(errors: list[Exception], width: Width = TWO) -> tuple[Result, Counter[str]]:
         fits: Counter[str] = Counter()
 
         def fit(trainer: Any) -> None:
@@ -42,7 +46,7 @@ def sweep_with(monkeypatch: pytest.MonkeyPatch, tiny: Any, tmp_path: Path, ray_c
             make(settings["call"], settings["store"], settings["ctx"])
 
         monkeypatch.setattr(TorchTrainer, "fit", fit)
-        return run_sweep(tiny(ONE_ARM), tmp_path, run_wide), fits
+        return run_sweep(tiny(ONE_ARM), tmp_path, functools.partial(run_wide, width=width)), fits
 
     return run
 
@@ -73,3 +77,13 @@ def test_workers_lost_again_and_again_are_final_and_named(sweep_with: Any) -> No
     (error,) = (error for record in result.failed for error in record.errors.values() if "not run" not in error)
     assert fits["finetune"] == 1
     assert "its workers were lost 3 times, the last time rank 1 by RuntimeError: by rank 0" in error
+
+
+def test_workers_on_nodes_of_their_own_are_tried_again_as_a_whole(sweep_with: Any) -> None:
+    """Train makes up for none there: with the node the place may be gone."""
+    from ray.train import WorkerGroupError
+
+    lost = [WorkerGroupError("all of it", {0: RuntimeError("gone")}) for _ in range(2)]
+    result, fits = sweep_with(lost, PINNED)
+    assert result.exit_code == 0
+    assert fits["finetune"] == 3
