@@ -1,5 +1,6 @@
 """What a sweep looks like while it runs: a panel on a terminal, a line per event and a heartbeat elsewhere."""
 
+import math
 import os
 import threading
 import time
@@ -34,7 +35,8 @@ class Tally:
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._seconds: dict[str, list[float]] = {}
-        self._values: dict[str, list[float]] = {}
+        self._values: dict[float, dict[str, list[float]]] = {}
+        """{rung, infinity for the last: {arm: a value a seed}}."""
 
     def start(self, conductor: Conductor) -> None:
         self.conductor = conductor
@@ -61,20 +63,25 @@ class Tally:
     def _see_value(self, conductor: Conductor, record: TrialRecord) -> None:
         if record.trial.is_control or record.is_finalist:  # a finalist was seen before its test
             return
-        value = trial_value(record, conductor.sweep.spec.objective.metric, conductor.store)
+        spec = conductor.sweep.spec
+        value = trial_value(record, spec.objective.metric, conductor.store, spec.resources)
         if value is not None:
-            self._values.setdefault(record.trial.arm, []).append(value)
+            rung = math.inf if record.trial.rung is None else record.trial.rung
+            self._values.setdefault(rung, {}).setdefault(record.trial.arm, []).append(value)
 
     @property
     def best(self) -> Best | None:
+        """Of the highest rung that was reached, among the arms that have most seeds there."""
         assert self.conductor is not None
         objective = self.conductor.sweep.spec.objective
         sign = 1 if objective.direction == "maximize" else -1
-        means = {arm: sum(values) / len(values) for arm, values in self._values.items()}
+        values = self._values[max(self._values)] if self._values else {}
+        most = max(map(len, values.values()), default=0)
+        means = {arm: sum(found) / most for arm, found in values.items() if len(found) == most}
         if not means:
             return None
         arm = max(means, key=lambda arm: sign * means[arm])
-        return Best(arm, objective.metric, means[arm], len(self._values[arm]))
+        return Best(arm, objective.metric, means[arm], most)
 
     def left_s(self) -> float | None:
         assert self.conductor is not None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ddgd_ray.engine.run_folder import TrialRecord
 from ddgd_ray.engine.search import Score
-from ddgd_ray.report.objectives import Made, Worth, front_of, value_of, worth_of
+from ddgd_ray.report.objectives import Made, in_order, value_of, worth_of
 from ddgd_ray.spec.search_spec import ObjectiveSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
@@ -45,22 +45,18 @@ def score_of(
 def best_arms(
     records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
 ) -> set[str]:
-    """The finalists: the best means over their finished trials, controls aside.
+    """The finalists: the best means over distillation seeds, controls aside.
 
-    The Pareto front by the first objective, then what is left, if the front is smaller than asked for. What breaks a
+    Who has more seeds comes first: the others were dropped, or failed, and their means are over other seeds. Among equals in
+    that, the Pareto front by the first objective, then what is left, if the front is smaller than asked for. What breaks a
     constraint comes last, as a search in which nothing keeps them still has a best.
     """
     of_arm: dict[str, list[Made]] = {}
     for record in records:
         if record.state == "done" and not record.trial.is_control and record.trial.rung is None:
             of_arm.setdefault(record.trial.arm, []).append(_made(record))
-    found = {arm: worth_of(made, objective, store, resources) for arm, made in of_arm.items()}
-    left = {arm: worth for arm, worth in found.items() if worth is not None}
     ranked: list[str] = []
-    while left and len(ranked) < objective.finalists:
-        front = front_of(left, objective.directions) or front_of(
-            {a: Worth(w.values) for a, w in left.items()}, objective.directions
-        )
-        ranked += front
-        left = {arm: worth for arm, worth in left.items() if arm not in front}
+    for num_seeds in sorted({len(made) for made in of_arm.values()}, reverse=True):
+        worths = {a: worth_of(made, objective, store, resources) for a, made in of_arm.items() if len(made) == num_seeds}
+        ranked += in_order({arm: worth for arm, worth in worths.items() if worth is not None}, objective.directions)
     return set(ranked[: objective.finalists])

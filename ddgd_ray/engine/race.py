@@ -65,10 +65,10 @@ class Race:
 
     def _values(self, arm: Arm) -> list[float] | None:
         """One a seed, in order of the seeds, larger is better; None where one failed or measured nothing."""
-        found = []
+        found, spec = [], self._sweep.spec
         for record in arm.records:
-            metric = self._sweep.spec.objective.metric
-            value = trial_value(record, metric, self._store) if record.state == "done" else None
+            is_done = record.state == "done"
+            value = trial_value(record, spec.objective.metric, self._store, spec.resources) if is_done else None
             if value is None:
                 return None
             found.append(self._sign * value)

@@ -16,6 +16,7 @@ from ddgd_ray.engine.objective import score_of
 from ddgd_ray.engine.plan import Trial, plan_arm
 from ddgd_ray.engine.run_folder import RunFolder
 from ddgd_ray.engine.search import Proposal
+from ddgd_ray.report.objectives import Worth, in_order
 from ddgd_ray.spec.fidelity import at_rung
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.store import Store
@@ -58,11 +59,15 @@ class Rungs:
         yield from verdicts
 
     def _decide(self, rung: int, bracket: list[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
-        """The best 1/eta of a bracket go on, earlier proposals first among equals; who failed is out."""
-        objective = self._sweep.spec.objective
-        scores = {arm.proposal.arm: score_of(arm.records, objective, self._store) for arm in bracket}
+        """The best 1/eta of a bracket go on, earlier proposals first among equals; who failed is out.
+
+        With several objectives front after front, by the first of them within one; who breaks a constraint comes last.
+        """
+        spec = self._sweep.spec
+        scores = {arm.proposal.arm: score_of(arm.records, spec.objective, self._store, spec.resources) for arm in bracket}
         values = {name: score.values[0] for name, score in scores.items() if score is not None}
-        ranked = sorted(values, key=values.__getitem__, reverse=objective.direction == "maximize")
+        worths = {name: Worth(score.values, score.excess) for name, score in scores.items() if score is not None}
+        ranked = in_order(worths, spec.objective.directions)
         going_on = set(ranked[: math.ceil(len(bracket) / self._spec.eta)]) if rung < self._last else set()
         for arm in bracket:
             name = arm.proposal.arm

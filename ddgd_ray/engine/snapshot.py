@@ -10,7 +10,8 @@ from typing import Any
 
 from ddgd_ray.engine.accounts import Spent, mean_seconds, read_spent
 from ddgd_ray.engine.run_folder import RunFolder, open_store
-from ddgd_ray.report.results import over_seeds, rows_of
+from ddgd_ray.report.compare import chosen_arm
+from ddgd_ray.report.results import rows_of
 from ddgd_ray.report.write import read_run
 from ddgd_ray.stages.base import read_newest_point
 from ddgd_ray.store import Store
@@ -137,19 +138,11 @@ def _started(store: Store, key: str) -> float:
 
 
 def _best(spec: Mapping[str, Any], records: Iterable[Mapping[str, Any]], store: Store) -> Best | None:
-    objective = spec["objective"]
-    metric, sign = objective["metric"], 1 if objective["direction"] == "maximize" else -1
-    main = next((item["protocol"] for record in records for item in record["evaluators"]), "")
-    rows = rows_of((record for record in records if not record["is_control"] and record["state"] == "done"), store)
-    by_arm: dict[str, list[Any]] = {}
-    for row in rows:
-        if row.protocol == main:
-            by_arm.setdefault(row.arm, []).append(row)
-    stats = {arm: stat for arm, found in by_arm.items() if (stat := over_seeds(found, metric)) is not None}
-    if not stats:
+    chosen = chosen_arm(spec, rows_of((record for record in records if record["state"] == "done"), store))
+    if chosen is None:
         return None
-    arm = max(stats, key=lambda arm: sign * stats[arm].mean)
-    return Best(arm, metric, stats[arm].mean, stats[arm].n)
+    arm, stat = chosen
+    return Best(arm, spec["objective"]["metric"], stat.mean, stat.n)
 
 
 def seconds_left(waiting: Mapping[str, int], means: Mapping[str, float], at_once: int) -> float | None:

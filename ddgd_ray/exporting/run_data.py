@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.report.compare import by_arm
-from ddgd_ray.report.results import Row, Stat, over_seeds, protocols_of, rows_of
+from ddgd_ray.report.compare import by_arm, chosen_arm
+from ddgd_ray.report.results import Row, Stat, protocols_of, rows_of
 from ddgd_ray.report.tables import in_order_of
 from ddgd_ray.report.write import read_run
 from ddgd_ray.store import Store
@@ -51,15 +51,7 @@ class RunData:
 
     def best(self) -> tuple[str, Stat] | None:
         """The arm that the objective prefers, controls aside, and its value; the first one on a tie. None without values."""
-        objective = self.spec["objective"]
-        rows = [row for row in self.rows if not row.is_control and row.ipc == self.ipc and row.protocol == self.protocol]
-        found = {arm: over_seeds(of_arm, objective["metric"]) for arm, of_arm in by_arm(rows).items()}
-        values = {arm: stat for arm, stat in found.items() if stat is not None}
-        if not values:
-            return None
-        sign = 1 if objective["direction"] == "maximize" else -1
-        arm = max(values, key=lambda arm: sign * values[arm].mean)
-        return arm, values[arm]
+        return chosen_arm(self.spec, self.rows)
 
     def unfinished(self) -> tuple[int, int]:
         """Evaluators without a result, and all that are known."""

@@ -68,7 +68,8 @@ def _selection(choice: Choice) -> str:
     if best is None:
         return "No arm of the run has a result yet."
     on = "held-out training images" if objective["metric"] == "val_top1" else "the TEST images: an oracle"
-    of = f"{objective['metric']}, {objective['direction']}d at {run.ipc} images per class on {on}"
+    sizes = " and ".join(map(str, run.spec["evaluate"]["ipc"]))
+    of = f"{objective['metric']}, {objective['direction']}d at {sizes} images per class on {on}"
     if choice.is_best:
         return f"The run's objective prefers this arm: {best[1]} by {of}."
     return f"The run's objective prefers another arm, {best[0]}: {best[1]} by {of}."

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ddgd_ray.report.results import Row, Stat, over_seeds, paired_differences, stat_of
+from ddgd_ray.report.results import Row, Stat, paired_differences, protocols_of, seed_means, stat_of
 from ddgd_ray.report.statistics import ALPHA, MIN_SEEDS, Interval, holm, mean_interval, seeds_needed, sign_flip_p, smallest_p
 
 CEILING = "full_data"
@@ -66,11 +67,35 @@ def tested_pairs(differences: Mapping[str, Sequence[float]]) -> dict[str, Paired
     return result
 
 
-def best_arm(arms: Mapping[str, Sequence[Row]], metric: str) -> str:
-    """The arm of the highest mean, the ceiling aside; "" without values. The first one on a tie."""
-    stats = {arm: over_seeds(rows, metric) for arm, rows in arms.items() if arm != CEILING}
-    means = {arm: stat.mean for arm, stat in stats.items() if stat is not None}
-    return max(means, key=means.__getitem__, default="")
+def contenders(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, Stat]:
+    """{arm: its mean over the seeds of the arm that has most of them}, the ceiling aside.
+
+    An arm that lacks one of these seeds is none: it failed there, or a race dropped it before; over other seeds, means differ
+    for the seeds' sake. Controls do not say which seeds count unless there is nothing else.
+    """
+    found = {arm: seed_means(rows, metric) for arm, rows in arms.items() if arm != CEILING}
+    values = {arm: means for arm, means in found.items() if means}
+    own = [means for arm, means in values.items() if not arms[arm][0].is_control]
+    seeds = max(own or values.values(), key=len, default={}).keys()
+    stats = {arm: stat_of(means[seed] for seed in seeds) for arm, means in values.items() if seeds <= means.keys()}
+    return {arm: stat for arm, stat in stats.items() if stat is not None}
+
+
+def best_arm(arms: Mapping[str, Sequence[Row]], metric: str, sign: int = 1) -> str:
+    """The contender of the highest mean, the lowest with sign -1; "" without values. The first one on a tie."""
+    stats = contenders(arms, metric)
+    return max(stats, key=lambda arm: sign * stats[arm].mean, default="")
+
+
+def chosen_arm(spec: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str, Stat] | None:
+    """The arm that the objective of a sweep prefers, controls aside, and its value, as engine/objective.py has it: over all
+    evaluators of the main protocol. None without values.
+    """
+    objective = spec["objective"]
+    main = next(iter(protocols_of(rows)), "")
+    arms = by_arm([row for row in rows if not row.is_control and row.protocol == main])
+    best = best_arm(arms, objective["metric"], 1 if objective["direction"] == "maximize" else -1)
+    return (best, contenders(arms, objective["metric"])[best]) if best else None
 
 
 def marks(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, str]:

@@ -3,23 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddgd_ray.report.compare import by_arm, claim, compare
+from ddgd_ray.report.compare import by_arm, chosen_arm, claim, compare
 from ddgd_ray.report.results import Row, over_seeds
 
 
 def selection_note(spec: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Which arm the objective chose, on which images, and what may be claimed from so many seeds."""
-    metric = spec["objective"]["metric"]
-    largest = max(spec["evaluate"]["ipc"])
-    arms = by_arm([row for row in rows if not row.is_control and row.ipc == largest])
-    values = {arm: stat for arm, found in arms.items() if (stat := over_seeds(found, metric)) is not None}
-    if not values:
+    chosen = chosen_arm(spec, rows)
+    if chosen is None:
         return "No arm has finished."
-    sign = 1 if spec["objective"]["direction"] == "maximize" else -1
-    best = max(values, key=lambda arm: sign * values[arm].mean)
+    metric, (best, value) = spec["objective"]["metric"], chosen
+    arms = by_arm([row for row in rows if not row.is_control])
+    sizes = " and ".join(map(str, sorted({row.ipc for row in arms[best]})))
     on = "held-out training images; the test images chose nothing" if metric == "val_top1" else "the TEST images: an oracle"
     test = over_seeds(arms[best], "top1_last")
-    said = f"Best by {metric} at {largest} images per class: **{best}**, {values[best]}, measured on {on}."
+    said = f"Best by {metric} at {sizes} images per class: **{best}**, {value}, measured on {on}."
     said += f" Its test accuracy after the last step: {test if test else 'not measured'}."
     return f"{said} {claim(compare(arms, best, metric), best, metric)}".strip()
 

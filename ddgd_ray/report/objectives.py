@@ -99,3 +99,14 @@ def front_of(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[str
     front = [arm for arm, own in sound.items() if not any(is_beaten(own, other, directions) for other in sound.values())]
     sign = -1 if directions[0] == "maximize" else 1
     return sorted(front, key=lambda arm: sign * sound[arm][0])
+
+
+def in_order(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[str]:
+    """All of them, front after front, what breaks a constraint after what breaks none."""
+    ranked: list[str] = []
+    left = dict(worths)
+    while left:
+        front = front_of(left, directions) or front_of({arm: Worth(worth.values) for arm, worth in left.items()}, directions)
+        ranked += front
+        left = {arm: worth for arm, worth in left.items() if arm not in front}
+    return ranked

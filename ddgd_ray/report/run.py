@@ -1,6 +1,7 @@
 """One run as reports see it: what was asked, its records, and the rows that the store has for them."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
-from ddgd_ray.report.compare import CEILING, by_arm
+from ddgd_ray.report.compare import CEILING, by_arm, contenders
 from ddgd_ray.report.results import Row, over_seeds, protocols_of, rows_of
 from ddgd_ray.report.tables import in_order_of, main_metric
 from ddgd_ray.spec.load import Document
@@ -91,11 +92,12 @@ class Run:
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Arms that are no controls, the best by the objective first; those that it did not measure last."""
+        """Arms that are no controls, the best by the objective first; those dropped on the way, then unmeasured ones last."""
         arms = {arm: rows for arm, rows in by_arm(self.main_rows).items() if not rows[0].is_control}
+        first = contenders(arms, self.objective.metric)
         stats = {arm: over_seeds(rows, self.objective.metric) for arm, rows in arms.items()}
-        means = {arm: self.objective.sign * stat.mean if stat else float("-inf") for arm, stat in stats.items()}
-        return sorted(arms, key=means.__getitem__, reverse=True)
+        places = {arm: (arm in first, self.objective.sign * stat.mean if stat else -math.inf) for arm, stat in stats.items()}
+        return sorted(arms, key=places.__getitem__, reverse=True)
 
     @cached_property
     def preset(self) -> Preset | None:

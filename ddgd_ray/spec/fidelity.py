@@ -20,7 +20,8 @@ OF_SWEEP = {f"seeds.{name}" for name in SeedsSpec.model_fields} | {f"evaluate.{n
 def at_rung(sweep: "Sweep", rung: int) -> "Sweep":
     """The sweep at the setting of a rung. Raises SpecErrors with all that is wrong with it.
 
-    A rung before the last leaves out what decides nothing: further protocols and the quality of sets.
+    A rung before the last leaves out what decides nothing: further protocols, and the quality of sets unless the objective
+    goes by it.
     """
     assert sweep.spec.rungs is not None
     setting = sweep.spec.rungs.settings[rung]
@@ -28,7 +29,9 @@ def at_rung(sweep: "Sweep", rung: int) -> "Sweep":
         return sweep
     errors: list[SpecError] = []
     places = {name: sweep.source.line(("rungs", "settings", rung, name)) for name in setting}
-    own: dict[tuple[str | int, ...], Any] = {("evaluate", "also"): (), ("quality",): ()}
+    measured = {metric.partition("/")[0] for metric in sweep.spec.objective.all_metrics}
+    quality = tuple(space for space in sweep.spec.quality if space in measured)
+    own: dict[tuple[str | int, ...], Any] = {("evaluate", "also"): (), ("quality",): quality}
     own |= {tuple(name.split(".")): value for name, value in setting.items() if name in OF_SWEEP}
     lines: dict[tuple[str | int, ...], str] = {tuple(name.split(".")): places[name] for name in places if name in OF_SWEEP}
     document = sweep.source.replaced(own, lines)
@@ -49,7 +52,7 @@ def check_fidelity(sweep: "Sweep", set_by_sweep: dict[str, str]) -> list[SpecErr
     errors = []
     if spec.race and spec.rungs:
         errors.append(_error(source, ("rungs",), "race and rungs are both given", "remove one of the two"))
-    if spec.objective.metric in ("val_top1", "top1_selected") and not sweep.preset.data["images"].get("validation_per_class"):
+    if _needs_validation(spec) and not sweep.preset.data["images"].get("validation_per_class"):
         what = f"{section} goes by validation images, and there are none"
         errors.append(_error(source, ("objective", "metric"), what, "hold some out: --set images.validation_per_class=50"))
     if spec.race:
@@ -57,6 +60,10 @@ def check_fidelity(sweep: "Sweep", set_by_sweep: dict[str, str]) -> list[SpecErr
     if spec.rungs:
         errors += _check_rungs(sweep, set_by_sweep)
     return errors
+
+
+def _needs_validation(spec: SweepSpec) -> bool:
+    return bool({"val_top1", "top1_selected"} & set(spec.objective.all_metrics))
 
 
 def _check_race(sweep: "Sweep") -> Iterator[SpecError]:
@@ -69,6 +76,10 @@ def _check_race(sweep: "Sweep") -> Iterator[SpecError]:
     elif num_arms <= spec.race.keep:
         what = f"{num_arms} configurations run and {spec.race.keep} are kept: there is nothing to drop"
         yield _error(source, ("race",), what, "vary more values, or remove `race`")
+    for name in ("also", "constraints"):
+        if getattr(spec.objective, name):
+            what = f"a race goes by one number, objective.{name} would be ignored"
+            yield _error(source, ("objective", name), what, f"remove objective.{name}, or use `rungs`, which go by all of them")
     if spec.race.first_seeds >= num_seeds:
         what = f"the first {spec.race.first_seeds} seeds are all of the {num_seeds} in seeds.distill: none is left to save"
         fix = "list more distillation seeds, e.g. [0, 1, 2, 3, 4, 5, 6, 7], or remove `race`"
@@ -102,9 +113,13 @@ def _check_rungs(sweep: "Sweep", set_by_sweep: dict[str, str]) -> Iterator[SpecE
         if refused:
             continue
         try:
-            at_rung(sweep, rung).preset_with({})
+            preset = at_rung(sweep, rung).preset_with({})
         except SpecErrors as err:
             yield from err.errors
+            continue
+        if _needs_validation(spec) and not preset.images.validation_per_class:
+            what = f"the objective goes by validation images, and rung {rung} has none"
+            yield _error(source, path, what, "leave images.validation_per_class as it is")
 
 
 def _error(source: Document, path: tuple[str | int, ...], what: str, fix: str) -> SpecError:

@@ -17,10 +17,11 @@ from ddgd_ray.store import Artifact
 
 @dataclass
 class FakeStore:
-    """Remembers keys; every artifact has the same metrics."""
+    """Remembers keys; every artifact has the same metrics but for `value`, its val_top1, and what `more` says."""
 
     published: set[tuple[str, str]] = field(default_factory=set)
     value: Callable[[str], float] = lambda key: 0.5
+    more: Callable[[str], dict[str, float]] = lambda key: {}
     remote = None
 
     def has(self, stage: str, key: str) -> bool:
@@ -31,7 +32,7 @@ class FakeStore:
     def get(self, stage: str, key: str) -> Artifact | None:
         if not self.has(stage, key):
             return None
-        metrics = {"val_top1": self.value(key), "top1_last": 0.4}
+        metrics = {"val_top1": self.value(key), "top1_last": 0.4} | self.more(key)
         return Artifact(Path("/nowhere"), {"key": key, "metrics": metrics, "seconds": 1.0, "created": 1.0})
 
     sound = get

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Outcome
-from ddgd_ray.engine.plan import plan_arm
+from ddgd_ray.engine.plan import Trial, plan_arm
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.rungs import rung_trials
 from ddgd_ray.engine.search import GridSearch, Proposal, Score
 from ddgd_ray.engine.sweep import planned_trials, run_sweep
 from ddgd_ray.engine.work import run_in_process
 from ddgd_ray.report.write import write_report
+from ddgd_ray.spec.fidelity import at_rung
 from ddgd_ray.spec.sweep import Sweep
 from tests.test_engine.fake_store import FakeStore, conduct, drain, finish
 
@@ -40,16 +42,22 @@ def noise(key: str) -> float:
     return (int(key[:6], 16) / 16**6 - 0.5) * 0.02
 
 
-def judged(sweep: Sweep, worth: dict[str, float]) -> FakeStore:
-    """Every evaluator's value is its arm's worth and some noise by its key, at any rung."""
+def judged(sweep: Sweep, worth: dict[str, float], of_seed: Callable[[int], float] = lambda seed: 0.0) -> FakeStore:
+    """Every evaluator's value is its arm's worth, what its seed adds, and some noise by its key, at any rung."""
     values = {}
+    for trial in every_trial(sweep):
+        base = worth.get(trial.arm, 0.1) + of_seed(trial.seed)
+        values.update({item.call.key: base + noise(item.call.key) for item in trial.evaluators})
+    return FakeStore(value=lambda key: values.get(key, 0.1))
+
+
+def every_trial(sweep: Sweep) -> Iterator[Trial]:
+    """At every seed and every rung."""
     num_rungs = len(sweep.spec.rungs.settings) if sweep.spec.rungs else 0
     for number, (arm, params) in enumerate({trial.arm: trial.params for trial in planned_trials(sweep)}.items()):
-        proposal = Proposal(number, arm, params)
-        rungs = [one for rung in range(num_rungs) for one in rung_trials(sweep, rung, proposal)]
-        for trial in [*plan_arm(sweep, arm, params), *rungs]:
-            values.update({item.call.key: worth.get(arm, 0.1) + noise(item.call.key) for item in trial.evaluators})
-    return FakeStore(value=lambda key: values.get(key, 0.1))
+        yield from plan_arm(sweep, arm, params)
+        for rung in range(num_rungs):
+            yield from rung_trials(sweep, rung, Proposal(number, arm, params))
 
 
 def seeds_of(conductor: Conductor) -> dict[str, list[int]]:
@@ -149,6 +157,17 @@ def test_finalists_of_a_race_are_of_the_kept(tiny: Any, tmp_path: Path) -> None:
     assert tested & {"max", "fifo"}
 
 
+def test_an_arm_that_was_dropped_at_lucky_seeds_is_no_finalist(tiny: Any, tmp_path: Path) -> None:
+    """Seeds have an effect that all arms share, which is why a race goes by pairs: a mean over the first of them is high."""
+    sweep = tiny(RACE | {"test": "finalists", "race": {"first_seeds": 3, "pool_variance": True}})
+    store = judged(sweep, WORTH | {"min": 0.76}, of_seed=lambda seed: 0.05 if seed < 3 else -0.02)
+    conductor = conduct(sweep, tmp_path, store)
+    drain(conductor, store)
+    assert {arm.proposal.arm: arm.end for arm in conductor.arms}["min"] == "dropped after 3 seeds"
+    finalists = {record.trial.arm for record in conductor.records if record.is_finalist}
+    assert finalists - {"random_real"} < {"max", "fifo"}
+
+
 def test_a_stopped_race_goes_on_where_it_was(tiny: Any, tmp_path: Path) -> None:
     sweep = tiny(RACE)
     store = judged(sweep, WORTH)
@@ -177,6 +196,28 @@ def test_rungs_halve_to_the_full_setting(tiny: Any, tmp_path: Path) -> None:
     assert {name for name in names if "@" not in name} == {"max-s0", "max-s1", "fifo-s0", "fifo-s1"}
     lines = [json.loads(path.read_text()) for path in (tmp_path / "tiny" / "trials").glob("*@r0*.json")]
     assert {line["rung"] for line in lines} == {0}
+
+
+def test_who_breaks_a_constraint_goes_out_first(tiny: Any, tmp_path: Path) -> None:
+    sweep = tiny(RUNGS | {"objective": {"constraints": ({"metric": "top1_last", "max": 0.4},)}})
+    store = judged(sweep, WORTH)
+    slow = {item.call.key for trial in every_trial(sweep) if trial.arm == "max" for item in trial.evaluators}
+    store.more = lambda key: {"top1_last": 0.5} if key in slow else {}
+    conductor = conduct(sweep, tmp_path, store)
+    drain(conductor, store)
+    ends = {arm.proposal.arm: arm.end for arm in conductor.arms}
+    assert ends["max"] == "out at rung 0"
+    assert ends["fifo"] == "complete"
+
+
+def test_rungs_go_by_the_quality_of_sets_where_the_objective_does(tiny: Any, tmp_path: Path) -> None:
+    sweep = tiny(RUNGS | {"quality": ("latents", "network"), "objective": {"metric": "latents/coverage"}})
+    assert at_rung(sweep, 0).spec.quality == ("latents",)
+    store = judged(sweep, WORTH)
+    store.more = lambda key: {"coverage": noise(key)}
+    conductor = conduct(sweep, tmp_path, store)
+    drain(conductor, store)
+    assert sorted(arm.end for arm in conductor.arms) == ["complete"] * 2 + ["out at rung 0"] * 3 + ["out at rung 1"]
 
 
 def test_equal_stages_of_two_rungs_run_once(tiny: Any, tmp_path: Path) -> None:

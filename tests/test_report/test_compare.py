@@ -4,7 +4,16 @@ from collections.abc import Callable
 
 import pytest
 
-from ddgd_ray.report.compare import by_arm, choose_control, claim, compare, marks
+from ddgd_ray.report.compare import (
+    best_arm,
+    by_arm,
+    choose_control,
+    chosen_arm,
+    claim,
+    compare,
+    contenders,
+    marks,
+)
 from ddgd_ray.report.results import Row, paired_differences
 
 Rows = Callable[..., Row]
@@ -30,6 +39,20 @@ def test_only_shared_seeds_are_paired(row: Rows) -> None:
 def test_an_evaluator_that_one_arm_lacks_is_no_difference_between_the_sets(row: Rows) -> None:
     both = [row(network=network, top1_last=value) for network, value in (("weak", 0.5), ("strong", 0.9))]
     assert paired_differences(both, both[:1], "top1_last") == {0: 0.0}
+
+
+def test_an_arm_with_fewer_seeds_than_others_is_no_contender(row: Rows) -> None:
+    """The first seeds are lucky ones, for every arm."""
+    luck = [0.05, 0.05, -0.02, -0.02]
+    rows = [row("good", seed, top1_last=0.8 + luck[seed]) for seed in range(4)]
+    rows += [row("dropped", seed, top1_last=0.76 + luck[seed]) for seed in range(2)]
+    rows += [row("control", seed, is_control=True, top1_last=0.7 + 0.3 * (seed > 3)) for seed in range(8)]
+    found = contenders(by_arm(rows), "top1_last")
+    assert found.keys() == {"good", "control"}
+    assert found["control"].mean == pytest.approx(0.7), "at the seeds of the others alone"
+    assert best_arm(by_arm(rows), "top1_last") == "good"
+    spec = {"objective": {"metric": "top1_last", "direction": "minimize"}}
+    assert chosen_arm(spec, rows) == ("good", found["good"]), "a control is never chosen"
 
 
 def test_below_six_seeds_there_is_no_p_and_nothing_is_distinguishable(row: Rows) -> None:

@@ -31,6 +31,21 @@ def refusal(folder: Path, text: str) -> list[str]:
         (VARY + "seeds: {distill: [0]}\nrace: {}\n", "a.yaml:6 race.first_seeds", "all of the 1 in seeds.distill"),
         (VARY + "race: {first_seeds: 2, keep: 3}\n", "a.yaml:5 race", "3 configurations run and 3 are kept"),
         (VARY + "race: {confidence: 1.0}\n", "a.yaml:5 race.confidence", "expected a number < 1"),
+        (
+            VARY + RACE + "objective: {constraints: [{metric: seconds, max: 9}]}\n",
+            "a.yaml:6 objective.constraints",
+            "would be ignored",
+        ),
+        (
+            VARY + RACE + "objective: {also: [{metric: seconds, direction: minimize}]}\n",
+            "a.yaml:6 objective.also",
+            "would be ignored",
+        ),
+        (
+            VARY + RUNGS.replace("finetune.steps: 10", "images.validation_per_class: 0"),
+            "a.yaml:8 rungs.settings.0",
+            "rung 0 has none",
+        ),
         (SEARCH % 4 + RACE, "a.yaml:5 race", "a race compares configurations that are all known at its start"),
         (VARY + RACE + RUNGS, "a.yaml:6 rungs", "race and rungs are both given"),
         (VARY + RACE + "set: {images.validation_per_class: 0}\n", "a.yaml:1 objective.metric", "there are none"),
