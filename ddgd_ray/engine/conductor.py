@@ -20,6 +20,7 @@ from ddgd_ray.engine.plan import Trial, plan_controls
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord
 from ddgd_ray.engine.search import Search
 from ddgd_ray.engine.shared import Ref
+from ddgd_ray.errors import SpecErrors
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.store import Store
 
@@ -210,8 +211,15 @@ class Conductor:
             asked = True
             arm = Arm(proposal)
             self.arms.append(arm)
+            try:
+                trials = self._allotment.first(proposal)
+            except SpecErrors as err:  # each of its values alone is fine
+                log.warning("%s cannot run and counts as failed: %s", proposal.arm, err)
+                arm.end = "invalid"
+                self.search.tell(proposal, None)
+                continue
             self._num_open_arms += 1
-            self._extend(arm, self._allotment.first(proposal))
+            self._extend(arm, trials)
         return asked
 
     def _extend(self, arm: Arm, trials: Iterable[Trial]) -> None:

@@ -166,7 +166,7 @@ class OptunaSearch:
     def _replay(self, recorded: Drawn) -> Drawn:
         """What was proposed stays proposed. Samplers that keep notes are asked again for the sake of the notes."""
         if self._spec.algorithm in KEEPS_NOTES and recorded.origin in ("sampler", "random"):
-            again = self._draw(recorded.number)
+            again = self._drawn_anew(recorded.number)
             if identity(again.params) == identity(recorded.params):
                 return again
             log.warning("trial%04d stays as it was proposed, under other settings of the search", recorded.number)
@@ -179,12 +179,13 @@ class OptunaSearch:
         return recorded
 
     def _draw(self, number: int) -> Drawn:
-        """A new proposal, by the fixed points, the grid or the sampler."""
-        if number < len(self._spec.first):
-            point = dict(self._spec.first[number])
-            if identity(point) not in self._numbers:
-                return Drawn(number, point, "first")
-        elif self._spec.algorithm != "grid":
+        """A new proposal: the next fixed point, those that were added later too, or what the grid or the sampler says."""
+        left = (dict(point) for point in self._spec.first if identity(point) not in self._numbers)
+        point = next(left, None)
+        return Drawn(number, point, "first") if point is not None else self._drawn_anew(number)
+
+    def _drawn_anew(self, number: int) -> Drawn:
+        if self._spec.algorithm != "grid":
             self._make_known()
             self.study.sampler = sampler_for(self._spec, number)
             trial = self.study.ask()

@@ -114,7 +114,11 @@ def plan_controls(sweep: Sweep) -> list[Trial]:
                 if method != "random":
                     inputs["features"] = shared.real_features("latents" if space else "network", seed)
                 trials.append(_real(sweep, shared, control, StageCall(spec, inputs), seed))
+    arms = {arm_name(params) for params in grid(sweep)} if sweep.spec.sets else set()
     for name, folders in sweep.spec.sets.items():
+        if name in arms:  # their records would be one
+            where = sweep.source.where(("sets", name))
+            raise SpecError(f"{name} is also an arm of `vary`", code="name-twice", where=where, fix="give the set another name")
         paths = folders if isinstance(folders, tuple) else (folders,)
         trials += [_ready_made(sweep, shared, name, str(path), seed) for seed, path in enumerate(paths)]
     return trials
@@ -210,7 +214,10 @@ def _trial(
 
 def _evaluators(sweep: Sweep, shared: Shared, made: Ref | Outside, all_ipc: tuple[int, ...]) -> Iterator[Evaluator]:
     main = shared.preset.evaluate.protocol
+    protocols: dict[str, ProtocolSpec] = {}
     for protocol in (main, *(_protocol(name, main) for name in sweep.spec.evaluate.also)):
+        protocols.setdefault(canonical_json(protocol.canonical()), protocol)  # a name of `also` may be the main one's
+    for protocol in protocols.values():
         inputs: dict[str, Ref | Outside] = {"set": made, "real": shared.decoded(protocol)}
         if protocol.labels == "teacher":
             inputs["teacher"] = shared.reference(0)

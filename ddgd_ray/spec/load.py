@@ -22,7 +22,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 
 # YAML 1.2 core schema; 1_000, 0o17-like and sexagesimal forms of 1.1 stay text and are refused where a number is due
-_INT = re.compile(r"[-+]?[0-9]+")
+_INT = re.compile(r"[-+]?[0-9]{1,1000}")  # Python converts no more than 4,300 digits
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"null": None, "~": None, "": None, "true": True, "false": False}
 _LINE_END = re.compile("\r\n|\r|\n")  # what YAML 1.2 counts as one; str.splitlines knows more
@@ -228,5 +228,5 @@ def _scalar(text: str) -> Any:
     if _INT.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text) or _NON_FINITE.fullmatch(text):
-        return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".nan", "nan").replace(".NaN", "nan"))
+        return float(re.sub(r"\.(?=[in])", "", text, flags=re.IGNORECASE))
     return text

@@ -101,5 +101,9 @@ def size(space: Space) -> int | None:
 
 
 def identity(point: Mapping[str, Any]) -> str:
-    """One text for equal points, whatever their order."""
-    return canonical_json(dict(point))
+    """One text for equal points, whatever their order; 1 and 1.0 are equal."""
+    return canonical_json({name: _plain(value) for name, value in point.items()})
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -59,6 +59,8 @@ class _Range(_Distribution):
             raise ValueError(f"log needs low > 0, got {low}")
         if self.log and step:
             raise ValueError(f"log and step exclude each other, got step {step}")
+        if step and not math.isfinite((high - low) / step):
+            raise ValueError(f"step {step} is too small for the range from {low} to {high}")
         if step and not _is_whole((high - low) / step):
             below = low + int((high - low) / step) * step
             raise ValueError(f"step {step} does not lead from {low} to {high}: the last value is {below:g}")

@@ -1,5 +1,6 @@
 """A checked sweep: one file, one table. What is wrong with a file is said all at once."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,9 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
         size *= len(values)
         for value in values:
             collect({path: value})
+    if not errors and len(sweep.spec.vary) > 1 and size <= MAX_GRID:
+        for values in itertools.product(*sweep.spec.vary.values()):  # each alone is fine
+            collect(dict(zip(sweep.spec.vary, values, strict=True)))
     if size > MAX_GRID:
         errors.append(
             SpecError(

@@ -179,7 +179,7 @@ class SweepSpec(Spec):
         for path, values in vary.items():
             if not values:
                 raise ValueError(f"{path} lists no value", "list the values to compare")
-            if len(set(map(repr, values))) != len(values):
+            if len({(isinstance(value, bool), value) for value in values}) != len(values):  # 0 and 0.0 are one value
                 raise ValueError(f"{path} lists a value twice", "remove one of the two")
         return vary
 
@@ -190,6 +190,13 @@ class SweepSpec(Spec):
             what = "give either `vary` (a grid) or `search` (a search space), one of the two, or `sets` to judge alone"
             raise ValueError(what, "e.g. vary: {finetune.lambda_g: [0.0, 0.008]}")
         return self
+
+    @field_validator("controls")
+    @classmethod
+    def _controls_differ(cls, controls: tuple[ControlName, ...]) -> tuple[ControlName, ...]:
+        if len(set(controls)) != len(controls):
+            raise ValueError("a control is listed twice", "remove one of the two")
+        return controls
 
     @field_validator("sets")
     @classmethod

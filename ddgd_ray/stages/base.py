@@ -117,7 +117,7 @@ def _there(call: StageCall, store: Store) -> Artifact | None:
 def publish_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> None:
     """Calls of one stage that differ in their seeds alone, as many at once as module.num_at_once says; each is published."""
     module: Any = importlib.import_module(f"ddgd_ray.stages.{calls[0].stage}")
-    missing = [call for call in calls if _there(call, store) is None]
+    missing = [call for call in {call.key: call for call in calls}.values() if _there(call, store) is None]
     while missing:
         inputs = _input_paths(missing[0], store)
         num = module.num_at_once([call.spec for call in missing], inputs, ctx)

@@ -9,8 +9,11 @@ from ddgd_ray.engine.jobs import Job, Outcome, jobs_of
 from ddgd_ray.engine.objective import trial_value
 from ddgd_ray.engine.search import GridSearch, Proposal, Score
 from ddgd_ray.engine.sweep import planned_trials
+from ddgd_ray.spec.sweep import read_sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from tests.test_engine.fake_store import FakeStore, conduct, drain, finish
+
+FINALISTS = {"test": "finalists", "images.validation_per_class": 20}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -161,6 +164,28 @@ def test_the_search_is_told_the_mean_over_seeds_once_per_configuration(tiny: Any
     assert sorted(told) == [("fifo", 0.125), ("max", 0.125)]
 
 
+def test_a_configuration_that_cannot_run_counts_as_failed_and_the_search_goes_on(tiny: Any, tmp_path: Path) -> None:
+    told: dict[str, Score | None] = {}
+
+    class Jointly(GridSearch):
+        """Proposes what a file's check cannot know of: each value alone is fine."""
+
+        def __init__(self, sweep: Any) -> None:
+            super().__init__(sweep)
+            self._open.insert(1, Proposal(9, "empty", {"finetune.t_min": 600, "finetune.t_max": 500}))
+
+        def tell(self, proposal: Proposal, score: Score | None) -> None:
+            told[proposal.arm] = score
+
+    sweep, store = tiny(), FakeStore()
+    conductor = conduct(sweep, tmp_path, store, Jointly(sweep))
+    drain(conductor, store)
+    assert conductor.is_finished
+    assert told["empty"] is None
+    assert told["max"] is not None
+    assert told["fifo"] is not None
+
+
 def test_equal_calls_of_two_trials_are_one_job(tiny: Any, tmp_path: Path) -> None:
     sweep = tiny({"controls": ("pretrained", "random_real")})
     trials = [trial for trial in planned_trials(sweep) if trial.arm == "pretrained"]
@@ -171,7 +196,7 @@ def test_equal_calls_of_two_trials_are_one_job(tiny: Any, tmp_path: Path) -> Non
 
 
 def test_the_test_images_are_seen_by_the_best_arm_and_the_controls_alone_and_last(tiny: Any, tmp_path: Path) -> None:
-    sweep = tiny({"test": "finalists", "images.validation_per_class": 20})
+    sweep = tiny(FINALISTS)
     better = {item.call.key for trial in planned_trials(sweep) if trial.arm == "fifo" for item in trial.evaluators}
     store = FakeStore(value=lambda key: 0.6 if key in better else 0.5)
     jobs = drain(conduct(sweep, tmp_path, store), store)
@@ -190,10 +215,23 @@ def test_the_test_images_are_seen_by_the_best_arm_and_the_controls_alone_and_las
     }
 
 
+def test_an_arm_that_failed_at_a_seed_is_no_finalist(tiny: Any, tmp_path: Path) -> None:
+    sweep = tiny(FINALISTS | {"seeds.distill": (0, 1, 2), "controls": (), "resources.max_failed_share": 1.0})
+    lucky = {item.call.key for trial in planned_trials(sweep) if trial.name == "fifo-s0" for item in trial.evaluators}
+    store = FakeStore(value=lambda key: 0.9 if key in lucky else 0.5)
+    conductor = conduct(sweep, tmp_path, store)
+    while (job := conductor.next()) is not None:
+        if job.label in ("fifo-s1 finetune", "fifo-s2 finetune"):
+            conductor.ended(job.id, Outcome("diverged", is_final=True))
+        else:
+            finish(conductor, store, job)
+    assert {record.trial.arm for record in conductor.records if record.is_finalist} == {"max"}
+
+
 def test_more_finalists_continue_the_sweep(tiny: Any, tmp_path: Path) -> None:
-    store, changes = FakeStore(), {"test": "finalists", "images.validation_per_class": 20}
-    drain(conduct(tiny(changes), tmp_path, store), store)
-    more = drain(conduct(tiny(changes | {"objective.finalists": 2}), tmp_path, store), store)
+    store = FakeStore()
+    drain(conduct(tiny(FINALISTS), tmp_path, store), store)
+    more = drain(conduct(tiny(FINALISTS | {"objective.finalists": 2}), tmp_path, store), store)
     assert [job.kind for job in more] == ["test", "test"]
 
 
@@ -219,6 +257,15 @@ def test_quality_is_measured_beside_the_classifiers(tiny: Any, tmp_path: Path) -
     lines = {record.trial.name: record.as_json()["quality"] for record in conduct(sweep, tmp_path, store).records}
     assert [label for _, _, label in lines["herding-s0"]] == ["latents, 2 images per class", "network, 2 images per class"]
     assert lines["full_data-s0"] == []
+
+
+def test_the_main_protocol_named_once_more_is_no_further_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("name: a\npreset: digits\nvary: {finetune.steps: [5, 6]}\nevaluate: {also: [quick-digits, noaug]}\n")
+    for trial in planned_trials(read_sweep(path, {})):
+        keys = [item.call.key for item in trial.evaluators]
+        assert len(set(keys)) == len(keys)
+        assert {item.protocol for item in trial.evaluators if not item.is_main} == {"quick-digits-noaug"}
 
 
 def test_another_protocol_does_not_enter_the_objective(tiny: Any, tmp_path: Path) -> None:

@@ -202,6 +202,27 @@ def test_fixed_points_come_first(make: Callable[..., Sweep]) -> None:
     assert_no_zombie(search)
 
 
+@pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
+def test_fixed_points_that_are_added_later_come_next(algorithm: str, make: Callable[..., Sweep], tmp_path: Path) -> None:
+    def search(trials: int, *first: dict[str, Any]) -> OptunaSearch:
+        sweep = make(algorithm=algorithm, population=4, trials=trials, first=first)
+        return OptunaSearch(sweep, Proposals(tmp_path / "p.jsonl"))
+
+    before = [dict(one.params) for one in run(search(6), random.Random(0))]
+    added = {POP: "fifo", SIZE: 200, LAMBDA: 0.01}
+    after = [dict(one.params) for one in run(search(9, added), random.Random(0))]
+    assert after[:6] == before
+    assert after[6] == added
+    assert added not in after[7:]
+
+
+def test_a_whole_number_is_the_same_point_of_a_float_range(make: Callable[..., Sweep]) -> None:
+    space = "finetune.lambda_g: {type: float, low: 0, high: 1, step: 0.5}\n"
+    search = OptunaSearch(make(space, algorithm="grid", first=({LAMBDA: 0},)))
+    proposed = run(search, random.Random(0), lambda params: Score((params[LAMBDA],)))
+    assert [one.params[LAMBDA] for one in proposed] == [0, 0.5, 1.0]
+
+
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "nsga2", "grid"])
 @pytest.mark.parametrize("mode", ["deterministic", "asynchronous"])
 def test_a_finite_space_is_used_up_once_and_the_search_says_so(algorithm: str, mode: str, make: Callable[..., Sweep]) -> None:

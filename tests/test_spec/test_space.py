@@ -64,6 +64,7 @@ def test_a_distribution_keeps_what_was_written(tmp_path: Path) -> None:
         ("{type: float, high: 64}", ".low", "this key is required"),
         ("{type: float, low: 1, high: 2, steps: 1}", ".steps", "unknown key"),
         ("{type: float, low: 0, high: 1, step: 0.3}", "", "step 0.3 does not lead from 0.0 to 1.0: the last value is 0.9"),
+        ("{type: float, low: 0, high: 1, step: 1e-320}", "", "step 1e-320 is too small for the range from 0.0 to 1.0"),
         ("{type: float, low: 1, high: 2, step: 1, log: true}", "", "log and step exclude each other"),
         ("{type: int, low: 1, high: 10, step: -1}", ".step", "expected a number >= 0, got integer -1"),
         ("{type: choice, values: [0.1]}", ".values", "expected a list of at least 2"),

@@ -66,6 +66,8 @@ def test_an_override_deep_in_a_section_leaves_its_neighbours(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "start", "words"),
     [
+        ("name: a\nvary: {finetune.lambda_g: [0, 0.0]}\n", "spec]: a.yaml:2 vary", "lists a value twice"),
+        (BASE + "controls: [plain, plain]\n", "spec]: a.yaml:4 controls", "a control is listed twice"),
         (BASE + "evalute: {}\n", "unknown-key]: a.yaml:4 evalute", "did you mean evaluate?"),
         (BASE + "seeds:\n  distil: [0]\n", "unknown-key]: a.yaml:5 seeds.distil", "did you mean distill?"),
         (BASE + "preset: imagewof\n", "unknown-preset]: a.yaml:4 preset", "did you mean imagewoof?"),
@@ -148,6 +150,8 @@ def test_a_wrong_override_is_told_as_such(overrides: dict[str, Any], start: str,
         ('finetune.memory_real.size: [32, "64"]', "remove the quotes"),
         ("finetune.memory_real.size: [32, yes]", "expected an integer, got text 'yes'"),
         ("finetune.lambda_r: [0.1, -0.1]", "expected a number >= 0, got number -0.1"),
+        ("finetune.lambda_r: [0.1, .INF]", "finite"),
+        (f"finetune.lambda_r: [0.1, {'9' * 5000}]", "finite"),
         ("finetune.lambda_gen: [0.1, 0.2]", "did you mean lambda_g?"),
         ("finetune: [1, 2]", "finetune is not a field of a preset"),
         ("evaluate.network: [convnet3, convnet6]", "use evaluate.networks in its place"),
@@ -157,6 +161,18 @@ def test_a_wrong_varied_value_names_the_line_of_the_sweep_file(line: str, words:
     (message,) = refusal(tmp_path, f"{BASE}  {line}\n")
     assert "]: a.yaml:4" in message
     assert words in message
+
+
+def test_values_that_are_fine_alone_and_not_together_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    text = "name: a\npreset: digits\nvary:\n  finetune.t_min: [0, 600]\n  finetune.t_max: [500, 1000]\n"
+    (message,) = refusal(tmp_path, text)
+    assert "a.yaml:5 finetune.t_max: expected more than t_min = 600, got 500" in message
+
+
+def test_a_ready_made_set_may_not_have_the_name_of_an_arm(tmp_path: Path) -> None:
+    text = "name: a\npreset: digits\nvary:\n  finetune.memory_real.pop: [fifo, random]\nsets: {fifo: nowhere}\n"
+    with pytest.raises(SpecError, match=r"a\.yaml:5 sets\.fifo: fifo is also an arm of `vary`"):
+        plan_controls(sweep(tmp_path, text))
 
 
 def test_every_mistake_is_told_in_one_go(tmp_path: Path) -> None:
