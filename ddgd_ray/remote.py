@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 import os
+import random
 import re
 import threading
 import time
@@ -71,7 +72,7 @@ def url_of(run_dir: Path) -> str:
 class Remote:
     """Objects below a URL, by name: `manifests/encode/...`. Each call ends within a bounded time, or raises StageError."""
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0, tries: int = 5, is_conditional: bool = True) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 30.0, tries: int = 9, is_conditional: bool = True) -> None:
         """timeout_s: of one try, and a second more for each MB. is_conditional: the store can create without replacing."""
         self.url, self.timeout_s, self.tries, self.is_conditional = url.rstrip("/"), timeout_s, tries, is_conditional
 
@@ -165,6 +166,13 @@ class Remote:
             with suppress(FileNotFoundError):
                 self._call("remove", prefix, lambda: self.opened[0].rm(self._path(prefix), recursive=True))
 
+    def discard(self, prefix: str) -> None:
+        """Like remove_tree for what nobody needs any more: when that fails, it is left behind."""
+        try:
+            self.remove_tree(prefix)
+        except StageError as err:
+            log.warning("left behind: %s", err)
+
     def names(self, prefix: str) -> list[str]:
         """Of the objects right below the prefix, in order."""
         try:
@@ -228,7 +236,7 @@ class Remote:
             if is_final or type(problem).__name__ in FINAL_NAMES or number == self.tries:
                 break
             log.warning("%s: %s %s, try %d: %s", self, what, name, number, self._text(problem))
-            time.sleep(min(8.0, 0.125 * 2**number))
+            time.sleep(min(8.0, 0.125 * 2**number) * random.uniform(0.75, 1.25))  # many workers do not come back at once
         waited = time.monotonic() - started
         raise StageError(
             f"cannot {what} {name}: {self._text(problem)} ({number} tries in {waited:.0f} s)",

@@ -166,7 +166,7 @@ class RemoteStore(Store):
             self._known(stage, key).unlink(missing_ok=True)
             return super()._commit(scratch, manifest)
         self._count_dropped(stage, key)
-        self.remote.remove_tree(there)
+        self.remote.discard(there)
         published = self.get(stage, key)
         assert published is not None
         return published
@@ -227,7 +227,7 @@ class RemoteStore(Store):
         if mirror is not None:
             mirror.stop(push=False)
         if mirror is None or mirror.has_remote:
-            self.remote.remove_tree(f"kept/{key}")
+            self.remote.discard(f"kept/{key}")
         super().drop_kept(key)
 
     def in_progress(self) -> list[str]:

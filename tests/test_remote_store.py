@@ -307,6 +307,23 @@ def test_storage_that_fails_three_times_is_tried_again(host: Host, tmp_path: Pat
     assert host("b", a.remote.url).usable("pretrain", KEY) is not None
 
 
+def test_what_cannot_be_cleared_away_is_left_behind(
+    host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is published: a clean-up that fails must not undo that."""
+    a = host("a", f"file://{tmp_path}/there")
+    (a.keep(KEY) / "checkpoint").write_text("as far as this")
+    a.push_kept(KEY)
+    publish(a)
+
+    def down(prefix: str) -> None:
+        raise StageError("no answer", code="storage", where=str(a.remote))
+
+    monkeypatch.setattr(a.remote, "remove_tree", down)
+    a.drop_kept(KEY)
+    assert caplog.text.count("left behind") == 1
+
+
 def test_storage_that_hangs_is_given_up_in_time_and_named_without_its_password(tmp_path: Path) -> None:
     word = uuid.uuid4().hex
     remote = Remote(f"file://user:{word}@{tmp_path}/there?token={word}", timeout_s=0.1, tries=2)

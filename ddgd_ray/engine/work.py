@@ -52,7 +52,8 @@ def run_job(
     except Stopped as err:
         return Outcome(str(err), is_lost=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except DdgdError as err:
-        is_final = not isinstance(err, DamagedArtifact)  # what is damaged was set aside, and can be made again
+        # what is damaged was set aside, and can be made again; storage that did not answer may do so soon
+        is_final = not (isinstance(err, DamagedArtifact) or err.code == "storage")
         return Outcome(str(err), is_final=is_final, seconds=time.monotonic() - started, exit_code=err.exit_code)
     except Exception as err:
         log.exception("%s failed", job.label)

@@ -9,6 +9,8 @@ from ddgd_ray.engine.jobs import Job, Outcome, jobs_of
 from ddgd_ray.engine.objective import trial_value
 from ddgd_ray.engine.search import GridSearch, Proposal, Score
 from ddgd_ray.engine.sweep import planned_trials
+from ddgd_ray.engine.work import run_job
+from ddgd_ray.errors import StageError
 from ddgd_ray.spec.sweep import read_sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from tests.test_engine.fake_store import FakeStore, conduct, drain, finish
@@ -112,6 +114,15 @@ def test_a_worker_that_died_after_publishing_has_not_failed(tiny: Any, tmp_path:
     store.published.update(call.ref for call in job.calls)
     conductor.ended(job.id, Outcome("the worker process died"))
     assert conductor.num_done == 1
+
+
+@pytest.mark.parametrize(("code", "is_final"), [("storage", False), ("non-finite", True)])
+def test_storage_that_does_not_answer_is_no_fault_of_the_job(code: str, is_final: bool, tiny: Any) -> None:
+    def publish(*args: Any) -> None:
+        raise StageError("no", code=code, where="here")
+
+    job = next(jobs_of(planned_trials(tiny())[0], ResourcesSpec()))
+    assert run_job(job, FakeStore(), ResourcesSpec(), publish).is_final == is_final  # type: ignore[arg-type]
 
 
 def test_too_many_failures_stop_the_sweep(tiny: Any, tmp_path: Path) -> None:
