@@ -95,15 +95,19 @@ class Conductor:
         if reason == "interrupted":
             self.folder.order_stop()
 
+    def look_for_orders(self) -> None:
+        """By `ddgd-ray stop`, or of the budget."""
+        if not self.is_draining and self.folder.is_told_to_stop:
+            self.stop("interrupted")
+        if self.accounts is not None and self.accounts.is_spent:
+            self.stop("budget")
+
     def next(self, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
         """A job that may start now, or None: nothing is ready, nothing that is ready fits, or the sweep is being stopped.
 
         fits is asked for the oldest job of each kind, the most urgent kind first.
         """
-        if not self.is_draining and self.folder.is_told_to_stop:  # by `ddgd-ray stop`
-            self.stop("interrupted")
-        if self.accounts is not None and self.accounts.is_spent:
-            self.stop("budget")
+        self.look_for_orders()
         while not self.is_draining:
             job = self.queue.take(fits)
             if job is None:
@@ -120,8 +124,10 @@ class Conductor:
 
     def ended(self, job_id: str, outcome: Outcome) -> None:
         """Take note of an outcome; a job whose worker died is handed out again, alone."""
-        job = self.running.pop(job_id)
-        if not outcome.error or self._is_published(job):  # it may have died after publishing
+        job = self.running[job_id]
+        is_done = not outcome.error or self._is_published(job)  # it may have died after publishing
+        del self.running[job_id]
+        if is_done:
             self.num_done += 1
             self._account(job, outcome, "done")
             self._conclude(job)

@@ -3,15 +3,17 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ddgd_ray.engine.admission import Admission
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome
-from ddgd_ray.engine.ray_nodes import check_nodes, cluster_nodes, refuse_shards_apart
-from ddgd_ray.engine.ray_notes import StopRelay
+from ddgd_ray.engine.ray_nodes import NodeChecks, check_nodes, cluster_nodes, refuse_shards_apart
+from ddgd_ray.engine.ray_notes import StopRelay, drop, job_note, names
 from ddgd_ray.engine.rooms import Node
-from ddgd_ray.errors import ClusterError, EngineError
+from ddgd_ray.errors import EngineError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
@@ -37,11 +39,12 @@ class ClusterDriver:
             check_nodes(store, nodes)
             refuse_shards_apart(store, resources)
         self._stop_relay = StopRelay(store, conductor.folder.stop_file)
-        self._refused: set[str] = set()
+        self._checks = NodeChecks(store, nodes)
         self.trials: dict[str, str] = {}
         """{Tune's trial: its job} of all that are under way."""
         self._gone_since: dict[str, float] = {}
-        self.error: EngineError | None = None
+        self.error: Exception | None = None
+        """What ends the sweep and is raised once Tune has let go of it."""
         self._looked = self._moved = time.monotonic()
         self._has_lost = False
 
@@ -53,9 +56,35 @@ class ClusterDriver:
     def is_over(self) -> bool:
         return self.conductor.is_finished or self.error is not None
 
+    @contextmanager
+    def keeping_error(self) -> Iterator[None]:
+        """Tune takes what is raised in its loop for a trial's failure and goes on without the job, or ends at once."""
+        try:
+            yield
+        except Exception as err:
+            if self.error is None:
+                log.exception("the sweep ends")
+            self.error = self.error or err
+
+    def tend(self) -> None:
+        """What has to be done though no trial starts or ends."""
+        self._stop_relay.look()
+        if self.is_over:
+            return
+        self.look()
+        self.conductor.look_for_orders()
+        if self.conductor.is_draining:
+            self._let_go_of_unstarted()
+
+    def _let_go_of_unstarted(self) -> None:
+        """Jobs whose process has not come up: on a cluster that others use too, it may not for hours."""
+        waiting = set(names(job_note("")))
+        for trial in [trial for trial in self.trials if job_note(trial) in waiting]:
+            drop(job_note(trial))
+            self.conductor.ended(self.trials.pop(trial), Outcome("it had not started", is_lost=True))
+
     def next(self) -> Job | None:
         """The next job that has room; None: nothing now, or never again."""
-        self._stop_relay.look()
         if self.is_over:
             return None
         self.look()
@@ -124,18 +153,9 @@ class ClusterDriver:
         return {seat.node for seat in self.admission.seats(job_id)} - self.admission.nodes.keys()
 
     def _checked(self, nodes: list[Node]) -> list[Node]:
-        """Without those that joined and cannot work on this run."""
+        """Those that are known to be able to work on this run."""
         self.is_pinned = self.is_pinned or len(nodes) > 1
-        for node in nodes:
-            if node.id not in self.admission.nodes and node.id not in self._refused:
-                try:
-                    check_nodes(self.store, [node])
-                except ClusterError as err:
-                    log.warning("%s", err)
-                    self._refused.add(node.id)
-                else:
-                    log.info("node %s (%s) joined", node.id[:8], node.name)
-        return [node for node in nodes if node.id not in self._refused]
+        return self._checks.sound(nodes)
 
 
 def _release_unplaceable() -> None:

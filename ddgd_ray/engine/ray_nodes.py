@@ -1,8 +1,10 @@
 """The door to a cluster's nodes: what they offer, and whether all of them can work on this run."""
 
 import logging
+import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 
 NODES_S = 120.0  # a node may have to install the runtime environment first
+AGAIN_S = 300.0  # until a node that could not work on this run is asked once more
 SEEN_S = 10.0  # network file systems show new files after up to some seconds
 
 log = logging.getLogger(__name__)
@@ -60,13 +63,71 @@ class FolderBoard:
 Ask = Callable[[Board, str, bytes, list[Node]], Mapping[str, str]]
 
 
+class NodeChecks:
+    """Which nodes can work on this run. Those that join are asked in a thread of their own: an answer may take minutes."""
+
+    def __init__(self, store: Store, nodes: list[Node]) -> None:
+        """nodes: those that were checked already."""
+        self._store = store
+        self._sound = {node.id for node in nodes}
+        self._refused: dict[str, float] = {}
+        self._asking: threading.Thread | None = None
+
+    def sound(self, nodes: list[Node]) -> list[Node]:
+        """Those of them that are known to be; the others are asked, and those that could not asked again after a while."""
+        before = time.monotonic() - AGAIN_S
+        new = [node for node in nodes if node.id not in self._sound and self._refused.get(node.id, -math.inf) < before]
+        if new and (self._asking is None or not self._asking.is_alive()):
+            self._asking = threading.Thread(target=self._ask, args=(new,), name="node-check", daemon=True)
+            self._asking.start()
+        return [node for node in nodes if node.id in self._sound]
+
+    def _ask(self, nodes: list[Node]) -> None:
+        try:
+            problems = problems_of(self._store, nodes)
+        except Exception as err:
+            log.exception("nodes that joined could not be checked")
+            problems = {node.id: str(err) for node in nodes}
+        for node in nodes:
+            if not problems[node.id]:
+                log.info("node %s (%s) joined", node.id[:8], node.name)
+                self._sound.add(node.id)
+                continue
+            if node.id not in self._refused:
+                log.warning("node %s (%s) cannot work on this run: %s", node.id[:8], node.name, problems[node.id])
+            self._refused[node.id] = time.monotonic()
+
+
 def check_nodes(store: Store, nodes: list[Node]) -> None:
     """Each of them must have this package and see our storage. Raises ClusterError that names those that do not."""
-    folder = store.root / "scratch"  # behind a URL, what is there counts, not this cache
-    check_shared(store.remote or FolderBoard(folder), str(store.remote or folder), nodes, ask_nodes)
+    board = _board(store)
+    check_shared(board, str(store.remote or board.folder), nodes, ask_nodes)
+
+
+def problems_of(store: Store, nodes: list[Node]) -> Mapping[str, str]:
+    """{node id: what keeps it from working on this run, or ""}."""
+    return problems_on(_board(store), nodes, ask_nodes)
+
+
+def _board(store: Store) -> Any:
+    return store.remote or FolderBoard(store.root / "scratch")  # behind a URL, what is there counts, not this cache
 
 
 def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
+    """Raises ClusterError that names the nodes with problems."""
+    problems = problems_on(board, nodes, ask)
+    bad = [f"{node.name or 'node'} ({node.id[:8]}): {problems[node.id]}" for node in nodes if problems[node.id]]
+    if bad:
+        lines = "\n".join(f"    {line}" for line in bad)
+        raise ClusterError(
+            f"{len(bad)} of {len(nodes)} nodes cannot work on this run:\n{lines}",
+            code="not-shared",
+            where=where,
+            fix="choose a --run-dir on storage that all nodes reach under the same path, or an s3:// address",
+        )
+
+
+def problems_on(board: Board, nodes: list[Node], ask: Ask) -> Mapping[str, str]:
     """ask(board, name, text, nodes): {node id: "" or what went wrong there}; a node reads the note and leaves one as answer."""
     text = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}".encode()
     name = f"shared-{time.time_ns()}"
@@ -81,15 +142,7 @@ def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
             board.remove(answer)
     finally:
         board.remove(name)
-    bad = [f"{node.name or 'node'} ({node.id[:8]}): {problems[node.id]}" for node in nodes if problems[node.id]]
-    if bad:
-        lines = "\n".join(f"    {line}" for line in bad)
-        raise ClusterError(
-            f"{len(bad)} of {len(nodes)} nodes cannot work on this run:\n{lines}",
-            code="not-shared",
-            where=where,
-            fix="choose a --run-dir on storage that all nodes reach under the same path, or an s3:// address",
-        )
+    return problems
 
 
 def refuse_shards_apart(store: Store, resources: ResourcesSpec) -> None:

@@ -39,6 +39,11 @@ def drop(name: str) -> None:
     _internal_kv_del(name, namespace=NAMESPACE)
 
 
+def job_note(trial_id: str) -> str:
+    """Of the job that one of Tune's trials is to do: there until a process has taken it up."""
+    return f"job/{trial_id}"
+
+
 def store_name(store: Store) -> str:
     """Tells a store from those of others who use the cluster: they may make artifacts of the same keys at the same time."""
     place = str(store.root.absolute()) if store.remote is None else store.remote.url

@@ -96,13 +96,13 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
         label_selector=[{NODE: node} for node in width.nodes] or None,
     )
     is_whole = gpus >= 1 and ctx.device != "cpu"  # NCCL refuses two ranks on one GPU
-    retries = 0 if width.nodes else width.max_failures
+    retries, preemptions = (0, 0) if width.nodes else (width.max_failures, -1)
     _remove_groups(_name_of(call, store))  # of a process that died before it could
     with _run_name(call, store) as name:
         run = RunConfig(
             name=name,
             **_storage(store),
-            failure_config=FailureConfig(max_failures=retries, controller_failure_limit=START_ATTEMPTS),
+            failure_config=FailureConfig(retries, controller_failure_limit=START_ATTEMPTS, max_preemption_failures=preemptions),
         )
         settings = {"call": call, "store": store, "ctx": ctx, "name": name}
         trainer = TorchTrainer(
@@ -138,7 +138,7 @@ def _run_name(call: StageCall, store: Store) -> Iterator[str]:
     finally:
         shutil.rmtree(_train_folder(store) / name, ignore_errors=True)
         if store.remote is not None:
-            store.remote.remove_tree(f"train/{name}")
+            store.remote.discard(f"train/{name}")
         forget(name)
 
 
@@ -265,6 +265,10 @@ def forget(name: str) -> None:
 def _named(err: Exception, retries: int, where: str) -> Exception:
     """What became of a run of Train's, in one line; an EngineError is final."""
     failures = getattr(err, "worker_failures", None)
+    if type(getattr(err, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+        return Stopped(
+            "no room for its workers in several minutes: somebody else on this cluster holds what they need", where=where
+        )
     if not failures:  # of Train itself, as when the port that it chose was taken meanwhile: it does not try again
         return RuntimeError(f"Ray Train gave up: {_last_line(err)}")
     rank, last = min(failures.items())

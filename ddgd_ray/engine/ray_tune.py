@@ -19,7 +19,7 @@ from ddgd_ray.engine.ray_cluster import SETTINGS as SETTINGS
 from ddgd_ray.engine.ray_cluster import hush, start_ray
 from ddgd_ray.engine.ray_driver import ClusterDriver
 from ddgd_ray.engine.ray_encode import encode_over_cluster
-from ddgd_ray.engine.ray_notes import drop, stop_file_here, tell, told
+from ddgd_ray.engine.ray_notes import drop, job_note, stop_file_here, tell, told
 from ddgd_ray.engine.ray_train import NODE, Width, publish_with_train
 from ddgd_ray.engine.work import run_job
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -63,6 +63,7 @@ def run_with_tune(
             storage_path=str((conductor.folder.path / "tune").absolute()),
             verbose=0,
             callbacks=[_forgetter()],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # on other hosts this folder is not there
             stop=_stopper(cluster),
         ),
     )
@@ -75,12 +76,14 @@ def _stopper(cluster: ClusterDriver) -> Any:
     from ray.tune import Stopper
 
     class Over(Stopper):
-        """Tune would wait for trials that were given up."""
+        """Tune would wait for trials that were given up. It asks at every step of its loop, whatever waits there."""
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
+            with cluster.keeping_error():
+                cluster.tend()
             return cluster.is_over
 
     return Over()
@@ -108,15 +111,20 @@ def _searcher(cluster: ClusterDriver) -> Any:
             super().__init__(metric="seconds", mode="min")
 
         def suggest(self, trial_id: str) -> Any:
-            job = cluster.next()
-            if job is None:
-                return Searcher.FINISHED if cluster.is_over else None
-            cluster.trials[trial_id] = job.id
-            tell(_note(trial_id), pickle.dumps(job).hex())  # Tune would keep seven copies of it until the end
-            return {"job": trial_id, **cluster.trial(job)}
+            with cluster.keeping_error():
+                job = cluster.next()
+                if job is not None:
+                    cluster.trials[trial_id] = job.id
+                    tell(job_note(trial_id), pickle.dumps(job).hex())  # Tune would keep seven copies of it until the end
+                    return {"job": trial_id, **cluster.trial(job)}
+            return Searcher.FINISHED if cluster.is_over else None
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            drop(_note(trial_id))
+            with cluster.keeping_error():
+                self._take(trial_id, result, error=error)
+
+        def _take(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
+            drop(job_note(trial_id))
             job_id = cluster.trials.pop(trial_id, None)
             if job_id is None:
                 return  # given up before
@@ -133,10 +141,6 @@ def _searcher(cluster: ClusterDriver) -> Any:
             raise AssertionError("each start is a new experiment")
 
     return ConductorSearch()
-
-
-def _note(trial_id: str) -> str:
-    return f"job/{trial_id}"
 
 
 def _request(config: Mapping[str, Any]) -> Any:
@@ -167,7 +171,9 @@ def _trainable() -> type:
             pass
 
         def step(self) -> dict[str, Any]:
-            job: Job = pickle.loads(bytes.fromhex(told(_note(self.config["job"]))))
+            note = job_note(self.config["job"])
+            job: Job = pickle.loads(bytes.fromhex(told(note)))
+            drop(note)  # it has started
             amounts = self.resources.of(job.stage)
             width = Width(
                 self.config["num_workers"],

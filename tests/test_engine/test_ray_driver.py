@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine import ray_driver
+from ddgd_ray.engine import ray_driver, ray_nodes
 from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.engine.ray_driver import ClusterDriver
-from ddgd_ray.engine.ray_tune import run_with_tune
+from ddgd_ray.engine.ray_nodes import NodeChecks
+from ddgd_ray.engine.ray_notes import drop, job_note
+from ddgd_ray.engine.ray_tune import _searcher, _stopper, run_with_tune
 from ddgd_ray.engine.rooms import Node
 from ddgd_ray.engine.sweep import run_sweep
+from ddgd_ray.errors import StageError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
 from tests.test_engine.fake_store import FakeStore, conduct
@@ -52,6 +55,80 @@ def test_a_job_whose_node_is_gone_is_handed_out_again_though_ray_says_nothing(
     again = driver.next()
     assert again is not None
     assert again.id == first.id
+
+
+@pytest.fixture
+def under_tune(tiny: Any, tmp_path: Path, nodes: list[Node], ray_cluster: None) -> tuple[ClusterDriver, Any, Any]:
+    """A driver, and what Tune has of it: the searcher and the stopper."""
+    sweep, store = tiny(), FakeStore()
+    driver = ClusterDriver(conduct(sweep, tmp_path, store), store, sweep.spec.resources)  # type: ignore[arg-type]
+    return driver, _searcher(driver), _stopper(driver)
+
+
+def test_an_error_of_our_own_ends_the_sweep_with_its_name(under_tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune would take it for the trial's, go on without the job, and wait for what needs it."""
+    from ray.tune.search import Searcher
+
+    driver, searcher, stopper = under_tune
+    given = searcher.suggest("a")
+    job_id = driver.trials["a"]
+    down = StageError("no answer", code="storage", where="s3://bucket")
+
+    def has(*ref: str) -> bool:
+        raise down
+
+    monkeypatch.setattr(driver.store, "has", has)
+    searcher.on_trial_complete(trial_id="a", error=True)
+    assert given["job"] == "a"
+    assert driver.error is down
+    assert job_id in driver.conductor.running
+    assert searcher.suggest("b") == Searcher.FINISHED
+    assert stopper.stop_all()
+
+
+def test_nodes_are_looked_at_though_no_trial_starts_or_ends(
+    under_tune: Any, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, searcher, stopper = under_tune
+    searcher.suggest("a")
+    (lost,) = driver.admission.seats(driver.trials["a"])
+    nodes.remove(next(node for node in nodes if node.id == lost.node))
+    monkeypatch.setattr(ray_driver, "GONE_S", -1.0)
+    assert not stopper.stop_all()
+    assert driver.trials == {}
+
+
+def test_a_sweep_that_is_told_to_stop_does_not_wait_for_processes_to_start(under_tune: Any) -> None:
+    driver, searcher, stopper = under_tune
+    searcher.suggest("started")
+    searcher.suggest("waits")
+    drop(job_note("started"))  # as its process does
+    driver.conductor.folder.order_stop()
+    assert not stopper.stop_all()
+    assert set(driver.trials) == {"started"}
+    searcher.on_trial_complete(trial_id="started", result=vars(Outcome("told to stop", is_lost=True)))
+    assert stopper.stop_all()
+    assert driver.error is None
+
+
+def test_nodes_that_join_are_asked_beside_the_sweep_and_once_more_when_they_could_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"left": "", "right": "", "late": "no answer"}
+    monkeypatch.setattr(ray_nodes, "problems_of", lambda store, nodes: {node.id: answers[node.id] for node in nodes})
+    checks, both = NodeChecks(Store(tmp_path), NODES[:1]), [*NODES, Node("late", {"CPU": 1.0}, "late")]
+
+    def sound_in_the_end() -> set[str]:
+        checks.sound(both)
+        assert checks._asking is not None
+        checks._asking.join(10)
+        return {node.id for node in checks.sound(both)}
+
+    assert sound_in_the_end() == {"left", "right"}
+    answers["late"] = ""
+    assert sound_in_the_end() == {"left", "right"}, "not asked again so soon"
+    monkeypatch.setattr(ray_nodes, "AGAIN_S", 0.0)
+    assert sound_in_the_end() == {"left", "right", "late"}
 
 
 @pytest.mark.slow

@@ -70,6 +70,15 @@ def test_a_start_that_fails_each_time_is_named(sweep_with: Any) -> None:
     assert "workers were lost" not in error
 
 
+def test_waiting_for_room_uses_up_no_attempt(sweep_with: Any) -> None:
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    result, fits = sweep_with([ControllerError(WorkerGroupStartupTimeoutError(2)) for _ in range(5)])
+    assert result.exit_code == 0
+    assert fits["finetune"] == 6
+
+
 def test_workers_lost_again_and_again_are_final_and_named(sweep_with: Any) -> None:
     from ray.train import WorkerGroupError
 

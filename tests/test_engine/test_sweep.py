@@ -125,6 +125,7 @@ def test_a_sweep_under_ray_equals_one_in_process_and_is_quiet_the_second_time(
     result = run_sweep(tiny(), tmp_path, run_with_tune, emit=listen)
     assert result.exit_code == 0
     assert tables(result) == tables(calm)
+    assert not list((tmp_path / "tiny" / "tune").rglob("checkpoint_*")), "of Tune's; workers elsewhere could not write them"
     assert run_sweep(tiny(), tmp_path, run_with_tune).num_ran == 0
 
 
