@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 LOOK_S = 0.5
-AGREED_STEPS = 20  # reading the answer waits for the device: not after every step
+AGREE_S = 2.0
+MAX_STEPS = 20  # between agreements; reading the answer waits for the device: not after every step
 State = dict[str, Tensor]
 
 
@@ -105,20 +106,26 @@ class StopOrders:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx, self._looked = ctx, 0.0
+        self._step = self._next = 0
 
     def has_come(self, step: int) -> bool:
-        """All ranks ask after every step. One alone looks twice a second; several agree on it every AGREED_STEPS steps."""
+        """All ranks ask after every step. One alone looks twice a second; several agree on it about every two seconds."""
+        now = time.monotonic()
         if self._ctx.num_ranks == 1:
-            now = time.monotonic()
             if now - self._looked < LOOK_S:
                 return False
             self._looked = now
             return self._ctx.is_told_to_stop
-        if step % AGREED_STEPS:
+        if step < self._next:
             return False
-        order = torch.tensor([float(self._ctx.is_told_to_stop)], device=self._ctx.device)
-        dist.broadcast(order, src=0)
-        return bool(order.item())
+        step_s = (now - self._looked) / max(1, step - self._step)
+        num_steps = min(MAX_STEPS, max(1, int(AGREE_S / max(step_s, 1e-9)))) if self._step else 1
+        agreed = torch.tensor([float(self._ctx.is_told_to_stop), num_steps], device=self._ctx.device)
+        dist.broadcast(agreed, src=0)
+        self._looked, self._step = now, step
+        order, num_steps = agreed.tolist()
+        self._next = step + int(num_steps)
+        return bool(order)
 
 
 def _file(checkpoint: Path, name: str) -> Path:

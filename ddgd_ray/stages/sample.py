@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddgd_ray.errors import Stopped
 from ddgd_ray.method.dit import denoise
 from ddgd_ray.method.sampling import noise_stream, sample
 from ddgd_ray.spec.stages import SampleSpec
 from ddgd_ray.stages.adapters import load_finetuned
 from ddgd_ray.stages.backbone import Autoencoder
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.checkpoint import StopOrders
 from ddgd_ray.stages.distilled import describe, image_name
 from ddgd_ray.stages.images import generator_labels
 from ddgd_ray.stages.png_folder import PngFolder
@@ -54,6 +56,7 @@ def _draw_missing(spec: SampleSpec, inputs: dict[str, Path], ctx: Context, wante
     missing = _agreed([item for item in wanted if image_name(spec.images, *item) not in done], wanted, ctx)
     draw = _Draw(spec, inputs, ctx) if missing else None
     shares = [missing[rank :: ctx.num_ranks] for rank in range(ctx.num_ranks)]
+    orders = StopOrders(ctx)
     for start in range(0, len(shares[0]), ctx.chunk):
         assert draw is not None
         parts = [share[start : start + ctx.chunk] for share in shares]
@@ -63,6 +66,8 @@ def _draw_missing(spec: SampleSpec, inputs: dict[str, Path], ctx: Context, wante
             pngs.put(dict(zip(names, images.numpy(), strict=True)))
         num_images = len(wanted) - len(missing) + sum(min(start + ctx.chunk, len(share)) for share in shares)
         ctx.report(num_images, {"num_images": num_images})
+        if ctx.num_ranks > 1 and num_images < len(wanted) and orders.has_come(num_images):
+            raise Stopped(f"told to stop after {num_images} of {len(wanted)} images", where="sample")
 
 
 class _Draw:

@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from torch import Tensor
 
-from ddgd_ray.errors import SpecError
+from ddgd_ray.errors import SpecError, Stopped
 from ddgd_ray.method.difffit import freeze_all_but, trainable_state
 from ddgd_ray.method.noise import linear_schedule
 from ddgd_ray.method.sampling import Ddim, noise_stream, sample
@@ -120,6 +120,28 @@ def test_two_workers_draw_the_set_of_one_and_resume_it(made: Any, expected: dict
     mp.start_processes(_one_rank, (2, made, tmp_path), nprocs=2, start_method="fork")
     assert pngs(tmp_path / "set0") == expected
     assert not list((tmp_path / "set1").iterdir())
+
+
+def _one_stopped_rank(rank: int, num_ranks: int, made: Any, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=num_ranks)
+    out, stop_file = folder / f"set{rank}", folder / "stop"
+    out.mkdir()
+
+    def report(step: int, metrics: Any) -> None:
+        stop_file.touch()
+
+    mine = {"rank": rank, "num_ranks": num_ranks, "keep": folder / "kept", "report": report}
+    with pytest.raises(Stopped, match="told to stop after 8 of"):
+        stage.run(made[0], made[1], out, Context(chunk=4, stop_file=stop_file if rank == 0 else None, **mine))
+    dist.destroy_process_group()
+
+
+def test_two_workers_stop_together_when_one_is_told_to_and_keep_what_they_have(
+    made: Any, expected: dict[str, str], tmp_path: Path
+) -> None:
+    mp.start_processes(_one_stopped_rank, (2, made, tmp_path), nprocs=2, start_method="fork")
+    assert len(pngs(tmp_path / "kept")) == 8
+    assert draw(made, tmp_path / "set", Context(keep=tmp_path / "kept")) == expected
 
 
 class _CrashedError(Exception):
