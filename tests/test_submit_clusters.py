@@ -129,7 +129,8 @@ def runs_as(script: str, place: str, really: Path, **environment: str) -> tuple[
     """Run a script, `place` standing for a folder here, with a stand-in for the sweep: code, the words it got, the output."""
     stand_in = really / "bin" / "ddgd-ray"
     stand_in.parent.mkdir(exist_ok=True)
-    stand_in.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" >{really}/words\necho "$MARK" >{really}/mark\n')
+    records = 'printf "%s\\0" "$@" >words\necho "$MARK" >mark\necho "$DDGD_JOB" >job'
+    stand_in.write_text(f"#!/bin/bash\ncd {really}\n{records}\n")
     stand_in.chmod(0o755)
     env = {"PATH": f"{stand_in.parent}:/usr/bin:/bin", "HOME": str(really), "MARK": ""}
     ran = subprocess.run(
@@ -148,6 +149,14 @@ def test_in_the_pod_the_sweep_finds_its_file_and_its_search_space(submit: Submit
     assert words[2:] == ["--run-dir", "/data/runs", "--address", "auto", "--preset", "digits", "--set", "images.root=$(x) 'y"]
     assert read_sweep(Path(words[1]), {}).space == read_sweep(SEARCH, {}).space
     assert (pod / "mark").read_text() == "a b\n"
+
+
+def test_every_retry_of_a_ray_job_is_the_same_job_to_the_sweep(submit: Submit, tmp_path: Path) -> None:
+    file = submit(*on_a_claim("--namespace", "lab"))
+    _, job = documents(file)
+    pod = mounted(file, tmp_path / "pod")
+    assert runs_as((pod / "sweep.sh").read_text(), "/etc/ddgd", pod)[0] == 0
+    assert (pod / "job").read_text() == f"lab/{job['metadata']['name']}\n"
 
 
 def test_a_missing_variable_stops_the_sweep_in_the_pod(submit: Submit, tmp_path: Path) -> None:
