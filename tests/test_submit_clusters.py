@@ -146,7 +146,8 @@ def test_in_the_pod_the_sweep_finds_its_file_and_its_search_space(submit: Submit
     code, words, output = runs_as((pod / "sweep.sh").read_text(), "/etc/ddgd", pod)
     assert code == 0, output
     assert words[0] == "sweep"
-    assert words[2:] == ["--run-dir", "/data/runs", "--address", "auto", "--preset", "digits", "--set", "images.root=$(x) 'y"]
+    assert words[2:8] == ["--run-dir", "/data/runs", "--address", "auto", "--min-nodes", "1"]
+    assert words[8:] == ["--preset", "digits", "--set", "images.root=$(x) 'y"]
     assert read_sweep(Path(words[1]), {}).space == read_sweep(SEARCH, {}).space
     assert (pod / "mark").read_text() == "a b\n"
 
@@ -284,7 +285,7 @@ def test_on_the_cluster_the_sweep_finds_its_file_and_its_search_space(submit: Su
     (head / ".ddgd-env").write_text("MARK=from-the-file\n")
     code, words, output = runs_as((head / "sweep.sh").read_text(), place, head)
     assert code == 0, output
-    assert words[2:] == ["--run-dir", "/shared/my runs", "--address", "auto", "--preset", "digits"]
+    assert words[2:] == ["--run-dir", "/shared/my runs", "--address", "auto", "--min-nodes", "2", "--preset", "digits"]
     assert read_sweep(Path(words[1]), {}).space == read_sweep(SEARCH, {}).space
     assert (head / "mark").read_text() == "from-the-file\n"
 

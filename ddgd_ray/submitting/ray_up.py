@@ -58,6 +58,7 @@ def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
     files["submit.sh"] = render(
         "ray-up.sh.j2",
         name=job.name,
+        nodes=job.nodes,
         cluster=str(folder / "cluster.yaml"),
         sweep_command=shlex.join(["bash", f"{place}/sweep.sh"]),
         is_cloud=not up.hosts,

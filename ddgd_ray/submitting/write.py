@@ -44,6 +44,7 @@ def sweep_script(job: Job, file: str, folder: str, scheduled_as: str = "") -> st
         folder=folder,
         file=file,
         run_dir=job.run_dir,
+        nodes=job.nodes,
         options=job.options,
         scheduled_as=scheduled_as,
     )
