@@ -261,6 +261,20 @@ def test_machines_of_aws_offer_what_was_asked_and_the_head_runs_no_job(submit: S
     assert any("--num-cpus=0" in command for command in cluster["head_start_ray_commands"])
 
 
+@pytest.mark.parametrize("options", [AWS, HOSTS])
+def test_ray_s_commands_find_a_ray_that_only_the_setup_brings(submit: Submit, tmp_path: Path, options: tuple[str, ...]) -> None:
+    ray = tmp_path / "environment" / "ray"
+    ray.parent.mkdir()
+    ray.write_text('#!/bin/bash\necho "$1" >>"$LOG"\n')
+    ray.chmod(0o755)
+    cluster = yaml.safe_load((submit(*options, "--setup", f"PATH={ray.parent}:$PATH").parent / "cluster.yaml").read_text())
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LOG": str(tmp_path / "log"), "RAY_HEAD_IP": "10.0.0.1"}
+    for kind in ("head", "worker"):
+        for command in cluster[f"{kind}_start_ray_commands"]:  # each in a shell of its own, as the launcher runs them
+            subprocess.run(["bash", "-c", command], env=env, check=True)
+    assert (tmp_path / "log").read_text().split() == ["stop", "start"] * 2
+
+
 @pytest.mark.parametrize(("options", "is_cloud"), [(AWS, True), (HOSTS, False)])
 def test_the_submitting_script_starts_runs_and_takes_down(
     submit: Submit, tmp_path: Path, options: tuple[str, ...], is_cloud: bool

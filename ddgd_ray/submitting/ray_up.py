@@ -46,10 +46,10 @@ def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
     join = f"{quiet} ray start --address=$RAY_HEAD_IP:6379 --num-cpus={job.cpus} --num-gpus={job.gpus}"
     setup = [*source, *job.setup]
     cluster["head_start_ray_commands"] = [
-        "ray stop",
+        _chain(setup, "ray stop"),
         _chain(setup, f"{start} --autoscaling-config=~/ray_bootstrap_config.yaml"),
     ]
-    cluster["worker_start_ray_commands"] = ["ray stop", _chain(setup, join)]
+    cluster["worker_start_ray_commands"] = [_chain(setup, "ray stop"), _chain(setup, join)]
     if up.image:
         options = ["--shm-size=16g", "--ulimit", "nofile=65536:65536"]
         cluster["docker"] = {"image": up.image, "container_name": "ddgd", "pull_before_run": True, "run_options": options}
