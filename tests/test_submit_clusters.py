@@ -261,6 +261,24 @@ def test_machines_of_aws_offer_what_was_asked_and_the_head_runs_no_job(submit: S
     assert any("--num-cpus=0" in command for command in cluster["head_start_ray_commands"])
 
 
+def test_ray_s_launcher_installs_on_aws_nothing_but_what_its_head_lacks(submit: Submit, tmp_path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config
+
+    script = submit(*AWS, "--setup", f"PATH={tmp_path / 'environment'}:$PATH")
+    prepared = prepare_config(yaml.safe_load((script.parent / "cluster.yaml").read_text()))
+    assert prepared["worker_setup_commands"] == []
+    (command,) = prepared["head_setup_commands"]
+    for name, body in (("python", 'exec test -e "$HOME/has-boto3"'), ("pip", 'echo "$*" >>"$HOME/installed"')):
+        path = tmp_path / "environment" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=True)
+        (tmp_path / "has-boto3").touch()
+    assert (tmp_path / "installed").read_text() == "install boto3>=1.4.8\n"
+
+
 @pytest.mark.parametrize("options", [AWS, HOSTS])
 def test_ray_s_commands_find_a_ray_that_only_the_setup_brings(submit: Submit, tmp_path: Path, options: tuple[str, ...]) -> None:
     ray = tmp_path / "environment" / "ray"
