@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def runs(added: argparse.ArgumentParser) -> None:
         added.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
+        added.add_argument("--min-nodes", type=int, default=0, metavar="N", help="begin when so many that run jobs are there")
         added.add_argument(
             "--runtime-env", type=Path, metavar="FILE", help="of the workers, as Ray takes it: env_vars, pip, ..."
         )

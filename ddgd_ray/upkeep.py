@@ -58,8 +58,8 @@ def collect_garbage(store: Store, *, damaged: bool = False) -> dict[str, int]:
 
 def _remove_orphans(store: RemoteStore) -> int:
     """Copies that no manifest names, of writers that died or came second."""
-    busy = set(store.in_progress())
     copies = {tuple(name.split("/")[:3]) for name in store.remote.sizes("files")}
+    busy = set(store.in_progress())  # after the listing: whoever has files in it holds a lease by now, or has published
     orphans = []
     for stage, key, copy in copies:
         if key[:16] in busy:

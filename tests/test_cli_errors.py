@@ -299,3 +299,11 @@ def test_planning_the_largest_ablation_is_quick(run: Run) -> None:
     assert time.process_time() - started < 1.0  # of CPU; 0.2 s on an idle core
     assert answer.code == 0
     assert "memory: preset fashion, 37 trials" in answer.out  # 9 cells and 3 controls at 3 seeds, and full_data once
+
+
+def test_nodes_are_not_waited_for_on_this_machine_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    answer = run("sweep", BASE, "--min-nodes", "2")
+    assert answer.code == 2
+    assert "--min-nodes" in answer.err
+    assert "--address" in answer.err

@@ -445,6 +445,21 @@ def test_a_run_whose_drivers_host_died_goes_on_elsewhere(host: Host, tmp_path: P
         assert FAST.stale_s <= time.monotonic() - started < 60 * FAST.stale_s
 
 
+def test_a_job_whose_host_died_goes_on_elsewhere_though_the_hosts_share_their_cache(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/there"
+    host("shared", url).remote.write(
+        "leases/run-tiny", b'{"token": "x", "host": "elsewhere", "pid": 1, "started": "1", "counter": 7}'
+    )
+    folder = RunFolder(url, "tiny")
+    folder.prepare()
+    (folder.path / "lock").write_text("process 1 on elsewhere since 2020-01-01 00:00:00 for job slurm/41\n")
+    monkeypatch.setenv("DDGD_JOB", "slurm/41")
+    with folder.lock(), folder.place.held(FAST):
+        assert folder.place.holder().startswith(f"process {os.getpid()} ")
+
+
 def test_a_store_travels_to_workers_without_its_connections(host: Host, url: str) -> None:
     a = host("a", url)
     publish(a)

@@ -129,7 +129,8 @@ def runs_as(script: str, place: str, really: Path, **environment: str) -> tuple[
     """Run a script, `place` standing for a folder here, with a stand-in for the sweep: code, the words it got, the output."""
     stand_in = really / "bin" / "ddgd-ray"
     stand_in.parent.mkdir(exist_ok=True)
-    stand_in.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" >{really}/words\necho "$MARK" >{really}/mark\n')
+    records = 'printf "%s\\0" "$@" >words\necho "$MARK" >mark\necho "$DDGD_JOB" >job'
+    stand_in.write_text(f"#!/bin/bash\ncd {really}\n{records}\n")
     stand_in.chmod(0o755)
     env = {"PATH": f"{stand_in.parent}:/usr/bin:/bin", "HOME": str(really), "MARK": ""}
     ran = subprocess.run(
@@ -145,9 +146,18 @@ def test_in_the_pod_the_sweep_finds_its_file_and_its_search_space(submit: Submit
     code, words, output = runs_as((pod / "sweep.sh").read_text(), "/etc/ddgd", pod)
     assert code == 0, output
     assert words[0] == "sweep"
-    assert words[2:] == ["--run-dir", "/data/runs", "--address", "auto", "--preset", "digits", "--set", "images.root=$(x) 'y"]
+    assert words[2:8] == ["--run-dir", "/data/runs", "--address", "auto", "--min-nodes", "1"]
+    assert words[8:] == ["--preset", "digits", "--set", "images.root=$(x) 'y"]
     assert read_sweep(Path(words[1]), {}).space == read_sweep(SEARCH, {}).space
     assert (pod / "mark").read_text() == "a b\n"
+
+
+def test_every_retry_of_a_ray_job_is_the_same_job_to_the_sweep(submit: Submit, tmp_path: Path) -> None:
+    file = submit(*on_a_claim("--namespace", "lab"))
+    _, job = documents(file)
+    pod = mounted(file, tmp_path / "pod")
+    assert runs_as((pod / "sweep.sh").read_text(), "/etc/ddgd", pod)[0] == 0
+    assert (pod / "job").read_text() == f"lab/{job['metadata']['name']}\n"
 
 
 def test_a_missing_variable_stops_the_sweep_in_the_pod(submit: Submit, tmp_path: Path) -> None:
@@ -251,6 +261,38 @@ def test_machines_of_aws_offer_what_was_asked_and_the_head_runs_no_job(submit: S
     assert any("--num-cpus=0" in command for command in cluster["head_start_ray_commands"])
 
 
+def test_ray_s_launcher_installs_on_aws_nothing_but_what_its_head_lacks(submit: Submit, tmp_path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config
+
+    script = submit(*AWS, "--setup", f"PATH={tmp_path / 'environment'}:$PATH")
+    prepared = prepare_config(yaml.safe_load((script.parent / "cluster.yaml").read_text()))
+    assert prepared["worker_setup_commands"] == []
+    (command,) = prepared["head_setup_commands"]
+    for name, body in (("python", 'exec test -e "$HOME/has-boto3"'), ("pip", 'echo "$*" >>"$HOME/installed"')):
+        path = tmp_path / "environment" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}, check=True)
+        (tmp_path / "has-boto3").touch()
+    assert (tmp_path / "installed").read_text() == "install boto3>=1.4.8\n"
+
+
+@pytest.mark.parametrize("options", [AWS, HOSTS])
+def test_ray_s_commands_find_a_ray_that_only_the_setup_brings(submit: Submit, tmp_path: Path, options: tuple[str, ...]) -> None:
+    ray = tmp_path / "environment" / "ray"
+    ray.parent.mkdir()
+    ray.write_text('#!/bin/bash\necho "$1" >>"$LOG"\n')
+    ray.chmod(0o755)
+    cluster = yaml.safe_load((submit(*options, "--setup", f"PATH={ray.parent}:$PATH").parent / "cluster.yaml").read_text())
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LOG": str(tmp_path / "log"), "RAY_HEAD_IP": "10.0.0.1"}
+    for kind in ("head", "worker"):
+        for command in cluster[f"{kind}_start_ray_commands"]:  # each in a shell of its own, as the launcher runs them
+            subprocess.run(["bash", "-c", command], env=env, check=True)
+    assert (tmp_path / "log").read_text().split() == ["stop", "start"] * 2
+
+
 @pytest.mark.parametrize(("options", "is_cloud"), [(AWS, True), (HOSTS, False)])
 def test_the_submitting_script_starts_runs_and_takes_down(
     submit: Submit, tmp_path: Path, options: tuple[str, ...], is_cloud: bool
@@ -275,7 +317,7 @@ def test_on_the_cluster_the_sweep_finds_its_file_and_its_search_space(submit: Su
     (head / ".ddgd-env").write_text("MARK=from-the-file\n")
     code, words, output = runs_as((head / "sweep.sh").read_text(), place, head)
     assert code == 0, output
-    assert words[2:] == ["--run-dir", "/shared/my runs", "--address", "auto", "--preset", "digits"]
+    assert words[2:] == ["--run-dir", "/shared/my runs", "--address", "auto", "--min-nodes", "2", "--preset", "digits"]
     assert read_sweep(Path(words[1]), {}).space == read_sweep(SEARCH, {}).space
     assert (head / "mark").read_text() == "from-the-file\n"
 

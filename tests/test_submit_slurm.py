@@ -47,6 +47,7 @@ exec /bin/sleep "$1"
 stat -c %a "$RAY_AUTH_TOKEN_PATH" >"$CALLS/token-mode"
 wc -c <"$RAY_AUTH_TOKEN_PATH" >"$CALLS/token-size"
 echo "${RAY_OVERRIDE_RESOURCES:-}" >"$CALLS/override"
+echo "${DDGD_JOB:-}" >"$CALLS/job"
 terms=0
 on_term() { terms=$((terms + 1)); if [[ $SWEEP == drains ]]; then exit 75; elif ((terms > 1)); then exit 143; fi; }
 trap on_term TERM
@@ -209,6 +210,16 @@ def test_a_requeued_job_is_not_stopped_by_what_its_last_start_left(place: Place,
     script = submit()
     assert place.interrupt(script, SWEEP="drains").code == 75
     assert place.run(script, SWEEP="0").code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--share-node",)])
+def test_the_sweep_is_told_which_job_it_is_so_that_a_requeue_takes_over_its_lock(
+    place: Place, submit: Submit, options: tuple[str, ...]
+) -> None:
+    script = submit(*options)
+    assert (place.run(script).records / "job").read_text() == "slurm/41\n"
+    ran = place.run(script, SLURM_CLUSTER_NAME="big", SLURM_JOB_ID="42", DDGD_JOB="big/41")
+    assert (ran.records / "job").read_text() == "big/42\n"
 
 
 def test_a_ray_that_cannot_start_is_a_failure(place: Place, submit: Submit) -> None:

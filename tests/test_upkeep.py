@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,24 @@ def test_what_dead_processes_left_goes_and_what_is_used_stays(store: Store) -> N
     found = store.usable("pretrain", artifact.key)
     assert found is not None
     store.verify(found)
+
+
+def test_an_upload_that_began_during_the_listing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDGD_CACHE", str(tmp_path / "cache"))
+    store, key = RemoteStore(Remote(f"file://{tmp_path}/there")), "e" * 64
+    store.prepare()
+    sizes = Remote.sizes
+    with ExitStack() as writer:
+
+        def listed_late(remote: Remote, folder: str) -> dict[str, int]:
+            if folder == "files":
+                writer.enter_context(store.lease(key))
+                store.remote.write(f"files/pretrain/{key}/copy/file.txt", b"half")
+            return sizes(remote, folder)
+
+        monkeypatch.setattr(Remote, "sizes", listed_late)
+        assert collect_garbage(store)["uploads"] == 0
+        assert list(sizes(store.remote, "files")) == [f"pretrain/{key}/copy/file.txt"]
 
 
 def test_the_command_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

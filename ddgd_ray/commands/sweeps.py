@@ -103,6 +103,8 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from ddgd_ray.redact import redact
     from ddgd_ray.view import LiveView, PlainView, machine_busy_s
 
+    if args.min_nodes > 1 and not (args.address or os.environ.get("RAY_ADDRESS")):
+        raise SpecError("no node joins a ray of this machine alone", where="--min-nodes", fix="--address HOST:PORT, or auto")
     runtime_env = None
     if args.runtime_env is not None:
         from ddgd_ray.engine.ray_cluster import read_runtime_env
@@ -122,7 +124,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
             return
         from ddgd_ray.engine.ray_tune import run_with_tune
 
-        run_with_tune(conductor, store, resources, args.address, runtime_env)
+        run_with_tune(conductor, store, resources, args.address, runtime_env, min_nodes=args.min_nodes)
 
     shipper = None
     uri = tracker.uri_of(args.tracking_uri, run_dir)

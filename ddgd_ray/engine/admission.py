@@ -62,6 +62,7 @@ class Admission:
         self._waits: dict[str, _Wait] = {}
         self._asked: set[str] = set()
         self._has_started = False
+        self._most: int | None = None  # tasks of a stage that is spread over the nodes
         self.set_nodes(nodes)
         for stage in get_args(StageName):
             refuse_what_never_fits(stage, self.demand(stage), self.nodes)
@@ -69,14 +70,16 @@ class Admission:
     def demand(self, stage: str) -> Demand:
         demand = demand_of(stage, self._resources)
         if is_spread_over_cluster(stage, self._resources):
-            empty, num = Rooms.empty(self.nodes), 1
-            while empty.place(wide := Demand(demand.each, num, "spread", WAITER)) is not None:
-                demand, num = wide, num + 1
+            if self._most is None:
+                self._most = Rooms.empty(self.nodes).most(demand.each, WAITER)
+            if self._most:
+                return Demand(demand.each, self._most, "spread", WAITER)
         return demand
 
     def set_nodes(self, nodes: Iterable[Node]) -> None:
         """The nodes that are there now. What was promised on others is promised anew."""
         self.nodes = {node.id: node for node in nodes}
+        self._most = None
         self._free = Rooms.empty(self.nodes)
         for seats in self._seats.values():
             self._free.take(seats)
@@ -153,9 +156,7 @@ def refuse_what_never_fits(stage: str, demand: Demand, nodes: Mapping[str, Node]
     empty = Rooms.empty(nodes)
     if empty.place(demand) is not None:
         return
-    num = demand.num
-    while num and empty.place(Demand(demand.each, num, demand.placement, demand.waiter)) is None:
-        num -= 1
+    num = empty.most(demand.each, demand.waiter)
     workers = f"{demand.num} workers with {shown(demand.each)} each" if demand.num > 1 else shown(demand.each)
     nearest = f"resources.workers: {num}" if num else f"{_nearest(demand.each, nodes)} a worker"
     raise ClusterError(

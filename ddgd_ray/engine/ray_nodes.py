@@ -18,6 +18,8 @@ from ddgd_ray.store import Store
 
 NODES_S = 120.0  # a node may have to install the runtime environment first
 AGAIN_S = 300.0  # until a node that could not work on this run is asked once more
+JOIN_S = 1800.0  # machines of a cloud start, are set up and fetch their image first
+LOOK_S = 2.0  # between looks at who has joined
 SEEN_S = 10.0  # network file systems show new files after up to some seconds
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,29 @@ def cluster_nodes() -> list[Node]:
     import ray
 
     return [Node(one["NodeID"], one["Resources"], one["NodeManagerHostname"]) for one in ray.nodes() if one["Alive"]]
+
+
+def await_nodes(num: int, is_stopped: Callable[[], bool]) -> bool:
+    """Whether `num` nodes that offer CPUs have joined; False when stopped before. Raises ClusterError after JOIN_S.
+
+    A head that runs no job offers none.
+    """
+    deadline, num_before = time.monotonic() + JOIN_S, -1
+    while (num_joined := sum("CPU" in node.offers for node in cluster_nodes())) < num:
+        if is_stopped():
+            return False
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{num_joined} of {num} nodes that run jobs have joined within {JOIN_S / 60:.0f} minutes",
+                code="nodes-missing",
+                where=f"--min-nodes {num}",
+                fix="see what became of the others: `ray status` on the head, `ray monitor cluster.yaml`, kubectl describe pod",
+            )
+        if num_joined != num_before:
+            log.info("waiting for nodes: %d of %d have joined", num_joined, num)
+            num_before = num_joined
+        time.sleep(LOOK_S)
+    return True
 
 
 class Board(Protocol):

@@ -19,6 +19,7 @@ from ddgd_ray.engine.ray_cluster import SETTINGS as SETTINGS
 from ddgd_ray.engine.ray_cluster import hush, start_ray
 from ddgd_ray.engine.ray_driver import ClusterDriver
 from ddgd_ray.engine.ray_encode import encode_over_cluster
+from ddgd_ray.engine.ray_nodes import await_nodes
 from ddgd_ray.engine.ray_notes import drop, job_note, stop_file_here, tell, told
 from ddgd_ray.engine.ray_train import NODE, Width, publish_with_train
 from ddgd_ray.engine.work import run_job
@@ -33,15 +34,21 @@ def run_with_tune(
     address: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     work: Callable[..., Outcome] = run_job,
+    *,
+    min_nodes: int = 0,
 ) -> None:
     """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop.
 
-    work: what a worker does with a job; with the arguments of run_job.
+    work: what a worker does with a job; with the arguments of run_job. min_nodes: that have to join before anything is asked.
 
-    Raises ClusterError before any work: no cluster, another version, no room for a stage, storage that nodes do not share.
+    Raises ClusterError before any work: no cluster, another version, too few nodes, no room for a stage, storage that nodes do
+    not share.
     """
     start_ray(address, runtime_env)
     hush()
+    if not await_nodes(min_nodes, lambda: conductor.folder.is_told_to_stop):
+        conductor.stop("interrupted")
+        return
     cluster = ClusterDriver(conductor, store, resources)
     from ray import tune
 

@@ -3,8 +3,10 @@
 Amounts are named as Ray names them: CPU, GPU, memory (bytes), accelerator_type:H100 and so on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Literal, Self
 
 EPSILON = 1e-6  # Ray counts in steps of 1e-4
@@ -115,43 +117,72 @@ class Rooms:
     def place(self, demand: Demand) -> tuple[Seat, ...] | None:
         """Seats for all workers and, last, for the one that waits for them; None when they do not fit at once."""
         left = self.copy() if demand.num > 1 or demand.waiter else self
-        choose = left._emptiest if demand.placement == "spread" else left._tightest
+        choices = left._spread(demand.each) if demand.placement == "spread" else left._pack(demand.each, demand.num)
         seats: list[Seat] = []
-        for place in range(demand.num):
-            seat = choose(demand.each, demand.num - place, seats)
-            if seat is None:
-                return None
+        for seat in islice(choices, demand.num):
             seats.append(seat)
             if left is not self:
                 left.rooms[seat.node].take(seat)
+        if len(seats) < demand.num:
+            return None
         if demand.waiter:
             node = seats[0].node if left.rooms[seats[0].node].find(demand.waiter) is not None else ""
-            node = node or next((one for one, room in left.rooms.items() if room.find(demand.waiter) is not None), "")
+            node = node or left._has_room(demand.waiter)
             if not node:
                 return None
             seats.append(Seat(node, demand.waiter))
         return tuple(seats)
 
-    def _tightest(self, each: Amounts, num: int, seats: list[Seat]) -> Seat | None:
-        """On the node that has the least left of those that hold all `num`; if none does, where most of them fit."""
-        found = self._fitting(each)
-        if not found:
-            return None
-        counts = {node_id: _count(self.rooms[node_id], each, num) if num > 1 else 1 for node_id in found}
-        most = max(counts.values())
-        taken = {seat.node for seat in seats}
-        best = (one for one in found if counts[one] == most)
-        node_id = min(best, key=lambda one: (one not in taken, self.rooms[one].size, one))
-        return Seat(node_id, each, found[node_id])
+    def most(self, each: Amounts, waiter: Amounts) -> int:
+        """How many workers fit at once beside the one that waits for them."""
+        left, seats = self.copy(), []
+        for seat in left._spread(each):
+            left.rooms[seat.node].take(seat)
+            seats.append(seat)
+        while seats and not left._has_room(waiter):
+            seat = seats.pop()
+            left.rooms[seat.node].take(seat, sign=1)
+        return len(seats)
 
-    def _emptiest(self, each: Amounts, num: int, seats: list[Seat]) -> Seat | None:
-        """On the node with the fewest workers of this job, then with the most left."""
-        found = self._fitting(each)
-        if not found:
-            return None
-        taken = [seat.node for seat in seats]
-        node_id = min(found, key=lambda one: (taken.count(one), *(-left for left in self.rooms[one].size), one))
-        return Seat(node_id, each, found[node_id])
+    def _has_room(self, amounts: Amounts) -> str:
+        """The first node that holds them, "" of none."""
+        return next((node_id for node_id, room in self.rooms.items() if room.find(amounts) is not None), "")
+
+    def _pack(self, each: Amounts, num: int) -> Iterator[Seat]:
+        """On the node that has the least left of those that hold all `num`; if none does, where most of them fit.
+
+        Each seat is to be taken before the next is asked for.
+        """
+        taken: set[str] = set()
+        for num_left in range(num, 0, -1):
+            found = self._fitting(each)
+            if not found:
+                return
+            counts = {node_id: _count(self.rooms[node_id], each, num_left) if num_left > 1 else 1 for node_id in found}
+            most = max(counts.values())
+            best = (one for one in found if counts[one] == most)
+            node_id = min(best, key=lambda one: (one not in taken, self.rooms[one].size, one))
+            yield Seat(node_id, each, found[node_id])
+            taken.add(node_id)
+
+    def _spread(self, each: Amounts) -> Iterator[Seat]:
+        """On the node with the fewest workers of this job, then with the most left, while there is room.
+
+        Each seat is to be taken before the next is asked for. A node that is full is not asked again: workers may be thousands.
+        """
+
+        def ranked(node_id: str, num: int) -> tuple[int, float, float, str]:
+            gpus, cpus = self.rooms[node_id].size
+            return num, -gpus, -cpus, node_id
+
+        queue = [ranked(node_id, 0) for node_id in self.rooms]
+        heapify(queue)
+        while queue:
+            num, *_, node_id = heappop(queue)
+            gpus = self.rooms[node_id].find(each)
+            if gpus is not None:
+                yield Seat(node_id, each, gpus)
+                heappush(queue, ranked(node_id, num + 1))
 
     def _fitting(self, each: Amounts) -> dict[str, tuple[int, ...]]:
         found = {node_id: room.find(each) for node_id, room in self.rooms.items()}

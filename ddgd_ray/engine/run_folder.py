@@ -104,19 +104,23 @@ class RunFolder:
         """One driver a run. Raises ArtifactError that names the holder.
 
         On one host the kernel frees the lock when its holder dies. A holder on another host may be alive where its lock is not
-        seen here: its line stays until it takes it away, or until `force`.
+        seen here: its line stays until it takes it away, or until `force`. A scheduler runs a job once at a time: the job that
+        DDGD_JOB names takes over at once what its earlier start left, on whatever host that was.
         """
+        job = os.environ.get("DDGD_JOB", "").strip()
+        of_job = f" for job {job}" if job else ""
         with (self.path / "lock").open("a+") as file:
             is_free = _flock(file)
             file.seek(0)
             line = file.read().strip()
-            elsewhere = bool(line) and f" on {socket.gethostname()} " not in line
+            is_ours = bool(of_job) and line.endswith(of_job)
+            elsewhere = bool(line) and not is_ours and f" on {socket.gethostname()} " not in line
             if not is_free or (elsewhere and not force):
                 what = f"this run is locked by {line or 'another process'}"
                 fix = "if that process is gone for certain: --force-unlock" if is_free else "wait for it, or stop that process"
                 raise ArtifactError(what, code="locked", where=str(self.path), fix=fix)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}{of_job}\n")
             file.flush()
             try:
                 yield
@@ -124,7 +128,7 @@ class RunFolder:
                 file.truncate(0)
 
     def holder(self) -> str:
-        """`process PID on HOST since TIME` of the driver that holds the lock, "" of none."""
+        """`process PID on HOST since TIME for job JOB` of the driver that holds the lock, "" of none."""
         try:
             with (self.path / "lock").open("a+") as file:
                 is_free = _flock(file)

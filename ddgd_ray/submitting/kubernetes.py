@@ -57,7 +57,7 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
         "namespace": kubernetes.namespace,
         "labels": {"app.kubernetes.io/name": "ddgd-ray", "app.kubernetes.io/instance": name},
     }
-    entry = sweep_script(job, f"{MOUNT}/{taken.sweep}", MOUNT)
+    entry = sweep_script(job, f"{MOUNT}/{taken.sweep}", MOUNT, scheduled_as=f"{kubernetes.namespace}/{name}")
     config = {
         "apiVersion": "v1",
         "kind": "ConfigMap",

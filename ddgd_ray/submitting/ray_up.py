@@ -36,20 +36,19 @@ def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
     """Raises SpecErrors: all at once."""
     taken = _check(job, up)
     place = f"{PLACE}/{job.name}"
-    cluster = _local(job, up) if up.hosts else _aws(job, up)
-    cluster["file_mounts"] = {place: str(folder)}
     # values of variables are on the machines alone, in a file of their owner's
-    source = [f"if [ -e {ENV_FILE} ]; then set -a; . {ENV_FILE}; set +a; fi"]
+    setup = [f"if [ -e {ENV_FILE} ]; then set -a; . {ENV_FILE}; set +a; fi", *job.setup]
+    cluster = _local(job, up) if up.hosts else _aws(job, up, setup)
+    cluster["file_mounts"] = {place: str(folder)}
     quiet = "RAY_USAGE_STATS_ENABLED=0"
     head_has = f"--num-cpus={job.cpus} --num-gpus={job.gpus}" if up.hosts else "--num-cpus=0 --num-gpus=0"
     start = f"{quiet} ray start --head --port=6379 {head_has} --include-dashboard=false"
     join = f"{quiet} ray start --address=$RAY_HEAD_IP:6379 --num-cpus={job.cpus} --num-gpus={job.gpus}"
-    setup = [*source, *job.setup]
     cluster["head_start_ray_commands"] = [
-        "ray stop",
+        _chain(setup, "ray stop"),
         _chain(setup, f"{start} --autoscaling-config=~/ray_bootstrap_config.yaml"),
     ]
-    cluster["worker_start_ray_commands"] = ["ray stop", _chain(setup, join)]
+    cluster["worker_start_ray_commands"] = [_chain(setup, "ray stop"), _chain(setup, join)]
     if up.image:
         options = ["--shm-size=16g", "--ulimit", "nofile=65536:65536"]
         cluster["docker"] = {"image": up.image, "container_name": "ddgd", "pull_before_run": True, "run_options": options}
@@ -58,6 +57,7 @@ def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
     files["submit.sh"] = render(
         "ray-up.sh.j2",
         name=job.name,
+        nodes=job.nodes,
         cluster=str(folder / "cluster.yaml"),
         sweep_command=shlex.join(["bash", f"{place}/sweep.sh"]),
         is_cloud=not up.hosts,
@@ -78,7 +78,7 @@ def _chain(before: list[str], command: str) -> str:
     return " && ".join([*(f"{{ {line}; }}" for line in before), command])
 
 
-def _aws(job: Job, up: RayUp) -> dict[str, Any]:
+def _aws(job: Job, up: RayUp, setup: list[str]) -> dict[str, Any]:
     workers = {"InstanceType": up.instance_type}
     offered = {"CPU": job.cpus} | ({"GPU": job.gpus} if job.gpus else {})
     return {
@@ -87,6 +87,9 @@ def _aws(job: Job, up: RayUp) -> dict[str, Any]:
         "idle_timeout_minutes": 10,
         "provider": {"type": "aws", "region": up.region, "cache_stopped_nodes": False},
         "auth": {"ssh_user": up.ssh_user or "ubuntu"} | ({"ssh_private_key": up.ssh_key} if up.ssh_key else {}),
+        # ray's defaults would install a nightly ray where none is found, and boto3 beside the environment that needs it
+        "setup_commands": [],
+        "head_setup_commands": [_chain(setup, "{ python -c 'import boto3' || pip install 'boto3>=1.4.8'; }")],
         "head_node_type": "head",
         "available_node_types": {
             "head": {"resources": {"CPU": 0}, "node_config": {"InstanceType": up.head_type}, "max_workers": 0},

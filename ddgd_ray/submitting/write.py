@@ -31,8 +31,11 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def sweep_script(job: Job, file: str, folder: str) -> str:
-    """What runs on a head node whose ray is up. file and folder: the sweep file and the working directory there."""
+def sweep_script(job: Job, file: str, folder: str, scheduled_as: str = "") -> str:
+    """What runs on a head node whose ray is up. file and folder: the sweep file and the working directory there.
+
+    scheduled_as: the scheduler's name for the job, of which it never runs two; "" without a scheduler.
+    """
     return render(
         "sweep.sh.j2",
         name=job.name,
@@ -41,7 +44,9 @@ def sweep_script(job: Job, file: str, folder: str) -> str:
         folder=folder,
         file=file,
         run_dir=job.run_dir,
+        nodes=job.nodes,
         options=job.options,
+        scheduled_as=scheduled_as,
     )
 
 

@@ -220,6 +220,36 @@ def test_an_encode_over_the_cluster_takes_as_many_tasks_as_fit() -> None:
     assert admitted.demand("encode").num == 5
 
 
+@pytest.mark.parametrize(("asked", "num"), [({"gpus": 1, "cpus": 8}, 1000), ({"cpus": 1}, 16_000)])
+def test_a_thousand_gpus_are_counted_and_seated_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, float], num: int
+) -> None:
+    find, num_calls = Room.find, [0]
+
+    def counted(room: Room, amounts: Any) -> tuple[int, ...] | None:
+        num_calls[0] += 1
+        return find(room, amounts)
+
+    monkeypatch.setattr(Room, "find", counted)
+    nodes = [node(f"node-{place}", cpus=128, gpus=8) for place in range(125)]
+    admitted = admission(nodes, encode="cluster", stages={"encode": asked})
+    assert [admitted.fits(work) for work in works("encode", 2)] == [True, False]  # type: ignore[arg-type]
+    assert len(admitted.seats("encode0")) == num + 1
+    assert num_calls[0] < 5 * num  # to count, to check, to seat, and a look at each node for every other stage
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_most_that_fits_is_found_by_trying_one_more_each_time(seed: int) -> None:
+    pick = random.Random(seed).choice
+    names = [f"node-{place}" for place in range(pick([1, 2, 4]))]
+    rooms = Rooms.empty({name: node(name, pick([1, 3, 8]), pick([0, 1, 4]), pick([1, 2])) for name in names})
+    each = {"CPU": pick([0.5, 1, 2]), "GPU": pick([0, 0.25, 0.75, 2]), "memory": pick([0, 1e9])}
+    num = 0
+    while rooms.place(Demand(each, num + 1, "spread", WAITER)) is not None:
+        num += 1
+    assert rooms.most(each, WAITER) == num
+
+
 def test_amounts_are_named_as_ray_names_them() -> None:
     spec = ResourcesSpec(cpus=2, gpus=0.5, memory_gb=3, accelerator="L40S").of("evaluate")
     assert amounts_of(spec) == {"CPU": 2, "GPU": 0.5, "memory": 3e9, "accelerator_type:L40S": 0.001}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ddgd_ray.engine import ray_nodes
 from ddgd_ray.engine.ray_cluster import (
     ask_versions,
     knock,
@@ -21,11 +22,29 @@ from ddgd_ray.engine.ray_cluster import (
     start_ray,
     token_source,
 )
-from ddgd_ray.engine.ray_nodes import FolderBoard, answer_of, check_shared, look
+from ddgd_ray.engine.ray_nodes import FolderBoard, answer_of, await_nodes, check_shared, look
 from ddgd_ray.engine.rooms import Node
 from ddgd_ray.errors import ClusterError, SpecError
 
 NODES = [Node("1" * 56, {}, "host-a"), Node("2" * 56, {}, "host-b")]
+
+
+def test_a_sweep_begins_when_all_nodes_that_run_jobs_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, *workers = Node("0", {"memory": 8e9}), Node("1", {"CPU": 8.0}), Node("2", {"CPU": 8.0})
+    looks = [[head], [head, workers[0]], [head, *workers], [head]]
+    monkeypatch.setattr(ray_nodes, "cluster_nodes", lambda: looks.pop(0))
+    monkeypatch.setattr(ray_nodes, "LOOK_S", 0.0)
+    assert await_nodes(2, lambda: False)
+    assert looks == [[head]]
+
+
+def test_nodes_that_never_join_are_told_of_and_not_waited_for_when_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_nodes, "cluster_nodes", lambda: [Node("0", {}), Node("1", {"CPU": 8.0})])
+    monkeypatch.setattr(ray_nodes, "JOIN_S", -1.0)
+    with pytest.raises(ClusterError, match="1 of 4 nodes that run jobs have joined") as caught:
+        await_nodes(4, lambda: False)
+    assert caught.value.exit_code == 5
+    assert not await_nodes(4, lambda: True)
 
 
 def refusal(address: str) -> str:

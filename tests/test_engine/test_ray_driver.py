@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine import ray_driver, ray_nodes
+from ddgd_ray.engine import ray_driver, ray_nodes, ray_tune
 from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.engine.ray_driver import ClusterDriver
 from ddgd_ray.engine.ray_nodes import NodeChecks
@@ -129,6 +129,20 @@ def test_nodes_that_join_are_asked_beside_the_sweep_and_once_more_when_they_coul
     assert sound_in_the_end() == {"left", "right"}, "not asked again so soon"
     monkeypatch.setattr(ray_nodes, "AGAIN_S", 0.0)
     assert sound_in_the_end() == {"left", "right", "late"}
+
+
+def test_a_sweep_that_is_stopped_while_its_nodes_come_is_interrupted(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tune, "start_ray", lambda address, runtime_env: None)
+    monkeypatch.setattr(ray_nodes, "cluster_nodes", list)
+
+    def execute(conductor: Any, store: Store, resources: ResourcesSpec) -> None:
+        conductor.folder.order_stop()
+        run_with_tune(conductor, store, resources, "auto", min_nodes=2)
+
+    result = run_sweep(tiny(), tmp_path, execute)
+    assert (result.stop_reason, result.exit_code) == ("interrupted", 75)
 
 
 @pytest.mark.slow

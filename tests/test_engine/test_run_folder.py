@@ -87,6 +87,32 @@ def test_a_lock_left_by_another_host_needs_force(folder: RunFolder) -> None:
     assert folder.holder() == ""
 
 
+LEFT = "process 1 on elsewhere since 2020-01-01 00:00:00 for job slurm/41\n"
+
+
+def test_a_job_that_starts_again_elsewhere_takes_over_its_lock(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.path / "lock").write_text(LEFT)
+    monkeypatch.setenv("DDGD_JOB", "slurm/41")
+    with folder.lock():
+        assert f"process {os.getpid()} " in folder.holder()
+        assert folder.holder().endswith(" for job slurm/41")
+
+
+@pytest.mark.parametrize("job", ["", "slurm/4", "slurm/141", "1"])
+def test_no_other_job_takes_over_the_lock_of_one(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    (folder.path / "lock").write_text(LEFT)
+    monkeypatch.setenv("DDGD_JOB", job)
+    with pytest.raises(ArtifactError, match="elsewhere"), folder.lock():
+        pass
+    assert (folder.path / "lock").read_text() == LEFT
+
+
+def test_a_job_does_not_take_over_from_a_living_driver(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDGD_JOB", "slurm/41")
+    with folder.lock(), pytest.raises(ArtifactError, match="for job slurm/41"), folder.lock():
+        pass
+
+
 def test_an_order_to_stop_does_not_outlive_the_start_it_was_for(folder: RunFolder) -> None:
     folder.order_stop(now=True)
     assert folder.is_told_to_stop
