@@ -1,6 +1,6 @@
 """Stage calls and core-seconds of the shipped ablations on one another's results, with a race, and as separate runs.
 
-    python -m benchmarks.sharing [--quick] [--json] [--run-dir RUNS] [--seeds N] [--min-effect E]
+    python -m benchmarks.sharing [--quick] [--json] [--run-dir RUNS] [--seeds N] [--first-seeds K] [--min-effect E]
 
 The union of Table 3 (ablations/memory.yaml) and Figure 4 (size, lambda_r, lambda_g).
 
@@ -74,7 +74,8 @@ def read(ablation: str, args: argparse.Namespace, **more: Any) -> Sweep:
 
 def raced(ablation: str, args: argparse.Namespace) -> Sweep:
     num_seeds = len(read(ablation, args).spec.seeds.distill)
-    settings = {"first_seeds": 2 if num_seeds < 6 else 3, "min_effect": args.min_effect, "pool_variance": True}
+    first = args.first_seeds or (2 if num_seeds < 6 else 3)
+    settings = {"first_seeds": first, "min_effect": args.min_effect, "pool_variance": True}
     return read(ablation, args, name=f"{ablation}-race", race=settings)
 
 
@@ -187,6 +188,7 @@ def main() -> None:
     parser = measure.parser(__doc__ or "")
     parser.add_argument("--run-dir", type=Path, help="holds the store of the finished ablations")
     parser.add_argument("--seeds", type=int, default=0, help="distillation seeds 0 .. N-1; 0: as shipped")
+    parser.add_argument("--first-seeds", type=int, default=0, help="that every arm of a race has; default: 2, or 3 of 6 and more")
     parser.add_argument("--min-effect", type=float, default=0.01, help="difference of accuracy that a race need not resolve")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -144,9 +144,9 @@ def test_three_nodes_one_of_them_lost_nothing_lost_nothing_repeated(tmp_path: Pa
         before = {}
         def listen(event):
             emit(event)
-            if event.kind == "start" and event.job.stage == "evaluate" and not before:
+            if event.kind == "done" and event.job.stage == "finetune" and not before:
                 before.update(published())
-                threading.Timer(3, lambda: cluster.remove_node(lost, allow_graceful=False)).start()
+                threading.Timer(0.1, lambda: cluster.remove_node(lost, allow_graceful=False)).start()
         asked = {"controls": (), "resources.gpus": 1, "resources.max_failures": 0, "finetune.steps": 60}
         result = run_sweep(sweep(asked), folder / "runs", run_with_tune, emit=listen)
         alive = sum(node["Alive"] for node in ray.nodes())
