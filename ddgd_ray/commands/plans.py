@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ddgd_ray.commands.output import run_dir_of
 from ddgd_ray.commands.sweeps import read
@@ -24,6 +24,7 @@ def plan_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.plan import plan_arm
     from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.engine.sweep import planned_trials
+    from ddgd_ray.spec.sweep_spec import StageName
 
     sweep = read(args)
     store = open_store(run_dir_of(args))
@@ -34,8 +35,7 @@ def plan_command(args: argparse.Namespace) -> int:
     rates = known_rates(store, args.calibration)
     resources = sweep.spec.resources
     cores = args.cores or float(os.cpu_count() or 1)
-    most_gpus = max((resources.of(stage).gpus * resources.of(stage).workers for stage in ("finetune", "evaluate")), default=0.0)
-    gpus = args.gpus or most_gpus
+    gpus = args.gpus or max(resources.of(stage).gpus * resources.of(stage).workers for stage in get_args(StageName))
     trials = planned_trials(sweep)
     total = forecast(trials, store, rates, resources, cores=cores, gpus=gpus)
     each = None

@@ -104,3 +104,14 @@ def test_the_command_says_what_is_left_and_whether_the_budget_holds(
     with pytest.raises(SystemExit):
         main([*command, "--json"])
     assert json.loads(capsys.readouterr().out)["wall_s"] == 0.0
+
+
+@pytest.mark.parametrize("stage", ["sample", "select", "decode"])
+def test_gpus_of_any_stage_are_planned_with(
+    stage: str, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holds = f"resources.stages={{{stage}: {{gpus: 2}}}}"
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(tiny_file), "--run-dir", str(tmp_path), "--set", holds, "--json"])
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["gpus"] == 2
