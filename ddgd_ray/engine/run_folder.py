@@ -200,6 +200,10 @@ class RunFolder:
         """Give the name free again, before anything ran under it."""
         (self.path / "sweep.json").unlink(missing_ok=True)
 
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The ledger, lower rungs included; what cannot be read is left out."""
+        yield from filter(None, map(_read_line, sorted(self.trials.glob("*.json"))))
+
     def write(self, record: TrialRecord) -> None:
         """The trial's line in the ledger; a finished trial also goes to the tracker's outbox.
 
