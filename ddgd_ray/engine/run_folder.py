@@ -153,8 +153,9 @@ class RunFolder:
     def remember(self, sweep: Sweep, *, amend: bool = False) -> None:
         """Write sweep.json, or check that the folder belongs to the same sweep. Raises SpecError with the differing fields.
 
-        More seeds, networks, ipc, controls, values or trials continue a sweep, with `amend`: what is done stays. Another
-        preset, grid or recipe under the same name would mix two tables; fewer of anything would leave lines of no use behind.
+        More seeds, networks, controls, values or trials, and ipc below its largest, continue a sweep, with `amend`: what is
+        done stays. Another preset, grid or recipe under the same name would mix two tables; fewer of anything would leave lines
+        of no use behind.
         """
         path = self.path / "sweep.json"
         identity, started = identity_of(sweep), time.time()
