@@ -75,6 +75,7 @@ class TrialRecord:
             "build": [list(call.ref) for call in trial.build],
             "evaluators": [one(evaluator) for evaluator in trial.evaluators],
             "quality": [[*measure.calls[-1].ref, measure.label] for measure in trial.measures],
+            "measures": [[list(call.ref) for call in measure.calls] for measure in trial.measures],
             "folder": trial.folder,
             "errors": self.errors,
             "attempts": self.attempts,
@@ -213,9 +214,9 @@ class RunFolder:
         line = record.as_json()
         path = self.trials / f"{record.trial.name}.json"
         before = _read_line(path)
-        what = ("build", "evaluators", "quality")
+        what = ("build", "evaluators", "quality", "measures")
         same = what if record.state == "planned" else (*what, "state", "errors")
-        if before and all(before.get(name) == line[name] for name in same):
+        if before and all(before.get(name, []) == line[name] for name in same):
             return
         text = json.dumps(line, indent=1, sort_keys=True)
         write_atomically(path, text)

@@ -30,7 +30,9 @@ def made_of(record: Mapping[str, Any]) -> Made:
     refs = [(item["stage"], item["key"]) for item in evaluators]
     main = evaluators[0].get("protocol") if evaluators else None
     quality = [((stage, key), label) for stage, key, label in record.get("quality", ())]
-    own = [*((stage, key) for stage, key in record["build"]), *refs, *(ref for ref, _ in quality)]
+    measures = record.get("measures") or [[ref] for ref, _ in quality]  # older lines leave the features out
+    own = [(stage, key) for stage, key in record["build"]] + refs
+    own += [(stage, key) for calls in measures for stage, key in calls]
     of_main = [ref for ref, item in zip(refs, evaluators, strict=True) if item.get("protocol") == main]
     return Made(of_main, quality, own)
 
