@@ -40,6 +40,7 @@ def made_of(record: Mapping[str, Any]) -> Made:
 def value_of(made: Made, metric: str, store: Store, resources: ResourcesSpec) -> float | None:
     """A metric of one trial: mean over the evaluators or feature sizes that measured it; a cost is the sum over its stages.
 
+    resources: what a job holds, for artifacts that do not say what theirs held.
     None where nothing measured it: validation accuracy needs a validation slice.
     """
     if metric in COSTS:
@@ -59,8 +60,9 @@ def _cost(made: Made, metric: str, store: Store, resources: ResourcesSpec) -> fl
         if artifact is None:
             continue
         amounts = resources.of(stage)
-        held = {"seconds": 1.0, "core_hours": amounts.cpus * amounts.workers, "gpu_hours": amounts.gpus * amounts.workers}
-        total += artifact.seconds * held[metric]
+        today = {"cpus": amounts.cpus * amounts.workers, "gpus": amounts.gpus * amounts.workers}
+        held = artifact.held or today
+        total += artifact.seconds * {"seconds": 1.0, "core_hours": held["cpus"], "gpu_hours": held["gpus"]}[metric]
     return total if metric == "seconds" else total / SECONDS_AN_HOUR
 
 

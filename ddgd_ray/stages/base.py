@@ -71,6 +71,7 @@ class Context:
     for a worker's whole share. compiled: torch.compile the network's blocks. recompute: keep no activations inside a block.
     pack: classifiers to train at once; 0: as many as fit on a GPU, one on a CPU. stop_file: once this file exists, a stage that
     can go on from where it is keeps that and raises Stopped; once stop_file with `.now` behind it exists, so do the others.
+    held: CPUs and GPUs of the job over all its workers, for the manifest.
     """
 
     report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -86,6 +87,7 @@ class Context:
     recompute: bool = False
     pack: int = 0
     stop_file: Path | None = None
+    held: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_told_to_stop(self) -> bool:
@@ -152,7 +154,7 @@ def make_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> list[
         seconds = (time.monotonic() - started) / len(calls) + (seconds_before(kept, calls[0].stage) if kept else 0.0)
         artifacts = []
         for call, out, found in zip(calls, outs, metrics, strict=True):
-            artifacts.append(store.publish(out, call.spec, call.input_keys(), found, seconds))
+            artifacts.append(store.publish(out, call.spec, call.input_keys(), found, seconds, ctx.held))
             store.drop_kept(call.key)
             log.info("%s %s published in %.1f s", call.key[:8], call.stage, seconds)
     return artifacts
