@@ -1,10 +1,11 @@
 """What a run has spent, in `RUN/spend.jsonl`: a line a start, two a job, as it begins and ends. Failed jobs count too."""
 
 import json
+import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,18 @@ class _Books:
     seen: float = 0.0
     open: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def close(self) -> list[dict[str, Any]]:
+        """Lines of the jobs that nobody saw the end of; what they held up to the last sign of life is spent."""
+        lines = []
+        for job, began in self.open.items():
+            seconds = max(0.0, self.seen - began["time"])
+            core_s, gpu_s = seconds * began["cpus"], seconds * began["gpus"]
+            self.spent.core_s += core_s
+            self.spent.gpu_s += gpu_s
+            line = {"job": job, "stage": began["stage"], "kind": began["kind"], "state": "lost", "seconds": seconds}
+            lines.append({**line, "core_s": core_s, "gpu_s": gpu_s, "ended": self.seen})
+        return lines
+
 
 def _read(path: Path) -> _Books:
     books = _Books()
@@ -56,6 +69,8 @@ def _read(path: Path) -> _Books:
             books.spent.gpu_s += line["gpu_s"]
             books.spent.num_jobs += 1
             books.seen = max(books.seen, line["ended"])
+        elif "alive" in line:
+            books.seen = max(books.seen, line["alive"])
     if books.started:
         books.seen = max(books.seen, _beat(path))
     books.spent.wall_s += max(0.0, books.seen - books.started)
@@ -69,20 +84,10 @@ def _beat(path: Path) -> float:
         return 0.0
 
 
-def _lost(began: Mapping[str, Any], until: float) -> dict[str, Any]:
-    """The line of a job that nobody saw the end of."""
-    seconds = max(0.0, until - began["time"])
-    line = {"job": began["began"], "stage": began["stage"], "kind": began["kind"], "state": "lost", "seconds": seconds}
-    return {**line, "core_s": seconds * began["cpus"], "gpu_s": seconds * began["gpus"], "ended": until}
-
-
 def read_spent(path: Path) -> Spent:
     """Of a run folder; zero where nothing ran. Jobs under way count up to the driver's last sign of life."""
     books = _read(path)
-    for began in books.open.values():
-        line = _lost(began, books.seen)
-        books.spent.core_s += line["core_s"]
-        books.spent.gpu_s += line["gpu_s"]
+    books.close()
     return books.spent
 
 
@@ -120,9 +125,12 @@ class Accounts:
         self._path, self._budget, self._resources = path / FILE, budget, resources
         books = _read(path)
         self._mend()
-        for began in books.open.values():
-            self._write(_lost(began, books.seen))
-        self._before = _read(path).spent
+        for line in books.close():
+            self._write(line)
+            books.spent.num_jobs += 1
+        if books.started:
+            self._write({"alive": books.seen})  # the next sign of life will be ours
+        self._before = books.spent
         self._own = Spent()
         self._began: dict[str, float] = {}
         self._started = time.time()
@@ -168,9 +176,11 @@ class Accounts:
 
     def _mend(self) -> None:
         """The next line must not be glued to half of another."""
-        if self._path.is_file() and not self._path.read_bytes().endswith(b"\n"):
-            with self._path.open("a") as file:
-                file.write("\n")
+        with self._path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:

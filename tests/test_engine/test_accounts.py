@@ -99,7 +99,11 @@ def test_what_ran_when_the_driver_was_killed_is_booked_by_the_next_start(tmp_pat
     assert (under_way.core_s, under_way.gpu_s, under_way.wall_s, under_way.num_jobs) == (80.0, 40.0, 40.0, 0)
     spent = start(tmp_path).spent
     assert (spent.core_s, spent.gpu_s, spent.wall_s, spent.num_jobs) == (80.0, 40.0, 40.0, 1)
-    assert start(tmp_path).spent == spent, "once"
+    (tmp_path / ALIVE).write_text("5003.0")
+    clock[0] = 6000.0
+    assert start(tmp_path).spent.wall_s == 43.0, "this one did nothing for three seconds"
+    assert start(tmp_path).spent.wall_s == 43.0
+    assert start(tmp_path).spent.gpu_s == 40.0, "once"
 
 
 def test_the_line_of_a_start_survives_one_that_was_cut_before_it(tmp_path: Path, clock: list[float]) -> None:
