@@ -61,8 +61,9 @@ def _read(path: Path) -> _Books:
             books.started = books.seen = line["start"]
             books.open.clear()
         elif "began" in line:
-            books.open[line["began"]] = line
-            books.seen = max(books.seen, line["time"])
+            began = line["began"]
+            books.open[began["job"]] = began
+            books.seen = max(books.seen, began["time"])
         elif "job" in line:
             books.open.pop(line["job"], None)
             books.spent.core_s += line["core_s"]
@@ -156,10 +157,11 @@ class Accounts:
 
     def began(self, job: Job) -> None:
         """It was handed out."""
+        now = self._began[job.id] = time.time()
         amounts = self._resources.of(job.stage)
         held = {"cpus": amounts.workers * amounts.cpus, "gpus": amounts.workers * amounts.gpus}
-        self._began[job.id] = time.time()
-        self._write({"began": job.id, "stage": job.stage, "kind": job.kind, **held, "time": self._began[job.id]})
+        line = {"job": job.id, "stage": job.stage, "kind": job.kind, **held, "time": now}
+        self._write({"began": line})  # whoever looks for lines of a stage, or with a state, finds jobs that ended
 
     def ended(self, job: Job, outcome: Outcome, state: str) -> None:
         """state: done, failed, retry or lost. Who died has not said how long it took: until now."""
