@@ -50,6 +50,11 @@ class Artifact:
     def seconds(self) -> float:
         return float(self.manifest["seconds"])
 
+    @property
+    def held(self) -> dict[str, float]:
+        """CPUs and GPUs of the job that made it, over all its workers; {} where that was not written down."""
+        return dict(self.manifest.get("held", {}))
+
 
 def key_of(spec: StageSpec, inputs: Mapping[str, str]) -> str:
     """sha256 (64 hex digits) of stage, version, resolved spec and the keys or fingerprints of the inputs."""
@@ -74,6 +79,7 @@ def new_manifest(
     inputs: Mapping[str, str],
     metrics: Mapping[str, float],
     seconds: float,
+    held: Mapping[str, float],
 ) -> dict[str, Any]:
     """Of `files`, which lie in `folder`."""
     return {
@@ -85,6 +91,7 @@ def new_manifest(
         "inputs": dict(inputs),
         "metrics": dict(metrics),
         "seconds": seconds,
+        "held": dict(held),
         "created": time.time(),
         "host": socket.gethostname(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED},

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ddgd_ray.commit import crash_point, make_writable, room_for, sync_folder, sync_tree, write_atomically
@@ -229,11 +230,20 @@ class Store:
         shutil.rmtree(self.root / "kept" / key, ignore_errors=True)
 
     def publish(
-        self, scratch: Path, spec: StageSpec, inputs: Mapping[str, str], metrics: Mapping[str, float], seconds: float
+        self,
+        scratch: Path,
+        spec: StageSpec,
+        inputs: Mapping[str, str],
+        metrics: Mapping[str, float],
+        seconds: float,
+        held: Mapping[str, float] = MappingProxyType({}),
     ) -> Artifact:
-        """Make `scratch` the artifact of its key. When another writer was first, its artifact stays and ours is dropped."""
+        """Make `scratch` the artifact of its key. When another writer was first, its artifact stays and ours is dropped.
+
+        held: CPUs and GPUs of the job, where there is one.
+        """
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
-        manifest = new_manifest(scratch, files, spec, inputs, metrics, seconds)
+        manifest = new_manifest(scratch, files, spec, inputs, metrics, seconds, held)
         with room_for(scratch, sum(entry["bytes"] for entry in manifest["files"].values())):
             sync_tree(scratch, files)
         return self._commit(scratch, manifest)

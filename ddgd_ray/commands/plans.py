@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ddgd_ray.commands.output import run_dir_of
 from ddgd_ray.commands.sweeps import read
@@ -13,6 +13,7 @@ from ddgd_ray.commands.sweeps import read
 if TYPE_CHECKING:
     from ddgd_ray.engine.forecast import Forecast
     from ddgd_ray.engine.plan import Trial
+    from ddgd_ray.engine.search_forecast import SearchForecast
     from ddgd_ray.spec.sweep import Sweep
 
 MAX_LISTED = 60
@@ -21,9 +22,10 @@ MAX_LISTED = 60
 def plan_command(args: argparse.Namespace) -> int:
     from ddgd_ray.engine.costs import known_rates, rates_of, write_calibration
     from ddgd_ray.engine.forecast import forecast
-    from ddgd_ray.engine.plan import plan_arm
-    from ddgd_ray.engine.run_folder import open_store
+    from ddgd_ray.engine.run_folder import RunFolder, open_store
+    from ddgd_ray.engine.search_forecast import search_forecast, tried
     from ddgd_ray.engine.sweep import planned_trials
+    from ddgd_ray.spec.sweep_spec import StageName
 
     sweep = read(args)
     store = open_store(run_dir_of(args))
@@ -34,63 +36,70 @@ def plan_command(args: argparse.Namespace) -> int:
     rates = known_rates(store, args.calibration)
     resources = sweep.spec.resources
     cores = args.cores or float(os.cpu_count() or 1)
-    most_gpus = max((resources.of(stage).gpus * resources.of(stage).workers for stage in ("finetune", "evaluate")), default=0.0)
-    gpus = args.gpus or most_gpus
+    gpus = args.gpus or max(resources.of(stage).gpus * resources.of(stage).workers for stage in get_args(StageName))
     trials = planned_trials(sweep)
-    total = forecast(trials, store, rates, resources, cores=cores, gpus=gpus)
-    each = None
+    search = None
     if sweep.spec.search:
-        typical = [*trials, *plan_arm(sweep, "typical", {})]
-        each = _less(forecast(typical, store, rates, resources, cores=cores, gpus=gpus), total)
+        folder = RunFolder(run_dir_of(args), sweep.spec.name)
+        folder.place.pull()
+        num_tried = len(tried(sweep, folder.lines(), store))
+        search = search_forecast(sweep, trials, store, rates, num_tried, cores=cores, gpus=gpus)
+    certain = search.certain if search else forecast(trials, store, rates, resources, cores=cores, gpus=gpus)
+    total = search.total if search else certain
     if args.json:
-        found: dict[str, Any] = {"name": sweep.spec.name, "trials": len(trials), "cores": cores, "gpus": gpus, **asdict(total)}
-        if each is not None and sweep.spec.search:
-            found["search"] = {"configurations": sweep.spec.search.trials, "core_s": each[0], "gpu_s": each[1]}
+        found: dict[str, Any] = {"name": sweep.spec.name, "trials": len(trials), "cores": cores, "gpus": gpus}
+        found |= asdict(certain)
+        if search:
+            found["search"] = {"configurations": search.configurations, "left": search.left}
+            found["search"] |= {"core_s": search.one.core_s, "gpu_s": search.one.gpu_s, "total": asdict(total)}
         print(json.dumps(found))
         return 0
     of_recipe = f", recipe {sweep.spec.recipe}" if sweep.spec.recipe else ""
     print(f"{sweep.spec.name}: preset {sweep.spec.preset}{of_recipe}, {len(trials)} trials")
-    if sweep.spec.search and each is not None:
-        search = sweep.spec.search
-        print(f"search: up to {search.trials} configurations by {search.algorithm} over {', '.join(sweep.space)},")
-        print(
-            f"each at {len(sweep.spec.seeds.distill)} seeds; which ones, the results decide. One at the preset's values takes"
-        )
-        print(f"{_time(each[0])} of cores{f' and {_time(each[1])} of GPUs' if each[1] else ''}, all of them ", end="")
-        print(f"about {_time(search.trials * each[0] / cores)} on the clock with {cores:g} cores. Planned for certain:")
+    if search:
+        _print_search(sweep, search)
     if sweep.spec.race:
         print(f"race: at most these; seeds after the first {sweep.spec.race.first_seeds} go to configurations that may win")
     if sweep.spec.rungs:
         print(f"rungs: {len(sweep.spec.rungs.settings)}; the first is planned for certain, the results decide the others")
-    _print_forecast(total, cores, gpus)
+    _print_stages(certain)
+    _print_total(total, cores, gpus, search)
     _print_budget(sweep, total)
     _print_trials(trials, store)
     return 0
 
 
-def _less(more: "Forecast", less: "Forecast") -> tuple[float, float]:
-    """Seconds of cores and of GPUs that `more` takes beyond `less`."""
-    return more.core_s - less.core_s, more.gpu_s - less.gpu_s
+def _print_search(sweep: "Sweep", search: "SearchForecast") -> None:
+    asked = sweep.spec.search
+    assert asked is not None
+    print(f"search: up to {search.configurations} configurations by {asked.algorithm} over {', '.join(sweep.space)},")
+    print(f"each at {len(sweep.spec.seeds.distill)} seeds, {asked.parallel} at once; which ones, the results decide.")
+    done = f"{search.configurations - search.left} are done. " if search.left < search.configurations else ""
+    gpus = f" and {_time(search.one.gpu_s)} of GPUs" if search.one.gpu_s else ""
+    print(f"{done}One at the preset's values takes {_time(search.one.core_s)} of cores{gpus}. Planned for certain:")
 
 
-def _print_forecast(total: "Forecast", cores: float, gpus: float) -> None:
+def _print_stages(certain: "Forecast") -> None:
     print(f"\n{'stage':12} {'hits':>7} {'to run':>7} {'seconds':>10}  {'range':>17} {'MB':>9}")
-    for line in total.stages:
+    for line in certain.stages:
         seconds = f"{line.seconds:10.0f}" if line.seconds or not line.misses else f"{'?':>10}"
         spread = f"{line.low_s:.0f} - {line.high_s:.0f}" if line.seconds else ""
         note = "" if line.is_known else "  guessed from other sizes"
         note += f"  {line.unknown} never measured" if line.unknown else ""
         print(f"{line.stage:12} {line.hits:7} {line.misses:7} {seconds}  {spread:>17} {line.size_bytes / 1e6:9.1f}{note}")
-    if not total.num_misses:
+
+
+def _print_total(total: "Forecast", cores: float, gpus: float, search: "SearchForecast | None") -> None:
+    if not total.wall_s:
         print("\neverything is published: nothing to run")
         return
     on = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if gpus else "")
-    print(
-        f"\n{total.core_s / 3600:.2f} core-hours, {total.gpu_s / 3600:.2f} GPU-hours, {total.size_bytes / 1e6:.0f} MB on disk;"
-    )
+    print(f"\nwith {search.left} configurations to come:" if search else "")
+    print(f"{total.core_s / 3600:.2f} core-hours, {total.gpu_s / 3600:.2f} GPU-hours, {total.size_bytes / 1e6:.0f} MB on disk;")
     print(f"about {_time(total.wall_s)} on the clock ({_time(total.wall_low_s)} to {_time(total.wall_high_s)}) with {on}")
-    if total.num_unknown:
-        print(f"without {total.num_unknown} calls of stages that were never measured: give --calibration FILE")
+    num_unknown = search.certain.num_unknown + search.left * search.one.num_unknown if search else total.num_unknown
+    if num_unknown:
+        print(f"without {num_unknown} calls of stages that were never measured: give --calibration FILE")
 
 
 def _print_budget(sweep: "Sweep", total: "Forecast") -> None:

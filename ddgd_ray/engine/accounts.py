@@ -1,10 +1,13 @@
-"""What a run has spent: one line a job that ended, and one a start, in `RUN/spend.jsonl`. Failed jobs count too."""
+"""What a run has spent, in `RUN/spend.jsonl`: a line a start, two a job, as it begins and ends. Failed jobs count too."""
 
 import json
+import os
 import statistics
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,14 @@ from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 
 FILE = "spend.jsonl"
+ALIVE = "alive"
+"""File with the time of the driver's last sign of life, seconds since 1970."""
+BEAT_S = 10.0
 
 
 @dataclass
 class Spent:
-    """Seconds, added up over all starts; wall clock up to the last line of each start."""
+    """Seconds, added up over all starts; wall clock up to the last sign of life of each start."""
 
     core_s: float = 0.0
     gpu_s: float = 0.0
@@ -25,20 +31,65 @@ class Spent:
     num_jobs: int = 0
 
 
-def read_spent(path: Path) -> Spent:
-    """Of a run folder; zero where nothing ran."""
-    spent, started, last = Spent(), 0.0, 0.0
+@dataclass
+class _Books:
+    """What the lines say. seen: the last sign of life of the newest start. open: its jobs that have not ended."""
+
+    spent: Spent = field(default_factory=Spent)
+    started: float = 0.0
+    seen: float = 0.0
+    open: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def close(self) -> list[dict[str, Any]]:
+        """Lines of the jobs that nobody saw the end of; what they held up to the last sign of life is spent."""
+        lines = []
+        for job, began in self.open.items():
+            seconds = max(0.0, self.seen - began["time"])
+            core_s, gpu_s = seconds * began["cpus"], seconds * began["gpus"]
+            self.spent.core_s += core_s
+            self.spent.gpu_s += gpu_s
+            line = {"job": job, "stage": began["stage"], "kind": began["kind"], "state": "lost", "seconds": seconds}
+            lines.append({**line, "core_s": core_s, "gpu_s": gpu_s, "ended": self.seen})
+        return lines
+
+
+def _read(path: Path) -> _Books:
+    books = _Books()
     for line in _lines(path):
         if "start" in line:
-            spent.wall_s += max(0.0, last - started)
-            started = last = line["start"]
+            books.spent.wall_s += max(0.0, books.seen - books.started)
+            books.started = books.seen = line["start"]
+            books.open.clear()
+        elif "began" in line:
+            began = line["began"]
+            books.open[began["job"]] = began
+            books.seen = max(books.seen, began["time"])
         elif "job" in line:
-            spent.core_s += line["core_s"]
-            spent.gpu_s += line["gpu_s"]
-            spent.num_jobs += 1
-            last = max(last, line["ended"])
-    spent.wall_s += max(0.0, last - started)
-    return spent
+            books.open.pop(line["job"], None)
+            books.spent.core_s += line["core_s"]
+            books.spent.gpu_s += line["gpu_s"]
+            books.spent.num_jobs += 1
+            books.seen = max(books.seen, line["ended"])
+        elif "alive" in line:
+            books.seen = max(books.seen, line["alive"])
+    if books.started:
+        books.seen = max(books.seen, _beat(path))
+    books.spent.wall_s += max(0.0, books.seen - books.started)
+    return books
+
+
+def _beat(path: Path) -> float:
+    try:
+        return float((path / ALIVE).read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def read_spent(path: Path) -> Spent:
+    """Of a run folder; zero where nothing ran. Jobs under way count up to the driver's last sign of life."""
+    books = _read(path)
+    books.close()
+    return books.spent
 
 
 def mean_seconds(path: Path) -> dict[str, float]:
@@ -66,24 +117,72 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Accounts:
-    """Writes the lines of one start, and knows whether the budget is spent."""
+    """Writes the lines of one start, and knows whether the budget is spent.
+
+    Of a driver that was killed, it closes what is open: those jobs held what they hold until its last sign of life.
+    """
 
     def __init__(self, path: Path, budget: BudgetSpec, resources: ResourcesSpec) -> None:
         self._path, self._budget, self._resources = path / FILE, budget, resources
-        self._before = read_spent(path)
+        books = _read(path)
+        self._mend()
+        for line in books.close():
+            self._write(line)
+            books.spent.num_jobs += 1
+        if books.started:
+            self._write({"alive": books.seen})  # the next sign of life will be ours
+        self._before = books.spent
         self._own = Spent()
+        self._began: dict[str, float] = {}
         self._started = time.time()
         self._write({"start": self._started})
 
-    def ended(self, job: Job, outcome: Outcome, state: str) -> None:
-        """state: done, failed, retry or lost."""
+    @contextmanager
+    def alive(self, every_s: float = BEAT_S) -> Iterator[None]:
+        """Leave signs of life, from a thread: what is known of the end of a driver that is killed."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(every_s):
+                with suppress(OSError):
+                    self._path.with_name(ALIVE).write_text(f"{time.time()}\n")
+
+        thread = threading.Thread(target=beat, name="alive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def began(self, job: Job) -> None:
+        """It was handed out."""
+        now = self._began[job.id] = time.time()
         amounts = self._resources.of(job.stage)
-        core_s, gpu_s = (outcome.seconds * amounts.workers * amount for amount in (amounts.cpus, amounts.gpus))
+        held = {"cpus": amounts.workers * amounts.cpus, "gpus": amounts.workers * amounts.gpus}
+        line = {"job": job.id, "stage": job.stage, "kind": job.kind, **held, "time": now}
+        self._write({"began": line})  # whoever looks for lines of a stage, or with a state, finds jobs that ended
+
+    def ended(self, job: Job, outcome: Outcome, state: str) -> None:
+        """state: done, failed, retry or lost. Who died has not said how long it took: until now."""
+        now = time.time()
+        began = self._began.pop(job.id, now)
+        seconds = outcome.seconds or (max(0.0, now - began) if outcome.error else 0.0)
+        amounts = self._resources.of(job.stage)
+        core_s, gpu_s = (seconds * amounts.workers * amount for amount in (amounts.cpus, amounts.gpus))
         self._own.core_s += core_s
         self._own.gpu_s += gpu_s
         self._own.num_jobs += 1
-        line = {"job": job.id, "stage": job.stage, "kind": job.kind, "state": state, "seconds": outcome.seconds}
-        self._write({**line, "core_s": core_s, "gpu_s": gpu_s, "ended": time.time()})
+        line = {"job": job.id, "stage": job.stage, "kind": job.kind, "state": state, "seconds": seconds}
+        self._write({**line, "core_s": core_s, "gpu_s": gpu_s, "ended": now})
+
+    def _mend(self) -> None:
+        """The next line must not be glued to half of another."""
+        with self._path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a") as file:

@@ -118,6 +118,8 @@ class Conductor:
                 self._settle()
                 continue
             self.running[job.id] = job
+            if self.accounts is not None:
+                self.accounts.began(job)
             self.emit(Event("start", job))
             return job
         return None

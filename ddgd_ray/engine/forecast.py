@@ -13,6 +13,7 @@ START_S = 20.0
 """Ray, and the imports of the first workers."""
 JOB_S = 0.35
 """Handing a job to a worker and back."""
+KINDS = ("seconds", "low_s", "high_s")
 
 
 @dataclass
@@ -42,6 +43,15 @@ class Forecast:
     wall_low_s: float = 0.0
     wall_high_s: float = 0.0
     size_bytes: float = 0.0
+    busy_s: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Mean, low and high: how long the scarcest resource is held."""
+    chain_s: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """The same of the longest chain of a trial."""
+
+    def set_wall(self) -> None:
+        """The clock: the scarcest resource kept busy, or the longest chain if that is more."""
+        walls = [START_S + max(busy, chain) for busy, chain in zip(self.busy_s, self.chain_s, strict=True)]
+        self.wall_s, self.wall_low_s, self.wall_high_s = walls
 
     @property
     def num_misses(self) -> int:
@@ -53,17 +63,16 @@ class Forecast:
 
 
 def forecast(
-    trials: Sequence[Trial], store: Store, rates: Rates, resources: ResourcesSpec, *, cores: float, gpus: float
+    trials: Sequence[Trial], store: Store | None, rates: Rates, resources: ResourcesSpec, *, cores: float, gpus: float
 ) -> Forecast:
-    """Equal calls count once. The clock: the scarcest resource kept busy, or the longest chain of a trial if that is more."""
+    """Equal calls count once. store: None takes nothing as published."""
     calls = {call.ref: call for trial in trials for call in trial.calls()}
     by_stage: dict[str, StageForecast] = {}
     costs: dict[tuple[str, str], Cost] = {}
     total = Forecast()
-    bounds = [0.0, 0.0, 0.0]  # mean, low, high
     for ref, call in calls.items():
         line = by_stage.setdefault(call.stage, StageForecast(call.stage))
-        if store.has(*ref):
+        if store is not None and store.has(*ref):
             line.hits += 1
             continue
         line.misses += 1
@@ -82,14 +91,13 @@ def forecast(
         total.core_s += held[0] * cost.seconds
         total.gpu_s += held[1] * cost.seconds
         share = max(held[0] / cores, held[1] / gpus if held[1] else 0.0)
-        for place, seconds in enumerate((cost.seconds, cost.low_s, cost.high_s)):
-            bounds[place] += share * (seconds + JOB_S)
+        for place, kind in enumerate(KINDS):
+            total.busy_s[place] += share * (getattr(cost, kind) + JOB_S)
     total.stages = list(by_stage.values())
     total.size_bytes = sum(line.size_bytes for line in total.stages)
-    chains = [max((_chain(trial, costs, kind) for trial in trials), default=0.0) for kind in ("seconds", "low_s", "high_s")]
+    total.chain_s = [max((_chain(trial, costs, kind) for trial in trials), default=0.0) for kind in KINDS]
     if total.num_misses:
-        walls = [START_S + max(bound, chain) for bound, chain in zip(bounds, chains, strict=True)]
-        total.wall_s, total.wall_low_s, total.wall_high_s = walls
+        total.set_wall()
     return total
 
 

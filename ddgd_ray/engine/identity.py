@@ -1,12 +1,17 @@
 """Whether a sweep that comes again under a name is the same, a larger one, or another."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddgd_ray.sources import images_source
+from ddgd_ray.sources import images_source, known_sha256
+from ddgd_ray.spec.base import Spec
+from ddgd_ray.spec.evaluation import ReferenceSpec
+from ddgd_ray.spec.preset import DitWeightsSpec, Preset, WeightsSpec
+from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.weights import script_file, weights_source
 
 FREE = ("name", "resources", "budget", "race")
 """Parts of a sweep file that change no result and may change at any time."""
@@ -23,7 +28,15 @@ MAY_GROW = (
     "search.trials",
     "search.first",
     "objective.finalists",
+    "weights.inception",
 )
+PLACES: dict[str, type[Spec]] = {
+    "images": ImagesSpec,
+    "autoencoder": WeightsSpec,
+    "backbone": DitWeightsSpec,
+    "reference": ReferenceSpec,
+}
+"""Sections of a preset whose excluded fields say where something lies: what lies there has a fingerprint of its own."""
 """Fields that keep every result they had when they get more values, or a larger one."""
 
 
@@ -37,21 +50,48 @@ class Change:
 
 def identity_of(sweep: Sweep) -> dict[str, Any]:
     """Everything that decides what a run folder's results mean, as JSON gives it back."""
-    fingerprint, _ = images_source(sweep.preset_with({}).images)
+    preset = sweep.preset_with({})
+    fingerprint, _ = images_source(preset.images)
     parts = {
         **{name: value for name, value in sweep.spec.canonical().items() if name not in (*FREE, "set", "recipe")},
         "objective": sweep.spec.objective.identity(),  # what was never given does not appear
         "settings": sweep.preset.data,  # the preset with `set` and `recipe` put in
         "space": {name: value.canonical() for name, value in sweep.space.items()},
         "images": fingerprint,
+        "weights": _weights(sweep, preset),
     }
     identity: dict[str, Any] = json.loads(json.dumps(parts))
     return identity
 
 
+def _weights(sweep: Sweep, preset: Preset) -> dict[str, str]:
+    """Fingerprints of what comes from outside, the images aside."""
+    sections = {"autoencoder": preset.autoencoder, "backbone": preset.backbone}
+    found = {name: weights_source(one).fingerprint for name, one in sections.items() if isinstance(one, WeightsSpec)}
+    if "inception" in sweep.spec.quality:
+        found["inception"] = f"sha256:{known_sha256(script_file(preset.reference.inception))}"
+    return found
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What differs. A part that the earlier version of this program did not write down is taken as equal."""
-    return _changes({name: before.get(name, value) for name, value in now.items()}, now, "")
+    # where there are no fingerprints of weights, their places have to do
+    placed = PLACES if "weights" in before else ("images",)
+    then = {name: before.get(name, value) for name, value in now.items()}
+    return _changes(_without_places(then, placed), _without_places(now, placed), "")
+
+
+def _without_places(identity: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """What decides results: not where outside inputs lie; nor, where timing decides anyway, how many are tried at once."""
+    found, settings = dict(identity), dict(identity.get("settings") or {})
+    for name in settings.keys() & sections:
+        excluded = {field for field, info in PLACES[name].model_fields.items() if info.exclude}
+        settings[name] = {field: value for field, value in settings[name].items() if field not in excluded}
+    found["settings"] = {name: section for name, section in settings.items() if section}
+    search = identity.get("search") or {}
+    if search.get("mode") == "asynchronous":
+        found["search"] = {name: value for name, value in search.items() if name != "parallel"}
+    return found
 
 
 def _changes(before: Any, now: Any, path: str) -> list[Change]:
@@ -71,8 +111,9 @@ def _changes(before: Any, now: Any, path: str) -> list[Change]:
 
 def _has_grown(before: Any, now: Any, field: str) -> bool:
     if isinstance(before, list) and isinstance(now, list):
-        return set(map(json.dumps, before)) <= set(map(json.dumps, now))
+        is_kept = field != "evaluate.ipc" or max(before) == max(now)  # the largest is sampled: another one is another set
+        return is_kept and set(map(json.dumps, before)) <= set(map(json.dumps, now))
     if before is None:
-        return field == "sets"  # one more set; a new field of `vary` makes other arms
+        return field in ("sets", "weights.inception")  # one more set; a new field of `vary` makes other arms
     numbers = isinstance(before, int | float) and isinstance(now, int | float)
     return numbers and now >= before

@@ -75,6 +75,7 @@ class TrialRecord:
             "build": [list(call.ref) for call in trial.build],
             "evaluators": [one(evaluator) for evaluator in trial.evaluators],
             "quality": [[*measure.calls[-1].ref, measure.label] for measure in trial.measures],
+            "measures": [[list(call.ref) for call in measure.calls] for measure in trial.measures],
             "folder": trial.folder,
             "errors": self.errors,
             "attempts": self.attempts,
@@ -157,8 +158,9 @@ class RunFolder:
     def remember(self, sweep: Sweep, *, amend: bool = False) -> None:
         """Write sweep.json, or check that the folder belongs to the same sweep. Raises SpecError with the differing fields.
 
-        More seeds, networks, ipc, controls, values or trials continue a sweep, with `amend`: what is done stays. Another
-        preset, grid or recipe under the same name would mix two tables; fewer of anything would leave lines of no use behind.
+        More seeds, networks, controls, values or trials, and ipc below its largest, continue a sweep, with `amend`: what is
+        done stays. Another preset, grid or recipe under the same name would mix two tables; fewer of anything would leave lines
+        of no use behind.
         """
         path = self.path / "sweep.json"
         identity, started = identity_of(sweep), time.time()
@@ -204,6 +206,10 @@ class RunFolder:
         """Give the name free again, before anything ran under it."""
         (self.path / "sweep.json").unlink(missing_ok=True)
 
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The ledger, lower rungs included; what cannot be read is left out."""
+        yield from filter(None, map(_read_line, sorted(self.trials.glob("*.json"))))
+
     def write(self, record: TrialRecord) -> None:
         """The trial's line in the ledger; a finished trial also goes to the tracker's outbox.
 
@@ -212,9 +218,9 @@ class RunFolder:
         line = record.as_json()
         path = self.trials / f"{record.trial.name}.json"
         before = _read_line(path)
-        what = ("build", "evaluators", "quality")
+        what = ("build", "evaluators", "quality", "measures")
         same = what if record.state == "planned" else (*what, "state", "errors")
-        if before and all(before.get(name) == line[name] for name in same):
+        if before and all(before.get(name, []) == line[name] for name in same):
             return
         text = json.dumps(line, indent=1, sort_keys=True)
         write_atomically(path, text)

@@ -130,7 +130,8 @@ def run_sweep(
         conductor = Conductor(sweep, store, search, folder, emit, allotment, accounts)
         on_start(conductor)
         if not conductor.is_finished:
-            execute(conductor, store, sweep.spec.resources)
+            with accounts.alive():
+                execute(conductor, store, sweep.spec.resources)
         return Result(
             folder,
             conductor.records,

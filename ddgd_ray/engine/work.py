@@ -34,6 +34,7 @@ def context_of(resources: ResourcesSpec, stage: str, stop_file: Path | None = No
         recompute=resources.recompute,
         pack=resources.pack,
         stop_file=stop_file,
+        held={"cpus": amounts.cpus * amounts.workers, "gpus": amounts.gpus * amounts.workers},
     )
 
 

@@ -30,7 +30,9 @@ def made_of(record: Mapping[str, Any]) -> Made:
     refs = [(item["stage"], item["key"]) for item in evaluators]
     main = evaluators[0].get("protocol") if evaluators else None
     quality = [((stage, key), label) for stage, key, label in record.get("quality", ())]
-    own = [*((stage, key) for stage, key in record["build"]), *refs, *(ref for ref, _ in quality)]
+    measures = record.get("measures") or [[ref] for ref, _ in quality]  # older lines leave the features out
+    own = [(stage, key) for stage, key in record["build"]] + refs
+    own += [(stage, key) for calls in measures for stage, key in calls]
     of_main = [ref for ref, item in zip(refs, evaluators, strict=True) if item.get("protocol") == main]
     return Made(of_main, quality, own)
 
@@ -38,6 +40,7 @@ def made_of(record: Mapping[str, Any]) -> Made:
 def value_of(made: Made, metric: str, store: Store, resources: ResourcesSpec) -> float | None:
     """A metric of one trial: mean over the evaluators or feature sizes that measured it; a cost is the sum over its stages.
 
+    resources: what a job holds, for artifacts that do not say what theirs held.
     None where nothing measured it: validation accuracy needs a validation slice.
     """
     if metric in COSTS:
@@ -57,8 +60,9 @@ def _cost(made: Made, metric: str, store: Store, resources: ResourcesSpec) -> fl
         if artifact is None:
             continue
         amounts = resources.of(stage)
-        held = {"seconds": 1.0, "core_hours": amounts.cpus * amounts.workers, "gpu_hours": amounts.gpus * amounts.workers}
-        total += artifact.seconds * held[metric]
+        today = {"cpus": amounts.cpus * amounts.workers, "gpus": amounts.gpus * amounts.workers}
+        held = artifact.held or today
+        total += artifact.seconds * {"seconds": 1.0, "core_hours": held["cpus"], "gpu_hours": held["gpus"]}[metric]
     return total if metric == "seconds" else total / SECONDS_AN_HOUR
 
 

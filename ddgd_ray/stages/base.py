@@ -9,8 +9,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 CURVES = "curves.jsonl"
 RESUMABLE = ("encode", "sample")
 """Stages that keep, before each report, all they have made: stopping there loses nothing. Fine-tuning sees to itself."""
+GOES_ON = (*RESUMABLE, "finetune")
+ATTEMPTS = "attempts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Context:
     for a worker's whole share. compiled: torch.compile the network's blocks. recompute: keep no activations inside a block.
     pack: classifiers to train at once; 0: as many as fit on a GPU, one on a CPU. stop_file: once this file exists, a stage that
     can go on from where it is keeps that and raises Stopped; once stop_file with `.now` behind it exists, so do the others.
+    held: CPUs and GPUs of the job over all its workers, for the manifest.
     """
 
     report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
@@ -84,6 +87,7 @@ class Context:
     recompute: bool = False
     pack: int = 0
     stop_file: Path | None = None
+    held: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_told_to_stop(self) -> bool:
@@ -135,21 +139,72 @@ def make(call: StageCall, store: Store, ctx: Context) -> Artifact:
 
 
 def make_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> list[Artifact]:
-    """Run the calls together, each in a scratch folder, and publish them; the seconds of each are an equal share."""
+    """Run the calls together, each in a scratch folder, and publish them; the seconds of each are an equal share.
+
+    Of stages that go on from where they were, with those of the attempts before.
+    """
     if not calls:
         return []
+    kept = store.keep(calls[0].key) if calls[0].stage in GOES_ON else None
     with ExitStack() as scratches:
         outs = [scratches.enter_context(store.scratch(call.key)) for call in calls]
         started = time.monotonic()
-        with room_for(outs[0]):
+        with room_for(outs[0]), _attempt(kept) if kept else nullcontext():
             metrics = run_calls(calls, store, outs, ctx)
-        seconds = (time.monotonic() - started) / len(calls)
+        seconds = (time.monotonic() - started) / len(calls) + (seconds_before(kept, calls[0].stage) if kept else 0.0)
         artifacts = []
         for call, out, found in zip(calls, outs, metrics, strict=True):
-            artifacts.append(store.publish(out, call.spec, call.input_keys(), found, seconds))
+            artifacts.append(store.publish(out, call.spec, call.input_keys(), found, seconds, ctx.held))
             store.drop_kept(call.key)
             log.info("%s %s published in %.1f s", call.key[:8], call.stage, seconds)
     return artifacts
+
+
+@contextmanager
+def _attempt(kept: Path) -> Iterator[None]:
+    """Note when it begins and, if it is stopped, when: its end is told by its points where it is killed."""
+    curves = kept / CURVES
+    offset = curves.stat().st_size if curves.is_file() else 0
+    with (kept / ATTEMPTS).open("a", buffering=1) as file:
+        file.write(json.dumps({"began": time.time(), "offset": offset}) + "\n")
+        try:
+            yield
+        except Stopped:
+            file.write(json.dumps({"stopped": time.time()}) + "\n")
+            raise
+
+
+def seconds_before(kept: Path, stage: str) -> float:
+    """Of the attempts before the last, without what a later one did again: of a fine-tuning, points that it reported again."""
+    curves = (kept / CURVES).read_bytes()
+    attempts: list[dict[str, float]] = []
+    for line in _lines((kept / ATTEMPTS).read_bytes()):
+        if "began" in line:
+            attempts.append(line)
+        elif attempts:
+            attempts[-1] |= line
+    total, again_from, end = 0.0, math.inf, len(curves)
+    for attempt in reversed(attempts):
+        points = _lines(curves[int(attempt["offset"]) : end])
+        if attempt is not attempts[-1]:
+            stand = [point["time"] for point in points if point["step"] < again_from]
+            until = max(stand, default=attempt["began"])
+            if len(stand) == len(points):
+                until = attempt.get("stopped", until)
+            total += max(0.0, until - attempt["began"])
+        if stage not in RESUMABLE:
+            again_from = min([again_from, *(point["step"] for point in points)])
+        end = int(attempt["offset"])
+    return total
+
+
+def _lines(content: bytes) -> list[dict[str, float]]:
+    """Those that are whole: a crash may cut one."""
+    found = []
+    for line in content.splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def run_call(call: StageCall, store: Store, out: Path, ctx: Context) -> dict[str, float]:
@@ -212,8 +267,7 @@ def _input_paths(call: StageCall, store: Store) -> dict[str, Path]:
 
 def _write_curves(kept: Path, target: Path) -> None:
     """A stage that went on from a checkpoint reports some steps again: the later line of a step stands."""
-    points = [json.loads(line) for line in kept.read_text().splitlines() if line.endswith("}")]
-    sound = {point["step"]: json.dumps(point) for point in points}
+    sound = {point["step"]: json.dumps(point) for point in _lines(kept.read_bytes())}
     target.write_text("".join(f"{sound[step]}\n" for step in sorted(sound)))
 
 

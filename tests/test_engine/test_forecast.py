@@ -104,3 +104,91 @@ def test_the_command_says_what_is_left_and_whether_the_budget_holds(
     with pytest.raises(SystemExit):
         main([*command, "--json"])
     assert json.loads(capsys.readouterr().out)["wall_s"] == 0.0
+
+
+@pytest.mark.parametrize("stage", ["sample", "select", "decode"])
+def test_gpus_of_any_stage_are_planned_with(
+    stage: str, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holds = f"resources.stages={{{stage}: {{gpus: 2}}}}"
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(tiny_file), "--run-dir", str(tmp_path), "--set", holds, "--json"])
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["gpus"] == 2
+
+
+def planned(search: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], **settings: Any) -> dict[str, Any]:
+    cores = settings.pop("cores", 2)
+    given = [f"--set={name.replace('__', '.')}={value}" for name, value in settings.items()]
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(search), "--run-dir", str(run_dir), "--cores", str(cores), "--json", *given])
+    assert ended.value.code == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.fixture
+def search(tiny_file: Path, tmp_path: Path) -> Path:
+    """The tiny sweep as a search whose first point is that of the preset's values, and an arm of the tiny grid."""
+    (tmp_path / "space.yaml").write_text(
+        "finetune.memory_real.pop: {type: choice, values: [max_similarity, min_similarity, fifo, random]}\n"
+        "finetune.memory_real.size: {type: int, low: 8, high: 64}\n"
+    )
+    text = tiny_file.read_text().replace("name: tiny", "name: searched")
+    grid = text[text.index("vary:") : text.index("seeds:")]
+    asked = "search:\n  space: space.yaml\n  trials: 20\n  algorithm: random\n"
+    asked += "  first: [{finetune.memory_real.pop: max_similarity, finetune.memory_real.size: 32}]\n"
+    file = tmp_path / "search.yaml"
+    file.write_text(text.replace(grid, asked) + "objective: {metric: top1_last}\n")
+    return file
+
+
+def test_a_search_costs_its_configurations_whatever_is_published(
+    done: Result, search: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = planned(search, done.folder.run_dir, capsys)
+    asked = found["search"]
+    assert found["core_s"] == 0.0, "controls and what all share are published"
+    assert (asked["configurations"], asked["left"]) == (20, 19), "the first point is published"
+    assert asked["core_s"] > 0.0
+    assert asked["total"]["core_s"] == pytest.approx(19 * asked["core_s"])
+
+
+def test_a_search_is_no_larger_than_its_space(done: Result, search: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (search.parent / "space.yaml").write_text("finetune.memory_gen.pop: {type: choice, values: [fifo, random, kcenter]}\n")
+    asked = planned(search, done.folder.run_dir, capsys, search__first="[]")["search"]
+    assert (asked["configurations"], asked["left"]) == (3, 3)
+
+
+def test_cores_beyond_what_runs_at_once_make_a_search_no_faster(
+    done: Result, search: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walls = [planned(search, done.folder.run_dir, capsys, cores=n)["search"]["total"]["wall_s"] for n in (1, 64, 1000)]
+    asked = planned(search, done.folder.run_dir, capsys, search__parallel=20, cores=1000)["search"]
+    assert walls[0] > walls[1] == walls[2]
+    assert walls[2] - START_S == pytest.approx(10 * (asked["total"]["wall_s"] - START_S)), "19 in twos, or at once"
+
+
+def test_gpus_are_as_scarce_for_a_search(done: Result, search: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    holds = "{finetune: {gpus: 1}, sample: {gpus: 1}, evaluate: {gpus: 1}}"
+    asked = planned(search, done.folder.run_dir, capsys, cores=1000, resources__stages=holds, search__parallel=20)["search"]
+    assert asked["total"]["gpu_s"] == pytest.approx(19 * asked["gpu_s"])
+    assert asked["total"]["wall_s"] > START_S + asked["total"]["gpu_s"]
+
+
+def test_of_rungs_the_dearer_one_is_for_the_best(done: Result, search: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rungs = "{settings: [{seeds.distill: [0]}, {}], eta: 4}"
+    full = planned(search, done.folder.run_dir, capsys, search__parallel=4)["search"]
+    halved = planned(search, done.folder.run_dir, capsys, search__parallel=4, rungs=rungs)["search"]
+    assert halved["core_s"] == pytest.approx(full["core_s"] * (0.5 + 0.5 / 4))
+
+
+def test_the_budget_of_a_search_is_held_against_all_of_it(
+    done: Result, search: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for hours, verdict in ((1e-6, "not enough"), (1e3, "enough")):
+        with pytest.raises(SystemExit):
+            main(["plan", str(search), "--run-dir", str(done.folder.run_dir), "--set", f"budget.core_hours={hours}"])
+        said = capsys.readouterr().out
+        assert f"needed, {verdict}" in said
+        assert "with 19 configurations to come" in said

@@ -1,15 +1,23 @@
 """The run folder: one driver at a time, one sweep a folder."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ddgd_ray.engine.run_folder import RunFolder, open_store
 from ddgd_ray.errors import ArtifactError, SpecError
+from ddgd_ray.spec.sweep import Sweep, read_sweep
 
 
 @pytest.fixture
@@ -48,8 +56,9 @@ def test_the_same_sweep_may_come_again(folder: RunFolder, tiny: Any) -> None:
         {"evaluate.networks": ("convnet3_slim", "resnet_slim")},
         {"controls": ("random_real", "plain")},
         {"vary": {"finetune.memory_real.pop": ("max_similarity", "fifo", "random")}},
+        {"evaluate.ipc": (1, 2)},
     ],
-    ids=["seeds", "evaluate-seeds", "networks", "controls", "wider-grid"],
+    ids=["seeds", "evaluate-seeds", "networks", "controls", "wider-grid", "smaller-sets"],
 )
 def test_a_sweep_grows_when_told_to(folder: RunFolder, tiny: Any, more: dict[str, Any]) -> None:
     folder.remember(tiny())
@@ -73,6 +82,85 @@ def test_other_images_are_another_sweep(folder: RunFolder, tiny: Any, monkeypatc
     monkeypatch.setattr("ddgd_ray.engine.identity.images_source", lambda spec: ("sha256:other", Path()))
     with pytest.raises(SpecError, match="images: was .*digits.*, is .*other"):
         folder.remember(tiny(), amend=True)
+
+
+@pytest.fixture
+def of_folder(tiny_file: Path, tmp_path: Path) -> Callable[..., Sweep]:
+    """The tiny sweep on a folder of images."""
+    (tmp_path / "folder.yaml").write_text(tiny_file.read_text().replace("preset: digits", "preset: imagefolder"))
+
+    def read(root: Path, **others: Any) -> Sweep:
+        given = {"images.root": str(root), "images.classes": ("a", "b"), **others}
+        return read_sweep(tmp_path / "folder.yaml", given)
+
+    return read
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    root, rng = tmp_path / "images", np.random.default_rng(0)
+    for part in ("train/a", "train/b", "val/a", "val/b"):
+        (root / part).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(root / part / f"{number}.png")
+    return root
+
+
+def test_the_same_images_at_another_place_continue_a_run(
+    folder: RunFolder, images: Path, of_folder: Callable[..., Sweep]
+) -> None:
+    folder.remember(of_folder(images))
+    moved = shutil.copytree(images, images.with_name("moved"))
+    folder.remember(of_folder(moved))
+    settings = json.loads((folder.path / "sweep.json").read_text())["identity"]["settings"]
+    assert settings["images"]["root"] == str(moved), "where they are now"
+    (moved / "train/a/0.png").unlink()
+    with pytest.raises(SpecError, match="another sweep") as caught:
+        folder.remember(of_folder(moved), amend=True)
+    assert "images: was" in str(caught.value)
+
+
+def test_weights_go_by_their_content_not_by_their_place(folder: RunFolder, tiny: Any, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("here", "there", "other")]
+    for place in folders:
+        place.mkdir()
+        (place / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        (place / "diffusion_pytorch_model.safetensors").write_bytes(b"1" if place.name == "other" else b"0")
+
+    def using(place: Path) -> Sweep:
+        sweep: Sweep = tiny()
+        weights = {"repo": "who/what", "folder": str(place)}
+        return replace(sweep, preset=sweep.preset.replaced({("autoencoder",): weights}))
+
+    folder.remember(using(folders[0]))
+    folder.remember(using(folders[1]))
+    with pytest.raises(SpecError, match=r"another sweep:\n *weights.autoencoder: was .*"):
+        folder.remember(using(folders[2]), amend=True)
+
+
+def test_a_run_without_fingerprints_of_its_weights_goes_by_their_place(folder: RunFolder, tiny: Any) -> None:
+    folder.remember(tiny())
+    sweep = json.loads((folder.path / "sweep.json").read_text())
+    del sweep["identity"]["weights"]
+    sweep["identity"]["settings"]["reference"]["inception"] = "a.pt"
+    (folder.path / "sweep.json").write_text(json.dumps(sweep))
+    with pytest.raises(SpecError, match=r"settings.reference.inception: was .*a.pt"):
+        folder.remember(tiny(), amend=True)
+
+
+@pytest.mark.parametrize(("mode", "is_free"), [("asynchronous", True), ("deterministic", False)])
+def test_what_is_tried_at_once_may_change_where_timing_decides_anyway(
+    folder: RunFolder, tiny_file: Path, tmp_path: Path, mode: str, is_free: bool
+) -> None:
+    text = tiny_file.read_text()
+    grid = text[text.index("vary:") : text.index("seeds:")]
+    (tmp_path / "space.yaml").write_text("finetune.memory_real.size: {type: int, low: 8, high: 64}\n")
+    file = tmp_path / "search.yaml"
+    asked = f"search: {{space: space.yaml, algorithm: random, mode: {mode}}}\nobjective: {{metric: top1_last}}\n"
+    file.write_text(text.replace(grid, asked))
+    folder.remember(read_sweep(file, {}))
+    with nullcontext() if is_free else pytest.raises(SpecError, match="search.parallel: was 2, is 3"):
+        folder.remember(read_sweep(file, {"search.parallel": 3}))
 
 
 def test_a_lock_left_by_another_host_needs_force(folder: RunFolder) -> None:
@@ -128,15 +216,16 @@ def test_an_order_to_stop_does_not_outlive_the_start_it_was_for(folder: RunFolde
         ({"vary": {"finetune.memory_real.pop": ("fifo", "random")}}, "vary.finetune.memory_real.pop"),
         ({"controls": ()}, 'controls: was ["random_real"], is []'),
         ({"objective.metric": "top1_last"}, 'objective.metric: was "val_top1", is "top1_last"'),
+        ({"evaluate.ipc": (2, 3)}, "evaluate.ipc: was [2], is [2, 3]"),
     ],
-    ids=["recipe", "another-grid", "fewer", "objective"],
+    ids=["recipe", "another-grid", "fewer", "objective", "larger-sets"],
 )
 def test_another_sweep_under_the_same_name_is_refused_with_the_difference(
     folder: RunFolder, tiny: Any, other: dict[str, Any], named: str
 ) -> None:
     folder.remember(tiny())
     with pytest.raises(SpecError, match="another sweep") as caught:
-        folder.remember(tiny(other))
+        folder.remember(tiny(other), amend=True)
     assert named in str(caught.value)
 
 

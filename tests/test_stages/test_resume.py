@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ddgd_ray.errors import Stopped as OrderedToStop
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages import finetune
 from ddgd_ray.stages.adapters import ADAPTER_FILE
-from ddgd_ray.stages.base import CURVES, Context, Outside, StageCall, publish_call
+from ddgd_ray.stages.base import ATTEMPTS, CURVES, Context, Outside, StageCall, publish_call, seconds_before
 from ddgd_ray.stages.checkpoint import KEPT
 from ddgd_ray.store import Store
 
@@ -209,6 +210,56 @@ def test_a_process_killed_at_a_checkpoint_is_taken_up_by_the_next_one(latent_inp
     assert not keep.exists()
     assert made.manifest["files"][ADAPTER_FILE] == calm.manifest["files"][ADAPTER_FILE]
     assert made.metrics == calm.metrics
+
+
+@pytest.mark.parametrize(
+    ("lost", "every", "is_of_use"),
+    [(OrderedToStop("told to stop"), 3, True), (Stopped(), 3, True), (Stopped(), 0, False)],
+    ids=["stopped", "died", "begun anew"],
+)
+def test_seconds_are_those_of_all_attempts_as_far_as_they_were_of_use(
+    latent_inputs: dict[str, Path], tmp_path: Path, lost: Exception, every: int, is_of_use: bool
+) -> None:
+    """It reports at steps 0, 5, 10 and 11, and goes on from step 9: what it took until step 5 is not done again."""
+    call = StageCall(spec_of(), {name: Outside("test", str(path)) for name, path in latent_inputs.items()})
+    store = Store(tmp_path / "store")
+    store.prepare()
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        time.sleep(0.5)
+        if step == 10:
+            raise lost
+
+    for _ in range(2):  # the second goes on, where it can, and does no more than step 9 again
+        with pytest.raises(type(lost)):
+            publish_call(call, store, Context(report, checkpoint_steps=every))
+    began = time.monotonic()
+    made, _ = publish_call(call, store, Context(checkpoint_steps=every))
+    last_s = time.monotonic() - began
+    assert made.seconds > 0.5 if is_of_use else made.seconds <= last_s
+
+
+@pytest.mark.parametrize(
+    ("stage", "again", "stopped", "seconds"),
+    [
+        ("finetune", (0, 1), {}, 0.0),
+        ("finetune", (1,), {}, 3.0),
+        ("finetune", (1,), {"stopped": 108.0}, 3.0),
+        ("finetune", (2,), {}, 7.0),
+        ("finetune", (2,), {"stopped": 108.0}, 8.0),
+        ("finetune", (), {"stopped": 108.0}, 8.0),
+        ("encode", (0, 1), {}, 7.0),  # reports the shards that it has before it makes others
+    ],
+)
+def test_an_attempt_counts_until_the_last_point_that_was_not_made_again(
+    tmp_path: Path, stage: str, again: tuple[int, ...], stopped: dict[str, float], seconds: float
+) -> None:
+    first = "".join(f"{json.dumps({'step': step, 'time': time})}\n" for step, time in ((0, 103.0), (1, 107.0)))
+    later = "".join(f"{json.dumps({'step': step, 'time': 200.0})}\n" for step in again)
+    (tmp_path / CURVES).write_text(first + later)
+    lines = [{"began": 100.0, "offset": 0}, stopped, {"began": 199.0, "offset": len(first)}]
+    (tmp_path / ATTEMPTS).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert seconds_before(tmp_path, stage) == seconds
 
 
 def test_the_curve_of_an_interrupted_run_has_each_step_once(latent_inputs: dict[str, Path], tmp_path: Path) -> None:
