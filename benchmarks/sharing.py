@@ -188,7 +188,7 @@ def main() -> None:
     parser = measure.parser(__doc__ or "")
     parser.add_argument("--run-dir", type=Path, help="holds the store of the finished ablations")
     parser.add_argument("--seeds", type=int, default=0, help="distillation seeds 0 .. N-1; 0: as shipped")
-    parser.add_argument("--first-seeds", type=int, default=0, help="that every arm of a race has; default: 2, or 3 of 6 and more")
+    parser.add_argument("--first-seeds", type=int, default=0, help="of a race, for every arm; 0: 2, or 3 of 6 and more")
     parser.add_argument("--min-effect", type=float, default=0.01, help="difference of accuracy that a race need not resolve")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
