@@ -30,6 +30,7 @@ MAY_GROW = (
     "objective.finalists",
     "weights.inception",
 )
+"""Fields that keep every result they had when they get more values, or a larger one."""
 PLACES: dict[str, type[Spec]] = {
     "images": ImagesSpec,
     "autoencoder": WeightsSpec,
@@ -37,7 +38,6 @@ PLACES: dict[str, type[Spec]] = {
     "reference": ReferenceSpec,
 }
 """Sections of a preset whose excluded fields say where something lies: what lies there has a fingerprint of its own."""
-"""Fields that keep every result they had when they get more values, or a larger one."""
 
 
 @dataclass(frozen=True)

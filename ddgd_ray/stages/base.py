@@ -151,7 +151,9 @@ def make_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> list[
         started = time.monotonic()
         with room_for(outs[0]), _attempt(kept) if kept else nullcontext():
             metrics = run_calls(calls, store, outs, ctx)
-        seconds = (time.monotonic() - started) / len(calls) + (seconds_before(kept, calls[0].stage) if kept else 0.0)
+        seconds = (time.monotonic() - started) / len(calls)
+        with suppress(OSError, KeyError, TypeError):  # damaged notes of earlier attempts are no reason to lose the result
+            seconds += seconds_before(kept, calls[0].stage) if kept else 0.0
         artifacts = []
         for call, out, found in zip(calls, outs, metrics, strict=True):
             artifacts.append(store.publish(out, call.spec, call.input_keys(), found, seconds, ctx.held))
