@@ -1,12 +1,13 @@
 """The door to Ray Data: a latent cache of millions of images, its shards made all over the cluster."""
 
 import logging
+import pickle
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
-from ddgd_ray.engine.ray_notes import stop_file_here
+from ddgd_ray.engine.ray_notes import names, stop_file_here, tell, told
 from ddgd_ray.engine.ray_train import Width, forget, leave_word, verdict_of
 from ddgd_ray.errors import DdgdError, Stopped
 from ddgd_ray.stages.base import Context, StageCall, publish_call, shares_of
@@ -58,14 +59,28 @@ def _make_shares(call: StageCall, store: Store, ctx: Context, width: Width) -> N
             raise verdict from err
         raise
     finally:
+        _end_makers(name)
         forget(name)
+
+
+def _end_makers(name: str) -> None:
+    """After an error Ray Data's processes live, and hold their GPUs, as long as something remembers its traceback."""
+    import ray
+
+    for key in names(f"{name}/maker/"):
+        with suppress(Exception):
+            ray.kill(pickle.loads(bytes.fromhex(told(key))))
 
 
 class _Maker:
     """In a process of its own: images are listed and the autoencoder loaded once."""
 
     def __init__(self, call: StageCall, store: Store, ctx: Context, name: str) -> None:
+        from ray import get_runtime_context
+
         self.where, self.name = f"encode {call.key[:8]}", name
+        maker = get_runtime_context().current_actor
+        tell(f"{name}/maker/{uuid.uuid4().hex}", pickle.dumps(maker).hex())
         self._until_the_end = ExitStack()
         self.stop_file = self._until_the_end.enter_context(stop_file_here(store, ctx.stop_file))
         self.store, self.key, self.shares = store, call.key, shares_of(call, store, ctx)

@@ -1,9 +1,11 @@
 """The latent cache made by Ray Data: the bytes of the stage that makes it alone."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from PIL import Image
 
 from ddgd_ray.engine.ray_encode import encode_over_cluster
@@ -70,6 +72,16 @@ def test_an_order_to_stop_comes_back_as_such(ray_cluster: None, tmp_path: Path) 
     store, call = Store(tmp_path / "store"), call_of(tmp_path, num_images=2, size=16)
     store.prepare()
     (tmp_path / "stop").write_text("")
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped) as caught:
         encode_over_cluster(call, store, Context(stop_file=tmp_path / "stop"), Width(1, {"CPU": 1}))
     assert not store.has(*call.ref)
+    assert caught.value.where == f"encode {call.key[:8]}"
+    assert all_cpus_are_free(), "its processes hold them though it has ended"
+
+
+def all_cpus_are_free() -> bool:
+    """Within the seconds that Ray takes to say so."""
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
