@@ -68,6 +68,10 @@ class Stopped(DdgdError):
     default_code = "interrupted"
 
 
+class NoRoom(Stopped):
+    """Somebody else holds what the stage needs; it goes on when there is room."""
+
+
 class EngineError(DdgdError):
     """The sweep could not be carried out: too many failures, or the cluster cannot serve it."""
 

@@ -31,6 +31,7 @@ SETTLE_S = 1.0  # until a write is seen by all, where a store knows no condition
 MARK = "url"
 EXTRAS = {"s3": "ddgd-ray[s3]", "s3a": "ddgd-ray[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, DdgdError)  # trying again changes nothing
+PATIENCE_S = 60.0  # no further try of a call after it
 FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "InvalidRegionError")
 
 Result = TypeVar("Result")
@@ -233,7 +234,8 @@ class Remote:
                     raise  # of this machine
                 problem = err
             is_final = isinstance(problem, PermissionError | NotImplementedError | TypeError)
-            if is_final or type(problem).__name__ in FINAL_NAMES or number == self.tries:
+            is_over = number == self.tries or time.monotonic() - started > PATIENCE_S
+            if is_final or type(problem).__name__ in FINAL_NAMES or is_over:
                 break
             log.warning("%s: %s %s, try %d: %s", self, what, name, number, self._text(problem))
             time.sleep(min(8.0, 0.125 * 2**number) * random.uniform(0.75, 1.25))  # many workers do not come back at once

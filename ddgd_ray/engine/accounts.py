@@ -167,7 +167,7 @@ class Accounts:
         """state: done, failed, retry or lost. Who died has not said how long it took: until now."""
         now = time.time()
         began = self._began.pop(job.id, now)
-        seconds = outcome.seconds or (max(0.0, now - began) if outcome.error else 0.0)
+        seconds = outcome.seconds or (max(0.0, now - began) if outcome.error and outcome.has_held else 0.0)
         amounts = self._resources.of(job.stage)
         core_s, gpu_s = (seconds * amounts.workers * amount for amount in (amounts.cpus, amounts.gpus))
         self._own.core_s += core_s

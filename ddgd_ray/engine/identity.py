@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ddgd_ray.errors import StageError
 from ddgd_ray.sources import images_source, known_sha256
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.evaluation import ReferenceSpec
@@ -28,7 +30,6 @@ MAY_GROW = (
     "search.trials",
     "search.first",
     "objective.finalists",
-    "weights.inception",
 )
 """Fields that keep every result they had when they get more values, or a larger one."""
 PLACES: dict[str, type[Spec]] = {
@@ -65,9 +66,12 @@ def identity_of(sweep: Sweep) -> dict[str, Any]:
 
 
 def _weights(sweep: Sweep, preset: Preset) -> dict[str, str]:
-    """Fingerprints of what comes from outside, the images aside."""
-    sections = {"autoencoder": preset.autoencoder, "backbone": preset.backbone}
-    found = {name: weights_source(one).fingerprint for name, one in sections.items() if isinstance(one, WeightsSpec)}
+    """Fingerprints of what comes from outside, the images aside; of what is not here nothing: who needs it says so."""
+    found = {}
+    for name, one in {"autoencoder": preset.autoencoder, "backbone": preset.backbone}.items():
+        if isinstance(one, WeightsSpec):
+            with suppress(StageError):
+                found[name] = weights_source(one).fingerprint
     if "inception" in sweep.spec.quality:
         found["inception"] = f"sha256:{known_sha256(script_file(preset.reference.inception))}"
     return found
@@ -78,6 +82,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     # where there are no fingerprints of weights, their places have to do
     placed = PLACES if "weights" in before else ("images",)
     then = {name: before.get(name, value) for name, value in now.items()}
+    then["weights"] = now["weights"] | then["weights"]  # of what one of the two did not use or have, nothing is known
+    now = {**now, "weights": then["weights"] | now["weights"]}
     return _changes(_without_places(then, placed), _without_places(now, placed), "")
 
 
@@ -114,6 +120,6 @@ def _has_grown(before: Any, now: Any, field: str) -> bool:
         is_kept = field != "evaluate.ipc" or max(before) == max(now)  # the largest is sampled: another one is another set
         return is_kept and set(map(json.dumps, before)) <= set(map(json.dumps, now))
     if before is None:
-        return field in ("sets", "weights.inception")  # one more set; a new field of `vary` makes other arms
+        return field == "sets"  # one more set; a new field of `vary` makes other arms
     numbers = isinstance(before, int | float) and isinstance(now, int | float)
     return numbers and now >= before

@@ -50,6 +50,8 @@ class Outcome:
     seconds: float = 0.0
     exit_code: int = 1
     is_lost: bool = False
+    has_held: bool = True
+    """Whether it had what it asked for; while a job waits for room, it spends nothing."""
 
 
 def jobs_of(trial: Trial, resources: ResourcesSpec) -> Iterator[Job]:

@@ -80,8 +80,8 @@ class ClusterDriver:
         """Jobs whose process has not come up: on a cluster that others use too, it may not for hours."""
         waiting = set(names(job_note("")))
         for trial in [trial for trial in self.trials if job_note(trial) in waiting]:
-            drop(job_note(trial))
-            self.conductor.ended(self.trials.pop(trial), Outcome("it had not started", is_lost=True))
+            if drop(job_note(trial)):  # else it has started in this moment
+                self.conductor.ended(self.trials.pop(trial), Outcome("it had not started", is_lost=True, has_held=False))
 
     def next(self) -> Job | None:
         """The next job that has room; None: nothing now, or never again."""
@@ -146,6 +146,7 @@ class ClusterDriver:
         gone = {trial for trial, job_id in self.trials.items() if self._lost_seats(job_id)}
         self._gone_since = {trial: self._gone_since.get(trial, now) for trial in gone}
         for trial in [trial for trial, since in self._gone_since.items() if now - since > GONE_S]:
+            drop(job_note(trial))
             self.conductor.ended(self.trials.pop(trial), Outcome("its node was lost", is_lost=True))
 
     def _lost_seats(self, job_id: str) -> set[str]:

@@ -33,10 +33,11 @@ def names(prefix: str) -> list[str]:
     return [name.decode() for name in _internal_kv_list(prefix, namespace=NAMESPACE)]
 
 
-def drop(name: str) -> None:
+def drop(name: str) -> bool:
+    """Whether it was there: of several that drop it, one is told so."""
     from ray.experimental.internal_kv import _internal_kv_del
 
-    _internal_kv_del(name, namespace=NAMESPACE)
+    return bool(_internal_kv_del(name, namespace=NAMESPACE))
 
 
 def job_note(trial_id: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from ddgd_ray import errors
 from ddgd_ray.engine.ray_notes import drop, names, stop_file_here, store_name, tell, told
 from ddgd_ray.engine.rooms import Amounts, Placement
-from ddgd_ray.errors import DdgdError, EngineError, StageError, Stopped
+from ddgd_ray.errors import DdgdError, EngineError, NoRoom, StageError, Stopped
 from ddgd_ray.spec.sweep_spec import WIDE_STAGES
 from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
 from ddgd_ray.store import Artifact, Store
@@ -266,7 +266,7 @@ def _named(err: Exception, retries: int, where: str) -> Exception:
     """What became of a run of Train's, in one line; an EngineError is final."""
     failures = getattr(err, "worker_failures", None)
     if type(getattr(err, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-        return Stopped(
+        return NoRoom(
             "no room for its workers in several minutes: somebody else on this cluster holds what they need", where=where
         )
     if not failures:  # of Train itself, as when the port that it chose was taken meanwhile: it does not try again

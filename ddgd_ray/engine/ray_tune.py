@@ -179,8 +179,10 @@ def _trainable() -> type:
 
         def step(self) -> dict[str, Any]:
             note = job_note(self.config["job"])
-            job: Job = pickle.loads(bytes.fromhex(told(note)))
-            drop(note)  # it has started
+            text = told(note)
+            if not drop(note):  # from here on it has started
+                return {"done": True, **vars(Outcome("it was let go before it started", is_lost=True))}
+            job: Job = pickle.loads(bytes.fromhex(text))
             amounts = self.resources.of(job.stage)
             width = Width(
                 self.config["num_workers"],

@@ -10,7 +10,7 @@ from ddgd_ray.engine.forecast import Forecast, forecast
 from ddgd_ray.engine.plan import Trial, arm_name, plan_arm
 from ddgd_ray.engine.rungs import rung_trials
 from ddgd_ray.engine.search import Proposal
-from ddgd_ray.spec.points import size
+from ddgd_ray.spec.points import identity, size
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.store import Store
 
@@ -90,16 +90,15 @@ def _sum(one: Sequence[float], other: Sequence[float], times: float = 1) -> list
 
 
 def tried(sweep: Sweep, lines: Iterable[Mapping[str, Any]], store: Store) -> set[str]:
-    """Arms of a run's ledger that are done, and first points of the search that are published."""
+    """Identities of the points of a run's ledger that are done, and of the search's first points that are published."""
     states: dict[str, set[str]] = {}
     for line in lines:
         if not line["is_control"] and not line.get("folder"):
-            states.setdefault(line["arm"], set()).add(line["state"])
+            states.setdefault(identity(line["params"]), set()).add(line["state"])
     assert sweep.spec.search is not None
-    first = {arm_name(point): point for point in sweep.spec.search.first}
     published = {
-        arm
-        for arm, point in first.items()
-        if all(store.has(*call.ref) for trial in plan_arm(sweep, arm, point) for call in trial.calls())
+        identity(point)
+        for point in sweep.spec.search.first
+        if all(store.has(*call.ref) for trial in plan_arm(sweep, arm_name(point), point) for call in trial.calls())
     }
-    return published | {arm for arm, found in states.items() if found == {"done"}}
+    return published | {point for point, found in states.items() if found == {"done"}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.jobs import Job, Outcome
-from ddgd_ray.errors import DamagedArtifact, DdgdError, Stopped
+from ddgd_ray.errors import DamagedArtifact, DdgdError, NoRoom, Stopped
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
 from ddgd_ray.store import Artifact, Store
@@ -51,7 +51,9 @@ def run_job(
             for call in job.calls:
                 publish(call, store, context)
     except Stopped as err:
-        return Outcome(str(err), is_lost=True, seconds=time.monotonic() - started, exit_code=err.exit_code)
+        has_held = not isinstance(err, NoRoom)
+        seconds = time.monotonic() - started if has_held else 0.0
+        return Outcome(str(err), is_lost=True, seconds=seconds, exit_code=err.exit_code, has_held=has_held)
     except DdgdError as err:
         # what is damaged was set aside, and can be made again; storage that did not answer may do so soon
         is_final = not (isinstance(err, DamagedArtifact) or err.code == "storage")

@@ -68,16 +68,20 @@ def tested_pairs(differences: Mapping[str, Sequence[float]]) -> dict[str, Paired
 
 
 def contenders(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, Stat]:
-    """{arm: its mean over the seeds of the arm that has most of them}, the ceiling aside.
+    """{arm: its mean}, of those that have as many seeds as any, the ceiling aside.
 
-    An arm that lacks one of these seeds is none: it failed there, or a race dropped it before; over other seeds, means differ
-    for the seeds' sake. Controls do not say which seeds count unless there is nothing else.
+    An arm that has fewer is none: it failed, or a race dropped it before; over other seeds, means differ for the seeds' sake.
+    Controls do not say how many count unless there is nothing else; their means are over the same seeds, where they have them.
     """
     found = {arm: seed_means(rows, metric) for arm, rows in arms.items() if arm != CEILING}
     values = {arm: means for arm, means in found.items() if means}
     own = [means for arm, means in values.items() if not arms[arm][0].is_control]
     seeds = max(own or values.values(), key=len, default={}).keys()
-    stats = {arm: stat_of(means[seed] for seed in seeds) for arm, means in values.items() if seeds <= means.keys()}
+    stats = {
+        arm: stat_of(means[seed] for seed in (seeds if seeds <= means.keys() else means))
+        for arm, means in values.items()
+        if len(means) >= len(seeds)
+    }
     return {arm: stat for arm, stat in stats.items() if stat is not None}
 
 

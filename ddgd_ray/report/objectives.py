@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ddgd_ray.spec.search_spec import COSTS, ObjectiveSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.store import Store
@@ -106,11 +109,26 @@ def front_of(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[str
 
 
 def in_order(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[str]:
-    """All of them, front after front, what breaks a constraint after what breaks none."""
+    """All of them, front after front (Deb et al. 2002), what breaks a constraint after what breaks none; within a front by the
+    first objective, equals as they come.
+    """
+    signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in directions])
     ranked: list[str] = []
-    left = dict(worths)
-    while left:
-        front = front_of(left, directions) or front_of({arm: Worth(worth.values) for arm, worth in left.items()}, directions)
-        ranked += front
-        left = {arm: worth for arm, worth in left.items() if arm not in front}
+    for is_feasible in (True, False):
+        arms = [arm for arm, worth in worths.items() if worth.is_feasible == is_feasible]
+        gains = np.array([worths[arm].values for arm in arms]).reshape(len(arms), len(signs)) * signs
+        keys = list(zip(_fronts(gains), -gains[:, 0], strict=True))
+        ranked += [arms[place] for place in sorted(range(len(arms)), key=keys.__getitem__)]
     return ranked
+
+
+def _fronts(gains: NDArray[np.float64]) -> list[int]:
+    """In which front each row lies, 0 for those that no other beats. gains: (n, objectives), larger is better."""
+    fronts = np.zeros(len(gains), int)
+    if gains.shape[1] > 1:
+        order = np.lexsort(-gains.T[::-1])  # who beats a row stands before it
+        for place, row in enumerate(order):
+            before = order[:place]
+            beats = (gains[before] >= gains[row]).all(1) & (gains[before] > gains[row]).any(1)
+            fronts[row] = 1 + fronts[before[beats]].max(initial=-1)
+    return [int(front) for front in fronts]

@@ -91,6 +91,15 @@ def test_a_worker_that_died_held_what_it_held_since_it_was_handed_out(tmp_path: 
     assert accounts.spent.gpu_s == 33.0, "what a job says itself stands"
 
 
+def test_what_waits_for_room_spends_nothing(tmp_path: Path, job: Job, clock: list[float]) -> None:
+    accounts = start(tmp_path)
+    accounts.began(job)
+    clock[0] += 5 * 3600.0
+    accounts.ended(job, Outcome("it had not started", is_lost=True, has_held=False), "lost")
+    assert (accounts.spent.core_s, accounts.spent.gpu_s) == (0.0, 0.0)
+    assert read_spent(tmp_path).gpu_s == 0.0
+
+
 def test_what_ran_when_the_driver_was_killed_is_booked_by_the_next_start(tmp_path: Path, job: Job, clock: list[float]) -> None:
     start(tmp_path).began(job)
     (tmp_path / ALIVE).write_text("1040.0")

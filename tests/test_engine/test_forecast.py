@@ -10,9 +10,11 @@ from ddgd_ray.cli import main
 from ddgd_ray.engine.costs import UNSEEN, Rate, cost_of, known_rates, rates_of, read_calibration, work_of, write_calibration
 from ddgd_ray.engine.forecast import JOB_S, START_S, forecast
 from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.engine.search_forecast import tried
 from ddgd_ray.engine.sweep import Result, planned_trials, run_sweep
 from ddgd_ray.engine.work import run_in_process
 from ddgd_ray.errors import SpecError
+from ddgd_ray.spec.sweep import read_sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 
 
@@ -152,6 +154,15 @@ def test_a_search_costs_its_configurations_whatever_is_published(
     assert (asked["configurations"], asked["left"]) == (20, 19), "the first point is published"
     assert asked["core_s"] > 0.0
     assert asked["total"]["core_s"] == pytest.approx(19 * asked["core_s"])
+
+
+def test_a_first_point_of_the_ledger_is_tried_once(done: Result, search: Path) -> None:
+    sweep, store = read_sweep(search, {}), open_store(done.folder.run_dir)
+    line = {"arm": "trial0000", "params": dict(sweep.spec.search.first[0]), "is_control": False, "state": "done"}  # type: ignore[union-attr]
+    other = {**line, "arm": "trial0001", "params": {"finetune.memory_real.pop": "fifo", "finetune.memory_real.size": 8}}
+    assert len(tried(sweep, [], store)) == 1
+    assert len(tried(sweep, [line], store)) == 1
+    assert len(tried(sweep, [line, other, {**other, "state": "planned"}], store)) == 1, "one of its seeds is missing"
 
 
 def test_a_search_is_no_larger_than_its_space(done: Result, search: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """What a configuration is worth: searches and reports count the same."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ddgd_ray.engine.objective import trial_value
 from ddgd_ray.engine.run_folder import TrialRecord, open_store
 from ddgd_ray.engine.sweep import planned_trials, run_sweep
 from ddgd_ray.engine.work import run_in_process
-from ddgd_ray.report.objectives import made_of, value_of
+from ddgd_ray.report.objectives import Worth, front_of, in_order, made_of, value_of
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from tests.test_engine.fake_store import FakeStore
 
@@ -45,3 +46,26 @@ def test_hours_of_artifacts_that_do_not_say_what_was_held_go_by_the_sweep(tiny: 
     store = FakeStore({call.ref for call in trial.calls()})
     value = trial_value(TrialRecord(trial, "done"), "core_hours", store, ResourcesSpec(cpus=3))  # type: ignore[arg-type]
     assert value == 3 * 3 / 3600, "fine-tuning, sampling, one classifier of a second each"
+
+
+@pytest.mark.parametrize("directions", [("maximize",), ("minimize", "maximize"), ("maximize", "maximize", "minimize")])
+def test_fronts_are_those_found_by_taking_one_away_after_the_other(directions: tuple[str, ...]) -> None:
+    rng = random.Random(len(directions))
+    worths = {
+        str(arm): Worth(tuple(rng.randrange(5) / 5 for _ in directions), (rng.choice([-1.0, 0.0, 1.0]),)) for arm in range(60)
+    }
+    expected: list[str] = []
+    for group in (True, False):
+        left = {arm: Worth(worth.values) for arm, worth in worths.items() if worth.is_feasible == group}
+        while left:
+            front = front_of(left, directions)
+            expected += front
+            left = {arm: worth for arm, worth in left.items() if arm not in front}
+    assert in_order(worths, directions) == expected
+    assert in_order({}, directions) == []
+
+
+def test_thousands_of_arms_are_ranked() -> None:
+    worths = {str(arm): Worth((float(arm), float(-arm % 7))) for arm in range(5000)}
+    assert in_order({arm: Worth(worth.values[:1]) for arm, worth in worths.items()}, ("maximize",))[0] == "4999"
+    assert in_order(worths, ("maximize", "maximize"))[0] == "4999"

@@ -36,6 +36,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
 def test_a_job_whose_node_is_gone_is_handed_out_again_though_ray_says_nothing(
     tiny: Any, tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_driver, "drop", lambda name: True)
     sweep, store = tiny(), FakeStore()
     conductor = conduct(sweep, tmp_path, store)
     driver = ClusterDriver(conductor, store, sweep.spec.resources)  # type: ignore[arg-type]

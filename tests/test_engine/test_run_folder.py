@@ -138,6 +138,21 @@ def test_weights_go_by_their_content_not_by_their_place(folder: RunFolder, tiny:
         folder.remember(using(folders[2]), amend=True)
 
 
+def test_weights_that_are_not_here_are_asked_for_by_nobody_who_does_not_need_them(
+    folder: RunFolder, tiny: Any, tmp_path: Path
+) -> None:
+    """Ready-made sets are judged without a generator."""
+    weights = {"repo": "who/what", "folder": str(tmp_path / "nowhere")}
+    without = replace(tiny(), preset=tiny().preset.replaced({("autoencoder",): weights}))
+    folder.remember(without)
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    (tmp_path / "nowhere" / "diffusion_pytorch_model.safetensors").write_bytes(b"0")
+    folder.remember(without)
+    shutil.rmtree(tmp_path / "nowhere")
+    folder.remember(without)
+
+
 def test_a_run_without_fingerprints_of_its_weights_goes_by_their_place(folder: RunFolder, tiny: Any) -> None:
     folder.remember(tiny())
     sweep = json.loads((folder.path / "sweep.json").read_text())

@@ -55,6 +55,14 @@ def test_an_arm_with_fewer_seeds_than_others_is_no_contender(row: Rows) -> None:
     assert chosen_arm(spec, rows) == ("good", found["good"]), "a control is never chosen"
 
 
+def test_arms_that_lack_different_seeds_are_compared_all_the_same(row: Rows) -> None:
+    lacks = {"low": 3, "high": 2, "middle": 1}
+    worth = {"low": 0.5, "high": 0.9, "middle": 0.7}
+    rows = [row(arm, seed, top1_last=worth[arm]) for arm, gone in lacks.items() for seed in range(4) if seed != gone]
+    assert contenders(by_arm(rows), "top1_last").keys() == lacks.keys()
+    assert best_arm(by_arm(rows), "top1_last") == "high"
+
+
 def test_below_six_seeds_there_is_no_p_and_nothing_is_distinguishable(row: Rows) -> None:
     arms = by_arm(three_arms(row, 5))
     compared = compare(arms, "best", "top1_last")
