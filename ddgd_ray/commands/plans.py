@@ -36,7 +36,7 @@ def plan_command(args: argparse.Namespace) -> int:
     rates = known_rates(store, args.calibration)
     resources = sweep.spec.resources
     cores = args.cores or float(os.cpu_count() or 1)
-    gpus = args.gpus or max(resources.of(stage).gpus * resources.of(stage).workers for stage in get_args(StageName))
+    gpus = args.gpus or max(resources.of(stage).held["gpus"] for stage in get_args(StageName))
     trials = planned_trials(sweep)
     search = None
     if sweep.spec.search:

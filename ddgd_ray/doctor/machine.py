@@ -123,7 +123,7 @@ def check_gpus(
     environment: Mapping[str, str] = os.environ,
 ) -> list[Finding]:
     """GPUs as torch sees them. None is worth a warning only when the sweep asks for some."""
-    asked = resources.gpus * resources.workers if resources is not None else 0
+    asked = resources.held["gpus"] if resources is not None else 0
     is_amd = Path("/dev/kfd").exists()
     if not driver.exists() and not is_amd:
         return [_no_gpu(asked, "no driver of NVIDIA or AMD is loaded")]

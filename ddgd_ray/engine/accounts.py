@@ -5,7 +5,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from ddgd_ray.engine.jobs import Job, Outcome
 from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.stages.base import whole_lines
 
 FILE = "spend.jsonl"
 ALIVE = "alive"
@@ -30,6 +31,22 @@ class Spent:
     wall_s: float = 0.0
     num_jobs: int = 0
 
+    def add(self, line: Mapping[str, Any]) -> None:
+        """What a job held."""
+        self.core_s += line["core_s"]
+        self.gpu_s += line["gpu_s"]
+
+
+def _ended_line(what: Mapping[str, Any], state: str, seconds: float, held: Mapping[str, float], ended: float) -> dict[str, Any]:
+    """Of a job that held `held` for so long. what: job, stage and kind."""
+    spent = {"core_s": seconds * held["cpus"], "gpu_s": seconds * held["gpus"]}
+    named = {name: what[name] for name in ("job", "stage", "kind")}
+    return {**named, "state": state, "seconds": seconds, **spent, "ended": ended}
+
+
+def _named(job: Job) -> dict[str, str]:
+    return {"job": job.id, "stage": job.stage, "kind": job.kind}
+
 
 @dataclass
 class _Books:
@@ -42,14 +59,11 @@ class _Books:
 
     def close(self) -> list[dict[str, Any]]:
         """Lines of the jobs that nobody saw the end of; what they held up to the last sign of life is spent."""
-        lines = []
-        for job, began in self.open.items():
-            seconds = max(0.0, self.seen - began["time"])
-            core_s, gpu_s = seconds * began["cpus"], seconds * began["gpus"]
-            self.spent.core_s += core_s
-            self.spent.gpu_s += gpu_s
-            line = {"job": job, "stage": began["stage"], "kind": began["kind"], "state": "lost", "seconds": seconds}
-            lines.append({**line, "core_s": core_s, "gpu_s": gpu_s, "ended": self.seen})
+        lines = [
+            _ended_line(began, "lost", max(0.0, self.seen - began["time"]), began, self.seen) for began in self.open.values()
+        ]
+        for line in lines:
+            self.spent.add(line)
         return lines
 
 
@@ -66,8 +80,7 @@ def _read(path: Path) -> _Books:
             books.seen = max(books.seen, began["time"])
         elif "job" in line:
             books.open.pop(line["job"], None)
-            books.spent.core_s += line["core_s"]
-            books.spent.gpu_s += line["gpu_s"]
+            books.spent.add(line)
             books.spent.num_jobs += 1
             books.seen = max(books.seen, line["ended"])
         elif "alive" in line:
@@ -101,19 +114,11 @@ def mean_seconds(path: Path) -> dict[str, float]:
     return {stage: statistics.fmean(seconds) for stage, seconds in found.items()}
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Those that are whole; one that was cut by a crash is passed over."""
+def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        texts = (path / FILE).read_text(errors="replace").splitlines()
+        return whole_lines((path / FILE).read_bytes())
     except OSError:
-        return
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            yield line
+        return []
 
 
 class Accounts:
@@ -158,23 +163,18 @@ class Accounts:
     def began(self, job: Job) -> None:
         """It was handed out."""
         now = self._began[job.id] = time.time()
-        amounts = self._resources.of(job.stage)
-        held = {"cpus": amounts.workers * amounts.cpus, "gpus": amounts.workers * amounts.gpus}
-        line = {"job": job.id, "stage": job.stage, "kind": job.kind, **held, "time": now}
+        line = {**_named(job), **self._resources.of(job.stage).held, "time": now}
         self._write({"began": line})  # whoever looks for lines of a stage, or with a state, finds jobs that ended
 
     def ended(self, job: Job, outcome: Outcome, state: str) -> None:
         """state: done, failed, retry or lost. Who died has not said how long it took: until now."""
         now = time.time()
         began = self._began.pop(job.id, now)
-        seconds = outcome.seconds or (max(0.0, now - began) if outcome.error and outcome.has_held else 0.0)
-        amounts = self._resources.of(job.stage)
-        core_s, gpu_s = (seconds * amounts.workers * amount for amount in (amounts.cpus, amounts.gpus))
-        self._own.core_s += core_s
-        self._own.gpu_s += gpu_s
+        seconds = outcome.seconds or (max(0.0, now - began) if outcome.error else 0.0)
+        line = _ended_line(_named(job), state, seconds if outcome.has_held else 0.0, self._resources.of(job.stage).held, now)
+        self._own.add(line)
         self._own.num_jobs += 1
-        line = {"job": job.id, "stage": job.stage, "kind": job.kind, "state": state, "seconds": seconds}
-        self._write({**line, "core_s": core_s, "gpu_s": gpu_s, "ended": now})
+        self._write(line)
 
     def _mend(self) -> None:
         """The next line must not be glued to half of another."""

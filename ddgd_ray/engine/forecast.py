@@ -87,7 +87,7 @@ def forecast(
         line.size_bytes += cost.size_bytes
         line.is_known = line.is_known and cost.is_known
         amounts = resources.of(call.stage)
-        held = (amounts.cpus * amounts.workers, amounts.gpus * amounts.workers)
+        held = tuple(amounts.held.values())
         total.core_s += held[0] * cost.seconds
         total.gpu_s += held[1] * cost.seconds
         share = max(held[0] / cores, held[1] / gpus if held[1] else 0.0)

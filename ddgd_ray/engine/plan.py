@@ -68,14 +68,6 @@ class Trial:
         yield from (call for measure in self.measures for call in measure.calls)
 
 
-def grid(sweep: Sweep) -> list[dict[str, Any]]:
-    """Every combination of the varied values, the last field fastest; none when nothing varies."""
-    if not sweep.spec.vary:
-        return []
-    names = list(sweep.spec.vary)
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*sweep.spec.vary.values())]
-
-
 def arm_name(params: Mapping[str, Any]) -> str:
     """Short, unique for these values, and fit for a file name; strategies and numbers read as they are written."""
     words = [str(value).removesuffix("_similarity") for value in params.values()]
@@ -114,7 +106,7 @@ def plan_controls(sweep: Sweep) -> list[Trial]:
                 if method != "random":
                     inputs["features"] = shared.real_features("latents" if space else "network", seed)
                 trials.append(_real(sweep, shared, control, StageCall(spec, inputs), seed))
-    arms = {arm_name(params) for params in grid(sweep)} if sweep.spec.sets else set()
+    arms = {arm_name(params) for params in sweep.spec.grid()} if sweep.spec.sets else set()
     for name, folders in sweep.spec.sets.items():
         if name in arms:  # their records would be one
             where = sweep.source.where(("sets", name))

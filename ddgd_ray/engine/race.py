@@ -11,7 +11,7 @@ from dataclasses import asdict
 from ddgd_ray.engine.allotment import Arm, End, Ledger
 from ddgd_ray.engine.elimination import Drop, Elimination
 from ddgd_ray.engine.objective import trial_value
-from ddgd_ray.engine.plan import Trial, grid, plan_arm
+from ddgd_ray.engine.plan import Trial, plan_arm
 from ddgd_ray.engine.run_folder import RunFolder
 from ddgd_ray.engine.search import Proposal
 from ddgd_ray.spec.sweep import Sweep
@@ -27,7 +27,7 @@ class Race:
         self._num_seeds = len(sweep.spec.seeds.distill)
         self._sign = 1 if sweep.spec.objective.direction == "maximize" else -1
         self._trials: dict[str, list[Trial]] = {}
-        self._num_arms = len(grid(sweep))
+        self._num_arms = len(sweep.spec.grid())
         num_looks = self._num_seeds - self._race.first_seeds
         self._elimination = Elimination(self._race, self._num_arms, num_looks)
         self._ledger = Ledger(folder, "race")

@@ -1,13 +1,12 @@
 """The door to Ray Data: a latent cache of millions of images, its shards made all over the cluster."""
 
 import logging
-import pickle
 import uuid
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
-from ddgd_ray.engine.ray_notes import names, stop_file_here, tell, told
+from ddgd_ray.engine.ray_notes import names, packed, stop_file_here, tell, told, unpacked
 from ddgd_ray.engine.ray_train import Width, forget, leave_word, verdict_of
 from ddgd_ray.errors import DdgdError, Stopped
 from ddgd_ray.stages.base import Context, StageCall, publish_call, shares_of
@@ -69,7 +68,7 @@ def _end_makers(name: str) -> None:
 
     for key in names(f"{name}/maker/"):
         with suppress(Exception):
-            ray.kill(pickle.loads(bytes.fromhex(told(key))))
+            ray.kill(unpacked(told(key)))
 
 
 class _Maker:
@@ -80,7 +79,7 @@ class _Maker:
 
         self.where, self.name = f"encode {call.key[:8]}", name
         maker = get_runtime_context().current_actor
-        tell(f"{name}/maker/{uuid.uuid4().hex}", pickle.dumps(maker).hex())
+        tell(f"{name}/maker/{uuid.uuid4().hex}", packed(maker))
         self._until_the_end = ExitStack()
         self.stop_file = self._until_the_end.enter_context(stop_file_here(store, ctx.stop_file))
         self.store, self.key, self.shares = store, call.key, shares_of(call, store, ctx)

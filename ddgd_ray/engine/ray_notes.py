@@ -1,11 +1,13 @@
 """Notes between processes of a cluster, in its own table: they need no folder that all of them see."""
 
 import hashlib
+import pickle
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ddgd_ray.stages.base import stop_now_file
 from ddgd_ray.store import Store
@@ -38,6 +40,15 @@ def drop(name: str) -> bool:
     from ray.experimental.internal_kv import _internal_kv_del
 
     return bool(_internal_kv_del(name, namespace=NAMESPACE))
+
+
+def packed(value: object) -> str:
+    """A value as the text of a note."""
+    return pickle.dumps(value).hex()
+
+
+def unpacked(text: str) -> Any:
+    return pickle.loads(bytes.fromhex(text))
 
 
 def job_note(trial_id: str) -> str:

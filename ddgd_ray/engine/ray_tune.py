@@ -6,7 +6,6 @@ A trial is never stopped by Tune, which would leave Train's placement group behi
 """
 
 import dataclasses
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from ddgd_ray.engine.ray_cluster import hush, start_ray
 from ddgd_ray.engine.ray_driver import ClusterDriver
 from ddgd_ray.engine.ray_encode import encode_over_cluster
 from ddgd_ray.engine.ray_nodes import await_nodes
-from ddgd_ray.engine.ray_notes import drop, job_note, stop_file_here, tell, told
+from ddgd_ray.engine.ray_notes import drop, job_note, packed, stop_file_here, tell, told, unpacked
 from ddgd_ray.engine.ray_train import NODE, Width, publish_with_train
 from ddgd_ray.engine.work import run_job
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -122,7 +121,7 @@ def _searcher(cluster: ClusterDriver) -> Any:
                 job = cluster.next()
                 if job is not None:
                     cluster.trials[trial_id] = job.id
-                    tell(job_note(trial_id), pickle.dumps(job).hex())  # Tune would keep seven copies of it until the end
+                    tell(job_note(trial_id), packed(job))  # Tune would keep seven copies of it until the end
                     return {"job": trial_id, **cluster.trial(job)}
             return Searcher.FINISHED if cluster.is_over else None
 
@@ -182,7 +181,7 @@ def _trainable() -> type:
             text = told(note)
             if not drop(note):  # from here on it has started
                 return {"done": True, **vars(Outcome("it was let go before it started", is_lost=True))}
-            job: Job = pickle.loads(bytes.fromhex(text))
+            job: Job = unpacked(text)
             amounts = self.resources.of(job.stage)
             width = Width(
                 self.config["num_workers"],

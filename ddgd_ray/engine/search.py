@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ddgd_ray.engine.plan import arm_name, grid
+from ddgd_ray.engine.plan import arm_name
 from ddgd_ray.spec.sweep import Sweep
 
 Origin = Literal["first", "sampler", "random", "grid"]
@@ -56,7 +56,7 @@ class GridSearch:
     note = ""
 
     def __init__(self, sweep: Sweep) -> None:
-        self._open = [Proposal(number, arm_name(params), params) for number, params in enumerate(grid(sweep))]
+        self._open = [Proposal(number, arm_name(params), params) for number, params in enumerate(sweep.spec.grid())]
 
     @property
     def exhausted(self) -> bool:

@@ -10,7 +10,7 @@ from ddgd_ray.engine.accounts import Accounts
 from ddgd_ray.engine.allotment import Allotment, AllSeeds, forget_ledger
 from ddgd_ray.engine.conductor import Conductor
 from ddgd_ray.engine.events import Event, StopReason
-from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
+from ddgd_ray.engine.plan import Trial, arm_name, plan_arm, plan_controls
 from ddgd_ray.engine.race import Race
 from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
 from ddgd_ray.engine.rungs import Rungs, rung_trials
@@ -91,7 +91,7 @@ def planned_trials(sweep: Sweep) -> list[Trial]:
             return rung_trials(sweep, 0, proposal)
         return plan_arm(sweep, proposal.arm, proposal.params)
 
-    proposals = [Proposal(number, arm_name(params), params) for number, params in enumerate(grid(sweep))]
+    proposals = [Proposal(number, arm_name(params), params) for number, params in enumerate(sweep.spec.grid())]
     return plan_controls(sweep) + [trial for proposal in proposals for trial in trials(proposal)]
 
 

@@ -76,7 +76,7 @@ class VirtualCluster:
     @staticmethod
     def _held(job: Job, resources: ResourcesSpec) -> float:
         amounts = resources.of(job.stage)
-        return amounts.gpus * amounts.workers
+        return amounts.held["gpus"]
 
     def _outcome(self, job: Job) -> Outcome:
         seconds = SECONDS.get(job.stage, OTHER_S) * self._draw.uniform(0.7, 1.3)

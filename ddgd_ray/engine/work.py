@@ -34,7 +34,7 @@ def context_of(resources: ResourcesSpec, stage: str, stop_file: Path | None = No
         recompute=resources.recompute,
         pack=resources.pack,
         stop_file=stop_file,
-        held={"cpus": amounts.cpus * amounts.workers, "gpus": amounts.gpus * amounts.workers},
+        held=amounts.held,
     )
 
 
@@ -51,8 +51,7 @@ def run_job(
             for call in job.calls:
                 publish(call, store, context)
     except Stopped as err:
-        has_held = not isinstance(err, NoRoom)
-        seconds = time.monotonic() - started if has_held else 0.0
+        seconds, has_held = time.monotonic() - started, not isinstance(err, NoRoom)
         return Outcome(str(err), is_lost=True, seconds=seconds, exit_code=err.exit_code, has_held=has_held)
     except DdgdError as err:
         # what is damaged was set aside, and can be made again; storage that did not answer may do so soon

@@ -85,9 +85,12 @@ def contenders(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, Stat
     return {arm: stat for arm, stat in stats.items() if stat is not None}
 
 
-def best_arm(arms: Mapping[str, Sequence[Row]], metric: str, sign: int = 1) -> str:
-    """The contender of the highest mean, the lowest with sign -1; "" without values. The first one on a tie."""
-    stats = contenders(arms, metric)
+def best_arm(arms: Mapping[str, Sequence[Row]], metric: str) -> str:
+    """The contender of the highest mean; "" without values. The first one on a tie."""
+    return _first_of(contenders(arms, metric), 1)
+
+
+def _first_of(stats: Mapping[str, Stat], sign: int) -> str:
     return max(stats, key=lambda arm: sign * stats[arm].mean, default="")
 
 
@@ -98,8 +101,9 @@ def chosen_arm(spec: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str, Stat]
     objective = spec["objective"]
     main = next(iter(protocols_of(rows)), "")
     arms = by_arm([row for row in rows if not row.is_control and row.protocol == main])
-    best = best_arm(arms, objective["metric"], 1 if objective["direction"] == "maximize" else -1)
-    return (best, contenders(arms, objective["metric"])[best]) if best else None
+    stats = contenders(arms, objective["metric"])
+    best = _first_of(stats, 1 if objective["direction"] == "maximize" else -1)
+    return (best, stats[best]) if best else None
 
 
 def marks(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, str]:

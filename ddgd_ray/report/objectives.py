@@ -62,9 +62,7 @@ def _cost(made: Made, metric: str, store: Store, resources: ResourcesSpec) -> fl
         artifact = store.get(stage, key)
         if artifact is None:
             continue
-        amounts = resources.of(stage)
-        today = {"cpus": amounts.cpus * amounts.workers, "gpus": amounts.gpus * amounts.workers}
-        held = artifact.held or today
+        held = artifact.held or resources.of(stage).held
         total += artifact.seconds * {"seconds": 1.0, "core_hours": held["cpus"], "gpu_hours": held["gpus"]}[metric]
     return total if metric == "seconds" else total / SECONDS_AN_HOUR
 
@@ -94,41 +92,39 @@ def worth_of(trials: Sequence[Made], objective: ObjectiveSpec, store: Store, res
     return Worth(values, excess) if all(map(math.isfinite, (*values, *excess))) else None
 
 
-def is_beaten(one: Sequence[float], other: Sequence[float], directions: Sequence[str]) -> bool:
-    """Whether `other` is at least as good in every objective and better in one."""
-    gains = [b - a if direction == "maximize" else a - b for a, b, direction in zip(one, other, directions, strict=True)]
-    return min(gains) >= 0 and max(gains) > 0
-
-
 def front_of(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[str]:
     """The configurations that keep the constraints and that no other such beats, the best by the first objective first."""
-    sound = {arm: worth.values for arm, worth in worths.items() if worth.is_feasible}
-    front = [arm for arm, own in sound.items() if not any(is_beaten(own, other, directions) for other in sound.values())]
-    sign = -1 if directions[0] == "maximize" else 1
-    return sorted(front, key=lambda arm: sign * sound[arm][0])
+    sound = {arm: worth for arm, worth in worths.items() if worth.is_feasible}
+    return [arm for front, _, arm in _placed(sound, directions) if front == 0]
 
 
 def in_order(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[str]:
     """All of them, front after front (Deb et al. 2002), what breaks a constraint after what breaks none; within a front by the
     first objective, equals as they come.
     """
-    signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in directions])
     ranked: list[str] = []
     for is_feasible in (True, False):
-        arms = [arm for arm, worth in worths.items() if worth.is_feasible == is_feasible]
-        gains = np.array([worths[arm].values for arm in arms]).reshape(len(arms), len(signs)) * signs
-        keys = list(zip(_fronts(gains), -gains[:, 0], strict=True))
-        ranked += [arms[place] for place in sorted(range(len(arms)), key=keys.__getitem__)]
+        alike = {arm: worth for arm, worth in worths.items() if worth.is_feasible == is_feasible}
+        ranked += [arm for *_, arm in _placed(alike, directions)]
     return ranked
+
+
+def _placed(worths: Mapping[str, Worth], directions: Sequence[str]) -> list[tuple[int, float, str]]:
+    """(front, its first objective with the smaller the better, configuration), in order; whatever the constraints."""
+    signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in directions])
+    gains = np.array([worth.values for worth in worths.values()]).reshape(len(worths), len(signs)) * signs
+    places = zip(_fronts(gains), -gains[:, 0], worths, strict=True)
+    return sorted(places, key=lambda place: place[:2])
 
 
 def _fronts(gains: NDArray[np.float64]) -> list[int]:
     """In which front each row lies, 0 for those that no other beats. gains: (n, objectives), larger is better."""
+    if gains.shape[1] == 1:
+        return [int(front) for front in np.unique(-gains[:, 0], return_inverse=True)[1]]
     fronts = np.zeros(len(gains), int)
-    if gains.shape[1] > 1:
-        order = np.lexsort(-gains.T[::-1])  # who beats a row stands before it
-        for place, row in enumerate(order):
-            before = order[:place]
-            beats = (gains[before] >= gains[row]).all(1) & (gains[before] > gains[row]).any(1)
-            fronts[row] = 1 + fronts[before[beats]].max(initial=-1)
+    order = np.lexsort(-gains.T[::-1])  # who beats a row stands before it
+    for place, row in enumerate(order):
+        before = order[:place]
+        beats = (gains[before] >= gains[row]).all(1) & (gains[before] > gains[row]).any(1)
+        fronts[row] = 1 + fronts[before[beats]].max(initial=-1)
     return [int(front) for front in fronts]

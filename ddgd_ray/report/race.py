@@ -64,7 +64,7 @@ def saving_of(ledger: Mapping[str, Any], records: Iterable[Mapping[str, Any]], s
 
     def weight(stage: str) -> float:
         amounts = resources.of(stage)
-        return amounts.workers * (amounts.gpus if has_gpu else amounts.cpus)
+        return amounts.held["gpus" if has_gpu else "cpus"]
 
     return Saving(
         spent=sum(seconds[ref] * weight(ref[0]) for ref in sorted(spent) if ref in seconds),

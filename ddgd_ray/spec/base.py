@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -35,6 +36,12 @@ class Spec(BaseModel):
     def canonical(self) -> dict[str, Any]:
         """Everything that determines the result, defaults resolved. Fields with `exclude=True` say where, not what."""
         return self.model_dump(mode="json")
+
+
+def refuse_twice(values: Sequence[object], one: str) -> None:
+    """Raises ValueError when a value is listed twice. one: what a value is, `a seed`."""
+    if len(set(values)) != len(values):
+        raise ValueError(f"{one} is listed twice", "remove one of the two")
 
 
 def canonical_json(value: object) -> str:

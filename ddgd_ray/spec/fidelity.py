@@ -52,7 +52,7 @@ def check_fidelity(sweep: "Sweep", set_by_sweep: dict[str, str]) -> list[SpecErr
     errors = []
     if spec.race and spec.rungs:
         errors.append(_error(source, ("rungs",), "race and rungs are both given", "remove one of the two"))
-    if _needs_validation(spec) and not sweep.preset.data["images"].get("validation_per_class"):
+    if spec.objective.needs_validation and not sweep.preset.data["images"].get("validation_per_class"):
         what = f"{section} goes by validation images, and there are none"
         errors.append(_error(source, ("objective", "metric"), what, "hold some out: --set images.validation_per_class=50"))
     if spec.race:
@@ -60,10 +60,6 @@ def check_fidelity(sweep: "Sweep", set_by_sweep: dict[str, str]) -> list[SpecErr
     if spec.rungs:
         errors += _check_rungs(sweep, set_by_sweep)
     return errors
-
-
-def _needs_validation(spec: SweepSpec) -> bool:
-    return bool({"val_top1", "top1_selected"} & set(spec.objective.all_metrics))
 
 
 def _check_race(sweep: "Sweep") -> Iterator[SpecError]:
@@ -117,7 +113,7 @@ def _check_rungs(sweep: "Sweep", set_by_sweep: dict[str, str]) -> Iterator[SpecE
         except SpecErrors as err:
             yield from err.errors
             continue
-        if _needs_validation(spec) and not preset.images.validation_per_class:
+        if spec.objective.needs_validation and not preset.images.validation_per_class:
             what = f"the objective goes by validation images, and rung {rung} has none"
             yield _error(source, path, what, "leave images.validation_per_class as it is")
 

@@ -101,6 +101,11 @@ class ObjectiveSpec(Spec):
         return (*self.metrics, *(bound.metric for bound in self.constraints))
 
     @property
+    def needs_validation(self) -> bool:
+        """Whether it goes by held-out training images."""
+        return bool({"val_top1", "top1_selected"} & set(self.all_metrics))
+
+    @property
     def directions(self) -> tuple[Direction, ...]:
         return (self.direction, *(other.direction for other in self.also))
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ddgd_ray.spec.base import Spec
+from ddgd_ray.spec.base import Spec, refuse_twice
 
 # training images of the smallest class, where the data set is fixed
 TRAIN_PER_CLASS = {"fashion": 1000, "fashion-full": 6000, "digits": 140}
@@ -44,8 +44,7 @@ class ImagesSpec(Spec):
     @field_validator("classes")
     @classmethod
     def _classes_differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes):
-            raise ValueError("a class is listed twice", "remove one of the two")
+        refuse_twice(classes, "a class")
         return classes
 
     @field_validator("classes")

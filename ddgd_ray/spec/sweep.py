@@ -1,6 +1,5 @@
 """A checked sweep: one file, one table. What is wrong with a file is said all at once."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,21 +179,20 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
             seen.update(map(str, found))
 
     collect({})
-    if not errors and (sweep.spec.test == "finalists" or sweep.spec.search):
-        needs = bool({"val_top1", "top1_selected"} & set(sweep.spec.objective.all_metrics))
-        if needs and not sweep.preset_with({}).images.validation_per_class:
-            who = "test: finalists" if sweep.spec.test == "finalists" else "search"
-            what = f"{who} goes by validation images, and there are none"
-            where = sweep.source.where(("objective", "metric"))
-            errors.append(SpecError(what, where=where, fix="hold some out: --set images.validation_per_class=50"))
+    selects = sweep.spec.objective.needs_validation and (sweep.spec.test == "finalists" or sweep.spec.search)
+    if not errors and selects and not sweep.preset_with({}).images.validation_per_class:
+        who = "test: finalists" if sweep.spec.test == "finalists" else "search"
+        what = f"{who} goes by validation images, and there are none"
+        where = sweep.source.where(("objective", "metric"))
+        errors.append(SpecError(what, where=where, fix="hold some out: --set images.validation_per_class=50"))
     size = 1
     for path, values in sweep.spec.vary.items():
         size *= len(values)
         for value in values:
             collect({path: value})
     if not errors and len(sweep.spec.vary) > 1 and size <= MAX_GRID:
-        for values in itertools.product(*sweep.spec.vary.values()):  # each alone is fine
-            collect(dict(zip(sweep.spec.vary, values, strict=True)))
+        for cell in sweep.spec.grid():  # each value alone is fine
+            collect(cell)
     if size > MAX_GRID:
         errors.append(
             SpecError(

@@ -1,11 +1,12 @@
 """The sections of a sweep file: what varies, over which seeds, judged by what, run how."""
 
+import itertools
 import re
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from ddgd_ray.spec.base import Spec, Value, Values
+from ddgd_ray.spec.base import Spec, Value, Values, refuse_twice
 from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.evaluation import FeatureSpace, refuse_unknown_network
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
@@ -44,8 +45,7 @@ class SeedsSpec(Spec):
     @field_validator("distill", "evaluate")
     @classmethod
     def _seeds_are_sound(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError("a seed is listed twice", "remove one of the two")
+        refuse_twice(seeds, "a seed")
         if any(not 0 <= seed < 2**31 for seed in seeds):
             raise ValueError("a seed must lie in 0 .. 2^31 - 1", "e.g. [0, 1, 2]")
         return seeds
@@ -67,8 +67,7 @@ class EvaluatorsSpec(Spec):
                 raise ValueError(
                     f"unknown protocol {name!r}; known: {', '.join(known)}", f"did you mean {nearest(name, known)}?"
                 )
-        if len(set(names)) != len(names):
-            raise ValueError("a protocol is listed twice", "remove one of the two")
+        refuse_twice(names, "a protocol")
         return names
 
     @field_validator("networks")
@@ -76,8 +75,7 @@ class EvaluatorsSpec(Spec):
     def _networks_are_known(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
         for name in networks:
             refuse_unknown_network(name)
-        if len(set(networks)) != len(networks):
-            raise ValueError("a network is listed twice", "remove one of the two")
+        refuse_twice(networks, "a network")
         return networks
 
     @field_validator("ipc")
@@ -100,6 +98,11 @@ class AmountsSpec(Spec):
     """A GPU type as Ray names it, such as H100; "": any."""
     workers: int = Field(1, ge=1)
     """Ray Train workers of one fine-tuning or sampling; each holds the above."""
+
+    @property
+    def held(self) -> dict[str, float]:
+        """CPUs and GPUs of a job over all its workers."""
+        return {"cpus": self.cpus * self.workers, "gpus": self.gpus * self.workers}
 
     @field_validator("gpus")
     @classmethod
@@ -173,6 +176,12 @@ class SweepSpec(Spec):
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
 
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the varied values, the last field fastest; none when nothing varies."""
+        if not self.vary:
+            return []
+        return [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
+
     @field_validator("vary")
     @classmethod
     def _values_differ(cls, vary: dict[str, tuple[Value, ...]]) -> dict[str, tuple[Value, ...]]:
@@ -194,8 +203,7 @@ class SweepSpec(Spec):
     @field_validator("controls")
     @classmethod
     def _controls_differ(cls, controls: tuple[ControlName, ...]) -> tuple[ControlName, ...]:
-        if len(set(controls)) != len(controls):
-            raise ValueError("a control is listed twice", "remove one of the two")
+        refuse_twice(controls, "a control")
         return controls
 
     @field_validator("sets")

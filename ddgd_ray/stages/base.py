@@ -180,14 +180,14 @@ def seconds_before(kept: Path, stage: str) -> float:
     """Of the attempts before the last, without what a later one did again: of a fine-tuning, points that it reported again."""
     curves = (kept / CURVES).read_bytes()
     attempts: list[dict[str, float]] = []
-    for line in _lines((kept / ATTEMPTS).read_bytes()):
+    for line in whole_lines((kept / ATTEMPTS).read_bytes()):
         if "began" in line:
             attempts.append(line)
         elif attempts:
             attempts[-1] |= line
     total, again_from, end = 0.0, math.inf, len(curves)
     for attempt in reversed(attempts):
-        points = _lines(curves[int(attempt["offset"]) : end])
+        points = whole_lines(curves[int(attempt["offset"]) : end])
         if attempt is not attempts[-1]:
             stand = [point["time"] for point in points if point["step"] < again_from]
             until = max(stand, default=attempt["began"])
@@ -200,12 +200,14 @@ def seconds_before(kept: Path, stage: str) -> float:
     return total
 
 
-def _lines(content: bytes) -> list[dict[str, float]]:
-    """Those that are whole: a crash may cut one."""
+def whole_lines(content: bytes) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines that is appended to; a line that a crash has cut is passed over."""
     found = []
-    for line in content.splitlines():
+    for text in content.splitlines():
         with suppress(ValueError):
-            found.append(json.loads(line))
+            line = json.loads(text)
+            if isinstance(line, dict):
+                found.append(line)
     return found
 
 
@@ -269,7 +271,7 @@ def _input_paths(call: StageCall, store: Store) -> dict[str, Path]:
 
 def _write_curves(kept: Path, target: Path) -> None:
     """A stage that went on from a checkpoint reports some steps again: the later line of a step stands."""
-    sound = {point["step"]: json.dumps(point) for point in _lines(kept.read_bytes())}
+    sound = {point["step"]: json.dumps(point) for point in whole_lines(kept.read_bytes())}
     target.write_text("".join(f"{sound[step]}\n" for step in sorted(sound)))
 
 

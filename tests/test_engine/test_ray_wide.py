@@ -26,6 +26,7 @@ from ddgd_ray.engine.ray_tune import run_with_tune
 from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.engine.sweep import run_sweep
 from ddgd_ray.spec.sweep import read_sweep
+from tests.published import published
 
 folder, events, started = Path(sys.argv[1]), [], time.monotonic()
 quiet = dict(include_dashboard=False, object_store_memory=100_000_000)
@@ -36,11 +37,6 @@ def sweep(overrides):
 def emit(event):
     if event.job:
         events.append([event.kind, event.job.stage, event.job.label, round(time.monotonic() - started, 1), event.text[:300]])
-
-def published():
-    store = open_store(folder / "runs")
-    paths = [path for stage in store.stages() for path in (store.root / stage).glob("*/manifest.json")]
-    return {str(path): path.stat().st_mtime_ns for path in paths}
 
 def free():
     deadline = time.monotonic() + 20
@@ -145,12 +141,12 @@ def test_three_nodes_one_of_them_lost_nothing_lost_nothing_repeated(tmp_path: Pa
         def listen(event):
             emit(event)
             if event.kind == "done" and event.job.stage == "finetune" and not before:
-                before.update(published())
+                before.update(published(folder / "runs"))
                 threading.Timer(0.1, lambda: cluster.remove_node(lost, allow_graceful=False)).start()
         asked = {"controls": (), "resources.gpus": 1, "resources.max_failures": 0, "finetune.steps": 60}
         result = run_sweep(sweep(asked), folder / "runs", run_with_tune, emit=listen)
         alive = sum(node["Alive"] for node in ray.nodes())
-        after = published()
+        after = published(folder / "runs")
         same = all(after.get(path) == when for path, when in before.items())
         tell(code=result.exit_code, alive=alive, same=same, num_before=len(before), causes=result.causes, **free())
         """,

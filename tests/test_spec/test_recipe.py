@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.plan import Trial, arm_name, grid, plan_arm, plan_controls
+from ddgd_ray.engine.plan import Trial, arm_name, plan_arm, plan_controls
 from ddgd_ray.errors import SpecErrors
 from ddgd_ray.spec.preset import Preset, preset_names
 from ddgd_ray.spec.recipe import read_recipe, recipe_names
@@ -54,7 +54,7 @@ def test_a_recipe_leaves_the_data_sets_own_numbers_to_the_preset(name: str) -> N
 
 def test_recipes_set_what_their_papers_say(tmp_path: Path) -> None:
     varied = sweep(tmp_path, VARIED.replace("plain]", "plain, public-code]"))
-    paper, minimax, plain, code = (varied.preset_with(params) for params in grid(varied))
+    paper, minimax, plain, code = (varied.preset_with(params) for params in varied.spec.grid())
     assert pops(paper) == ("max_similarity", "max_similarity")
     assert pops(minimax) == ("fifo", "fifo")
     assert (minimax.finetune.lambda_r, minimax.finetune.lambda_g) == (0.002, 0.008)
@@ -63,7 +63,7 @@ def test_recipes_set_what_their_papers_say(tmp_path: Path) -> None:
 
 
 def test_a_varied_recipe_names_its_arms(tmp_path: Path) -> None:
-    assert [arm_name(params) for params in grid(sweep(tmp_path, VARIED))] == ["paper", "minimax", "plain"]
+    assert [arm_name(params) for params in sweep(tmp_path, VARIED).spec.grid()] == ["paper", "minimax", "plain"]
 
 
 @pytest.mark.parametrize("text", [FIXED + "recipe: minimax\n", FIXED])
