@@ -27,8 +27,8 @@ from torch import Tensor
 from benchmarks.measure import Result, alternate, device_name, parser, timed
 from ddgd_ray.spec.stages import EncodeSpec, ImagesSpec
 from ddgd_ray.stages import encode
-from ddgd_ray.stages.backbone import Autoencoder
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.parts.backbone import Autoencoder
 
 Posterior = tuple[Tensor, Tensor]
 CLASSES = ("a", "b", "c", "d")

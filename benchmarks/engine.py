@@ -102,7 +102,7 @@ def _sweep(num: int, folder: Path) -> Any:
 
 def _noop(job: Any, store: Any, resources: Any, publish: Any = None, *, stop_file: Any = None, seconds: float = 0.0) -> Any:
     """What a worker does: sleep, then publish empty artifacts."""
-    from ddgd_ray.engine.jobs import Outcome
+    from ddgd_ray.plan.jobs import Outcome
 
     started = time.time()
     time.sleep(seconds)
@@ -122,8 +122,8 @@ def _note(folder: Path, started: float) -> None:
 
 def _own(num: int, seconds: float, workers: int) -> dict[str, float]:
     """Conductor, admission, ledger and store, in this process."""
-    from ddgd_ray.engine.admission import Admission
-    from ddgd_ray.engine.rooms import Node
+    from ddgd_ray.cluster.admission import Admission
+    from ddgd_ray.cluster.placement import Node
 
     publish_s = 0.0
 
@@ -146,8 +146,8 @@ def _ours(num: int, seconds: float, workers: int) -> dict[str, float]:
     """The same jobs as trials of Ray Tune."""
     from functools import partial
 
-    from ddgd_ray.engine.ray_cluster import SETTINGS
-    from ddgd_ray.engine.ray_tune import run_with_tune
+    from ddgd_ray.cluster.connect import SETTINGS
+    from ddgd_ray.cluster.tune import run_with_tune
 
     submitted = time.time()
     _start_ray(workers, SETTINGS)
@@ -159,7 +159,7 @@ def _ours(num: int, seconds: float, workers: int) -> dict[str, float]:
 
 
 def _run_ours(num: int, seconds: float, workers: int, execute: Any, submitted: float = 0.0) -> dict[str, float]:
-    from ddgd_ray.engine.sweep import run_sweep
+    from ddgd_ray.conduct.sweep import run_sweep
 
     with tempfile.TemporaryDirectory() as folder:
         sweep = _sweep(num, Path(folder))

@@ -36,8 +36,8 @@ from ddgd_ray.spec.evaluation import DecodeSpec, EvaluateSpec
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages import decode, evaluate
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.batches import augmented, steps_of
-from ddgd_ray.stages.distilled import read_set
+from ddgd_ray.stages.parts.batches import augmented, steps_of
+from ddgd_ray.stages.parts.distilled import read_set
 
 CLASSES = tuple(f"class{index}" for index in range(10))
 TEST_PER_CLASS = 50

@@ -26,10 +26,10 @@ from benchmarks.public_scripts import PublicStep
 from ddgd_ray.method.difffit import freeze_all_but, tie_embedders, trainable_state
 from ddgd_ray.method.dit import denoise
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
-from ddgd_ray.stages.backbone import load_dit, save_dit
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.finetune import Tuning
-from ddgd_ray.stages.latents import LatentCache
+from ddgd_ray.stages.parts.backbone import load_dit, save_dit
+from ddgd_ray.stages.parts.latents import LatentCache
 
 SIZES = {"S/2": (12, 6, 64), "B/2": (12, 12, 64), "L/2": (24, 16, 64), "XL/2": (28, 16, 72)}  # layers, heads, width of a head
 NUM_CLASSES = 10

@@ -28,9 +28,9 @@ from ddgd_ray.method.noise import learned_log_variance, linear_schedule, posteri
 from ddgd_ray.method.sampling import guided
 from ddgd_ray.spec.stages import ImagesSpec, SampleSpec
 from ddgd_ray.stages import sample as stage
-from ddgd_ray.stages.backbone import Autoencoder
-from ddgd_ray.stages.distilled import image_name
-from ddgd_ray.stages.png_folder import PngFolder, encoded
+from ddgd_ray.stages.parts.backbone import Autoencoder
+from ddgd_ray.stages.parts.distilled import image_name
+from ddgd_ray.stages.parts.png_folder import PngFolder, encoded
 
 CLASSES = 10
 

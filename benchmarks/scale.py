@@ -19,9 +19,9 @@ from typing import Any
 import psutil
 
 from benchmarks import measure
-from ddgd_ray.engine.conductor import Conductor
-from ddgd_ray.engine.sweep import run_sweep
-from ddgd_ray.engine.virtual import VirtualCluster
+from ddgd_ray.conduct.conductor import Conductor
+from ddgd_ray.conduct.sweep import run_sweep
+from ddgd_ray.conduct.virtual import VirtualCluster
 from ddgd_ray.spec.sweep import read_sweep
 
 SWEEP = """\

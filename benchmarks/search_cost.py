@@ -20,9 +20,9 @@ from typing import Any
 import optuna
 
 from benchmarks import measure
-from ddgd_ray.engine.optuna_samplers import distributions, sampler_for
-from ddgd_ray.engine.optuna_search import OptunaSearch
-from ddgd_ray.engine.search import Drawn, Proposals, Score
+from ddgd_ray.search.ask_tell import Drawn, Proposals, Score
+from ddgd_ray.search.optuna import OptunaSearch
+from ddgd_ray.search.samplers import distributions, sampler_for
 from ddgd_ray.spec.points import Point, draw
 from ddgd_ray.spec.sweep import Sweep, read_sweep
 

@@ -28,18 +28,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from ddgd_ray.engine.conductor import Conductor
-from ddgd_ray.engine.objective import best_arms, trial_value
-from ddgd_ray.engine.plan import Trial
-from ddgd_ray.engine.race import Race
-from ddgd_ray.engine.run_folder import RunFolder, open_store
-from ddgd_ray.engine.search import GridSearch
-from ddgd_ray.engine.sweep import new_allotment, planned_trials, run_sweep
-from ddgd_ray.engine.work import run_in_process
+from ddgd_ray.conduct.conductor import Conductor
+from ddgd_ray.conduct.sweep import new_allotment, planned_trials, run_sweep
+from ddgd_ray.conduct.work import run_in_process
+from ddgd_ray.plan.plan import Trial
+from ddgd_ray.run.folder import RunFolder, open_store
+from ddgd_ray.run.objective import best_arms, trial_value
+from ddgd_ray.search.ask_tell import GridSearch
+from ddgd_ray.search.race import Race
 from ddgd_ray.spec.stages import FinetuneSpec
 from ddgd_ray.spec.sweep import Sweep, read_sweep
 from ddgd_ray.stages.base import Context, StageCall, make
-from ddgd_ray.store import Store
+from ddgd_ray.storage.store import Store
 
 ABLATIONS = ("memory", "size", "lambda_r", "lambda_g")
 OF_EVERY_RUN = ("encode", "decode")  # what separate runs prepare anew

@@ -96,7 +96,7 @@ def s3_bucket() -> Iterator[str]:
 def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that need it: starting one costs seconds."""
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    from ddgd_ray.engine.ray_cluster import SETTINGS
+    from ddgd_ray.cluster.connect import SETTINGS
 
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -113,8 +113,8 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     made_run(overrides, fill={stage: write(call, folder)}) of a small grid on digits; the second arm is the better one.
     """
-    from ddgd_ray.engine.run_folder import RunFolder, TrialRecord, open_store
-    from ddgd_ray.engine.sweep import planned_trials
+    from ddgd_ray.conduct.sweep import planned_trials
+    from ddgd_ray.run.folder import RunFolder, TrialRecord, open_store
     from ddgd_ray.spec.load import Document
     from ddgd_ray.spec.sweep import check_sweep
 

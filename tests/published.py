@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.run.folder import open_store
 
 
 def published(run_dir: Path) -> dict[str, int]:

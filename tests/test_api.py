@@ -16,8 +16,8 @@ from PIL import Image
 
 import ddgd_ray
 from ddgd_ray.errors import ArtifactError, SpecError
-from ddgd_ray.report.results import over_seeds
 from ddgd_ray.report.tables import averaged_csv
+from ddgd_ray.run.results import over_seeds
 
 FRAMEWORKS = ("torch", "ray", "mlflow", "optuna")
 

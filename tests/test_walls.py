@@ -9,72 +9,42 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ddgd_ray"
 MODULES = sorted(ROOT.rglob("*.py"))
 
-# room -> rooms of ours that it may import; a room is the first part of a module's path below ddgd_ray
-ALLOWED = {
-    "errors": set(),
-    "spec": {"errors"},
-    "commit": {"errors"},
-    "leases": {"errors", "commit"},
-    "manifest": {"errors", "spec", "commit"},
-    "store": {"errors", "spec", "commit", "leases", "manifest"},
-    "remote": {"errors", "commit"},
-    "mirror": {"errors", "remote"},
-    "remote_store": {"errors", "spec", "store", "manifest", "commit", "leases", "remote", "mirror"},
-    "hashes": {"errors"},
-    "redact": set(),
-    "imagefolder": {"errors", "spec"},
-    "setfolder": {"errors", "imagefolder"},
-    "sources": {"errors", "spec", "hashes", "imagefolder", "setfolder"},
-    "weights": {"errors", "spec", "sources"},
-    "method": {"method"},
-    "stages": {"errors", "spec", "store", "commit", "imagefolder", "setfolder", "sources", "method"},
-    "report": {"errors", "spec", "store", "setfolder"},
-    "exporting": {"errors", "spec", "store", "setfolder", "sources", "report"},
-    "upkeep": {"errors", "store", "manifest", "remote_store"},
-    "engine": {
-        "errors",
-        "spec",
-        "store",
-        "remote",
-        "mirror",
-        "remote_store",
-        "leases",
-        "sources",
-        "weights",
-        "redact",
-        "report",
-        "stages",
-    },
-    "data": {"sources", "spec", "stages"},
-    "view": {"engine", "stages"},
-    "submitting": {"errors", "spec"},
-    "ui": {"errors", "engine"},
-    "doctor": {"errors", "spec", "imagefolder", "redact", "sources", "weights", "stages"},
-    "commands": {
-        "errors",
-        "spec",
-        "store",
-        "remote",
-        "setfolder",
-        "engine",
-        "report",
-        "exporting",
-        "view",
-        "stages",
-        "submitting",
-        "doctor",
-        "ui",
-        "redact",
-        "upkeep",
-    },
-    "api": {"errors", "spec", "store", "report", "exporting", "engine"},
-    "cli": {"commands", "errors"},
+# floor -> its rooms; a room is the first part of a module's path below ddgd_ray. A module imports from its own room and from
+# rooms on lower floors, never from a room beside or above it.
+FLOORS = [
+    {"errors", "redact"},
+    {"spec", "method"},
+    {"storage", "submitting"},
+    {"inputs"},
+    {"stages"},
+    {"plan", "doctor", "data"},
+    {"run"},
+    {"report"},
+    {"search", "tracking", "exporting"},
+    {"conduct", "api"},
+    {"watch"},
+    {"cluster"},
+    {"commands"},
+    {"cli"},
+]
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+STILL_UPWARD = {  # until the typed run is there
+    ("run/objective.py", "ddgd_ray.search.ask_tell"),
+    ("run/reading.py", "ddgd_ray.report.compare"),
+    ("run/reading.py", "ddgd_ray.report.tables"),
+}
+METHOD_IS_SEEN_BY = {"stages", "method"}
+# files above the stages -> what they use of the stages' parts: to look at inputs as a stage does, to write a model for others
+PARTS_SEEN_BY = {
+    "doctor/inputs.py": {f"ddgd_ray.stages.parts.{part}" for part in ("pictures", "readers", "tensor_files")},
+    "data/make_fashion.py": {"ddgd_ray.stages.parts.images"},
+    "commands/exports.py": {"ddgd_ray.stages.parts.pipeline"},
 }
 # framework -> the files that may import it
 DOORS = {
-    "ray": {f"engine/ray_{name}.py" for name in ("cluster", "driver", "nodes", "notes", "tune", "train", "encode")},
-    "optuna": {"engine/optuna_search.py", "engine/optuna_samplers.py"},
-    "mlflow": {"engine/mlflow_runs.py"},
+    "ray": {f"cluster/{name}.py" for name in ("connect", "driver", "nodes", "key_values", "tune", "train", "encode")},
+    "optuna": {"search/optuna.py", "search/samplers.py"},
+    "mlflow": {"tracking/mlflow.py"},
 }
 
 
@@ -91,15 +61,24 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def room_of(path: Path) -> str:
+    return name_of(path).partition("/")[0].removesuffix(".py")
+
+
+def test_every_room_has_its_floor() -> None:
+    assert {room_of(path) for path in MODULES} - {"__init__"} == set(FLOOR_OF)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_imports_only_rooms_below_it(path: Path) -> None:
-    room = name_of(path).partition("/")[0].removesuffix(".py")
+    room = room_of(path)
     if room == "__init__":
         return
     for module in imports(path):
-        if module.startswith("ddgd_ray."):
+        if module.startswith("ddgd_ray.") and (name_of(path), module) not in STILL_UPWARD:
             other = module.split(".")[1]
-            assert other == room or other in ALLOWED[room], f"{name_of(path)} imports {module}"
+            assert other == room or FLOOR_OF[other] < FLOOR_OF[room], f"{name_of(path)} imports {module}"
+            assert other != "method" or room in METHOD_IS_SEEN_BY, f"{name_of(path)} imports {module}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -109,11 +88,13 @@ def test_frameworks_come_in_by_their_doors(path: Path) -> None:
         assert door is None or name_of(path) in door, f"{name_of(path)} imports {module}"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path).startswith("engine")], ids=name_of)
-def test_the_engine_sees_the_stages_through_their_interface(path: Path) -> None:
-    assert not {module for module in imports(path) if module.startswith(("ddgd_ray.stages", "torch"))} - {
-        "ddgd_ray.stages.base"
-    }
+ABOVE_THE_STAGES = [path for path in MODULES if FLOOR_OF.get(room_of(path), 0) > FLOOR_OF["stages"]]
+
+
+@pytest.mark.parametrize("path", ABOVE_THE_STAGES, ids=name_of)
+def test_rooms_above_the_stages_see_their_interface_alone(path: Path) -> None:
+    seen = {module for module in imports(path) if module.startswith(("ddgd_ray.stages", "torch"))}
+    assert seen <= {"ddgd_ray.stages.base"} | PARTS_SEEN_BY.get(name_of(path), set())
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path).startswith("method")], ids=name_of)

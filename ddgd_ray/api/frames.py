@@ -10,9 +10,9 @@ import pandas as pd
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.exporting.run_data import Record, RunData
 from ddgd_ray.report.compare import by_arm
-from ddgd_ray.report.results import Row, over_seeds, protocols_of, seed_means
 from ddgd_ray.report.statistics import mean_interval
 from ddgd_ray.report.tables import main_metric
+from ddgd_ray.run.results import Row, over_seeds, protocols_of, seed_means
 from ddgd_ray.spec.load import nearest
 
 CURVES = "curves.jsonl"

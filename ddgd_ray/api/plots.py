@@ -7,8 +7,8 @@ from ddgd_ray.api import frames
 from ddgd_ray.errors import SpecError
 from ddgd_ray.exporting.run_data import RunData
 from ddgd_ray.report.compare import by_arm
-from ddgd_ray.report.results import Row, over_seeds, seed_means
 from ddgd_ray.report.tables import METRIC_TITLES
+from ddgd_ray.run.results import Row, over_seeds, seed_means
 from ddgd_ray.spec.load import nearest
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ddgd_ray.api import frames, plots
-from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.errors import SpecError
 from ddgd_ray.exporting.choose import choose
+from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.images import read_images
 from ddgd_ray.exporting.run_data import RunData, read_run_data
-from ddgd_ray.exporting.write import export_set
 from ddgd_ray.report.notes import selection_note
 from ddgd_ray.report.tables import METRIC_TITLES
+from ddgd_ray.run.folder import open_store
 from ddgd_ray.spec.load import nearest
 
 if TYPE_CHECKING:

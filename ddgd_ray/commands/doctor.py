@@ -29,7 +29,7 @@ def doctor_command(args: argparse.Namespace) -> int:
     from ddgd_ray.doctor.machine import check_cores, check_gpus, check_memory, check_packages
     from ddgd_ray.doctor.services import check_ray, check_tracking
     from ddgd_ray.doctor.storage import check_run_dir, check_token, check_url
-    from ddgd_ray.engine.tracker import default_uri
+    from ddgd_ray.tracking.tracker import default_uri
 
     preset, resources = _asked(args)
     run_dir = run_dir_of(args)  # of a URL, the local folder with MLflow's database

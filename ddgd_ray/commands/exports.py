@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def export_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.exporting.write import export_set
+    from ddgd_ray.exporting.export_set import export_set
 
     choice = _chosen(args.run_folder, args)
     exported = export_set(choice, args.format, args.to, ipc=args.ipc, is_archive=args.archive)
@@ -27,10 +27,10 @@ def export_command(args: argparse.Namespace) -> int:
 
 
 def export_model_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import open_store
-    from ddgd_ray.engine.trace import tuned_model
     from ddgd_ray.exporting.lineage import lineage
     from ddgd_ray.exporting.model_card import model_texts
+    from ddgd_ray.run.folder import open_store
+    from ddgd_ray.run.trace import tuned_model
 
     asked = absolute(args.what)
     is_run = asked.is_dir()
@@ -57,7 +57,7 @@ def export_model_command(args: argparse.Namespace) -> int:
         tuned.labels,
         f"ddgd-ray export-model {words} --weights {args.weights}",
     )
-    from ddgd_ray.stages.export import export_pipeline
+    from ddgd_ray.stages.parts.pipeline import export_pipeline
 
     is_same = export_pipeline(
         args.to,
@@ -77,9 +77,9 @@ def export_model_command(args: argparse.Namespace) -> int:
 
 
 def _chosen(run_folder: Path, args: argparse.Namespace) -> "Choice":
-    from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.exporting.choose import choose
     from ddgd_ray.exporting.run_data import read_run_data
+    from ddgd_ray.run.folder import open_store
 
     return choose(read_run_data(run_folder, open_store(run_folder.parent)), args.arm, args.seed)
 

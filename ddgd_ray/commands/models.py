@@ -10,9 +10,9 @@ from ddgd_ray.errors import SpecError
 
 
 def pretrain_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.plan import shared_calls
-    from ddgd_ray.engine.run_folder import BUNDLED, open_store
     from ddgd_ray.errors import SpecErrors
+    from ddgd_ray.plan.plan import shared_calls
+    from ddgd_ray.run.folder import BUNDLED, open_store
     from ddgd_ray.spec.preset import build_preset, read_preset
     from ddgd_ray.stages.base import Context, publish_call
 

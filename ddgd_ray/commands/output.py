@@ -5,11 +5,11 @@ import os
 import re
 from pathlib import Path
 
-from ddgd_ray.remote import is_url, local_folder
+from ddgd_ray.storage.remote import is_url, local_folder
 
 
 def run_dir_of(args: argparse.Namespace) -> Path:
-    from ddgd_ray.engine.sweep import default_run_dir
+    from ddgd_ray.conduct.sweep import default_run_dir
 
     return local_folder(args.run_dir or default_run_dir())
 

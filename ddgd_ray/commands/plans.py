@@ -11,20 +11,20 @@ from ddgd_ray.commands.output import run_dir_of
 from ddgd_ray.commands.sweeps import read
 
 if TYPE_CHECKING:
-    from ddgd_ray.engine.forecast import Forecast
-    from ddgd_ray.engine.plan import Trial
-    from ddgd_ray.engine.search_forecast import SearchForecast
+    from ddgd_ray.plan.forecast import Forecast
+    from ddgd_ray.plan.plan import Trial
+    from ddgd_ray.search.forecast import SearchForecast
     from ddgd_ray.spec.sweep import Sweep
 
 MAX_LISTED = 60
 
 
 def plan_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.costs import known_rates, rates_of, write_calibration
-    from ddgd_ray.engine.forecast import forecast
-    from ddgd_ray.engine.run_folder import RunFolder, open_store
-    from ddgd_ray.engine.search_forecast import search_forecast, tried
-    from ddgd_ray.engine.sweep import planned_trials
+    from ddgd_ray.conduct.sweep import planned_trials
+    from ddgd_ray.plan.costs import known_rates, rates_of, write_calibration
+    from ddgd_ray.plan.forecast import forecast
+    from ddgd_ray.run.folder import RunFolder, open_store
+    from ddgd_ray.search.forecast import search_forecast, tried
     from ddgd_ray.spec.sweep_spec import StageName
 
     sweep = read(args)

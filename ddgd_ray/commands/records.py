@@ -12,7 +12,7 @@ WATCH_S = 2.0
 
 
 def status_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.snapshot import snapshot
+    from ddgd_ray.watch.snapshot import snapshot
 
     if args.json:
         print(json.dumps(asdict(snapshot(args.run_folder))))
@@ -20,7 +20,7 @@ def status_command(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from ddgd_ray.view import status_panel
+    from ddgd_ray.watch.view import status_panel
 
     console, found = Console(), snapshot(args.run_folder)
     if not args.watch:
@@ -35,8 +35,8 @@ def status_command(args: argparse.Namespace) -> int:
 
 
 def stop_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import RunFolder
-    from ddgd_ray.report.write import read_run
+    from ddgd_ray.report.build import read_run
+    from ddgd_ray.run.folder import RunFolder
 
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
     folder.place.pull()
@@ -54,12 +54,12 @@ def stop_command(args: argparse.Namespace) -> int:
 
 
 def sync_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine import tracker
-    from ddgd_ray.engine.mlflow_runs import connect, is_refusal
-    from ddgd_ray.engine.mlflow_tracker import Shipper
-    from ddgd_ray.engine.run_folder import RunFolder, open_store
     from ddgd_ray.redact import RedactingFormatter, redact
-    from ddgd_ray.report.write import read_run
+    from ddgd_ray.report.build import read_run
+    from ddgd_ray.run.folder import RunFolder, open_store
+    from ddgd_ray.tracking import tracker
+    from ddgd_ray.tracking.mlflow import connect, is_refusal
+    from ddgd_ray.tracking.shipper import Shipper
 
     read_run(args.run_folder)
     handler = logging.StreamHandler()

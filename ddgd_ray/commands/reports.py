@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ddgd_ray.errors import ArtifactError, SpecError
 
 if TYPE_CHECKING:
-    from ddgd_ray.store import Store
+    from ddgd_ray.storage.store import Store
 
 
 def report_command(args: argparse.Namespace) -> int:
@@ -25,8 +25,8 @@ def report_command(args: argparse.Namespace) -> int:
 
 
 def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import RunFolder, open_store
-    from ddgd_ray.report.write import write_report
+    from ddgd_ray.report.build import write_report
+    from ddgd_ray.run.folder import RunFolder, open_store
 
     place = RunFolder(folder.parent, folder.name).place
     place.pull()
@@ -46,7 +46,7 @@ def _portray(folder: Path, store: "Store", args: argparse.Namespace) -> None:
     """Decode the memories of the arms that the page shows; what was decoded before is there already."""
     from ddgd_ray.report.memories import portrait_inputs
     from ddgd_ray.report.page import portrayed_arms
-    from ddgd_ray.report.run import open_for_report
+    from ddgd_ray.run.reading import open_for_report
     from ddgd_ray.stages.base import Context, StageCall, publish_call
 
     run = open_for_report(folder, store)
@@ -58,8 +58,8 @@ def _portray(folder: Path, store: "Store", args: argparse.Namespace) -> None:
 
 
 def _verify(folder: Path, to: Path | None) -> int:
-    from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.report.verify import verify_run
+    from ddgd_ray.run.folder import open_store
 
     found = verify_run(folder, open_store(folder.parent), to or folder / "report")
     for line in (*found.problems, *(f"note: {note}" for note in found.notes)):
@@ -72,10 +72,10 @@ def _verify(folder: Path, to: Path | None) -> int:
 
 
 def compare_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import open_store
     from ddgd_ray.report.compare_runs import compare_runs
-    from ddgd_ray.report.run import open_for_report
-    from ddgd_ray.store import make_writable, write_atomically
+    from ddgd_ray.run.folder import open_store
+    from ddgd_ray.run.reading import open_for_report
+    from ddgd_ray.storage.store import make_writable, write_atomically
 
     first, second = (open_for_report(folder, open_store(folder.parent)) for folder in (args.first, args.second))
     compared = compare_runs(first, second)

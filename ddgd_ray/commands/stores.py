@@ -6,8 +6,8 @@ from ddgd_ray.commands.output import echo, run_dir_of
 
 
 def store_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.engine.run_folder import open_store
-    from ddgd_ray.upkeep import collect_garbage, verify_all
+    from ddgd_ray.run.folder import open_store
+    from ddgd_ray.storage.upkeep import collect_garbage, verify_all
 
     store = open_store(run_dir_of(args))
     store.prepare()

@@ -92,8 +92,8 @@ def submit_command(args: argparse.Namespace) -> int:
     """args.sweep: the command line of the sweep itself, parsed; args.options: its further options as they were typed."""
     from ddgd_ray.commands.sweeps import _overrides
     from ddgd_ray.spec.sweep import read_sweep
+    from ddgd_ray.submitting.files import write
     from ddgd_ray.submitting.job import check_job
-    from ddgd_ray.submitting.write import write
 
     errors = _misplaced(args)
     try:

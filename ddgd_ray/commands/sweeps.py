@@ -14,8 +14,8 @@ from ddgd_ray.commands.output import absolute, echo, run_dir_of
 from ddgd_ray.errors import SpecError
 
 if TYPE_CHECKING:
-    from ddgd_ray.engine.conductor import Conductor
-    from ddgd_ray.engine.sweep import Result
+    from ddgd_ray.conduct.conductor import Conductor
+    from ddgd_ray.conduct.sweep import Result
     from ddgd_ray.spec.sweep import Sweep
 
 TRACKER_WAIT_S = 9.0
@@ -52,7 +52,7 @@ def run_sweep_command(args: argparse.Namespace) -> int:
 
 def evaluate_command(args: argparse.Namespace) -> int:
     from ddgd_ray.errors import StageError
-    from ddgd_ray.setfolder import class_folders, set_files
+    from ddgd_ray.inputs.setfolder import class_folders, set_files
     from ddgd_ray.spec.judging import common_ipc, sweep_of_sets
     from ddgd_ray.spec.preset import read_preset
 
@@ -95,19 +95,19 @@ def evaluate_command(args: argparse.Namespace) -> int:
 def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ddgd_ray.engine import tracker
-    from ddgd_ray.engine.plan import plan_controls
-    from ddgd_ray.engine.run_folder import RunFolder, open_store
-    from ddgd_ray.engine.sweep import run_sweep
-    from ddgd_ray.engine.work import run_in_process
+    from ddgd_ray.conduct.sweep import run_sweep
+    from ddgd_ray.conduct.work import run_in_process
+    from ddgd_ray.plan.plan import plan_controls
     from ddgd_ray.redact import redact
-    from ddgd_ray.view import LiveView, PlainView, machine_busy_s
+    from ddgd_ray.run.folder import RunFolder, open_store
+    from ddgd_ray.tracking import tracker
+    from ddgd_ray.watch.view import LiveView, PlainView, machine_busy_s
 
     if args.min_nodes > 1 and not (args.address or os.environ.get("RAY_ADDRESS")):
         raise SpecError("no node joins a ray of this machine alone", where="--min-nodes", fix="--address HOST:PORT, or auto")
     runtime_env = None
     if args.runtime_env is not None:
-        from ddgd_ray.engine.ray_cluster import read_runtime_env
+        from ddgd_ray.cluster.connect import read_runtime_env
 
         runtime_env = read_runtime_env(args.runtime_env)
     plan_controls(sweep)  # data and weights are looked for before anything is written
@@ -122,7 +122,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
         if args.executor == "local":
             run_in_process(conductor, store, resources)
             return
-        from ddgd_ray.engine.ray_tune import run_with_tune
+        from ddgd_ray.cluster.tune import run_with_tune
 
         run_with_tune(conductor, store, resources, args.address, runtime_env, min_nodes=args.min_nodes)
 
@@ -157,8 +157,8 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
 
 def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> None:
-    from ddgd_ray.report.results import rows_of
-    from ddgd_ray.report.write import read_run
+    from ddgd_ray.report.build import read_run
+    from ddgd_ray.run.results import rows_of
 
     _, records = read_run(result.folder.path)
     for cause in result.causes:
@@ -180,8 +180,8 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
 
 
 def _tell_results(path: Path, records: list[dict[str, Any]], store: Any, with_page: bool) -> None:
-    from ddgd_ray.report.results import stage_costs
-    from ddgd_ray.report.write import write_report
+    from ddgd_ray.report.build import write_report
+    from ddgd_ray.run.results import stage_costs
 
     report = write_report(path, store, with_page=with_page)
     echo("\n" + report.brief)

@@ -14,7 +14,7 @@ def add_ui(added: argparse.ArgumentParser) -> None:
 
 
 def ui_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.ui import experiment_page, find_run_dir, serve
+    from ddgd_ray.watch.mlflow_ui import experiment_page, find_run_dir, serve
 
     run_dir, name = find_run_dir(args.folder or run_dir_of(args))
     serve(run_dir, host=args.host, port=args.port, page=experiment_page(run_dir, name), tell=echo)

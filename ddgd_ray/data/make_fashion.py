@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddgd_ray.sources import embedded_fashion
+from ddgd_ray.inputs.fingerprints import embedded_fashion
 from ddgd_ray.spec.stages import ImagesSpec
-from ddgd_ray.stages.images import Split, read_splits
+from ddgd_ray.stages.parts.images import Split, read_splits
 
 PER_CLASS = {"train": 1000, "test": 200}
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from ddgd_ray.doctor.finding import Finding, from_error, passed
 from ddgd_ray.errors import DdgdError, StageError
-from ddgd_ray.imagefolder import ImageFiles, image_files
-from ddgd_ray.sources import images_source, resolve
+from ddgd_ray.inputs.fingerprints import images_source, resolve
+from ddgd_ray.inputs.imagefolder import ImageFiles, image_files
+from ddgd_ray.inputs.weights import PATTERNS, weights_source
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.stages import ImagesSpec
-from ddgd_ray.stages.pictures import CorruptImage, open_picture
-from ddgd_ray.stages.readers import list_source
-from ddgd_ray.weights import PATTERNS, weights_source
+from ddgd_ray.stages.parts.pictures import CorruptImage, open_picture
+from ddgd_ray.stages.parts.readers import list_source
 
 MAX_SHOWN = 20
 WEIGHTS_S = 300.0
@@ -26,7 +26,7 @@ READ_TENSORS = """
 import sys
 from pathlib import Path
 from ddgd_ray.errors import DdgdError
-from ddgd_ray.stages.tensor_files import read_tensors
+from ddgd_ray.stages.parts.tensor_files import read_tensors
 try:
     print(len(read_tensors(Path(sys.argv[1]))))
 except DdgdError as err:

@@ -13,9 +13,9 @@ from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError, StageError
 from ddgd_ray.exporting.choose import Choice
-from ddgd_ray.setfolder import set_files
-from ddgd_ray.sources import set_source
-from ddgd_ray.store import Artifact, Store
+from ddgd_ray.inputs.fingerprints import set_source
+from ddgd_ray.inputs.setfolder import set_files
+from ddgd_ray.storage.store import Artifact, Store
 
 METADATA = "metadata.jsonl"
 LABELS = "labels.json"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddgd_ray.exporting.lineage import Lineage
-from ddgd_ray.sources import embedded_fashion, synset_name
+from ddgd_ray.inputs.fingerprints import embedded_fashion, synset_name
 
 NON_COMMERCIAL = "cc-by-nc-4.0"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.spec.evaluation import STAGE_SPECS
-from ddgd_ray.store import Artifact, Store
+from ddgd_ray.storage.store import Artifact, Store
 
 # inputs that no stage made, by the names that stages give them
 OUTSIDE = {"images": "real images", "weights": "weights", "set": "ready-made set", "model": "feature network"}

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from ddgd_ray.exporting.run_data import RunData
 from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.report.results import Row, over_seeds, protocols_of, seed_means, stat_of
 from ddgd_ray.report.statistics import mean_interval
 from ddgd_ray.report.tables import METRIC_TITLES, main_metric, under
+from ddgd_ray.run.results import Row, over_seeds, protocols_of, seed_means, stat_of
 
 NOTE = (
     "Top-1 accuracy in [0, 1]: classifiers trained from scratch on the set, tested on real images. Classifiers are averaged "

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddgd_ray.report.build import read_run
 from ddgd_ray.report.compare import by_arm, chosen_arm
-from ddgd_ray.report.results import Row, Stat, protocols_of, rows_of
 from ddgd_ray.report.tables import in_order_of
-from ddgd_ray.report.write import read_run
-from ddgd_ray.store import Store
+from ddgd_ray.run.results import Row, Stat, protocols_of, rows_of
+from ddgd_ray.storage.store import Store
 
 Record = Mapping[str, Any]
 

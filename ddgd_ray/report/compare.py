@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddgd_ray.report.results import Row, Stat, paired_differences, protocols_of, seed_means, stat_of
 from ddgd_ray.report.statistics import ALPHA, MIN_SEEDS, Interval, holm, mean_interval, seeds_needed, sign_flip_p, smallest_p
+from ddgd_ray.run.results import Row, Stat, paired_differences, protocols_of, seed_means, stat_of
 
 CEILING = "full_data"
 """The one arm that is no competitor: trained on everything, once."""

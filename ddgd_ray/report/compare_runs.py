@@ -7,9 +7,9 @@ from typing import Any
 from ddgd_ray.report.compare import CEILING, by_arm, claim, tested_pairs
 from ddgd_ray.report.page import Block, Section, Text, flat, render
 from ddgd_ray.report.render import Cell, Column, Table, markdown
-from ddgd_ray.report.results import Row, over_seeds, paired_differences, protocols_of
-from ddgd_ray.report.run import Run
 from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric, paired_cells, under
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import Row, over_seeds, paired_differences, protocols_of
 
 
 @dataclass(frozen=True)

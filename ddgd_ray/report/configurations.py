@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddgd_ray.report.compare import by_arm
-from ddgd_ray.report.results import over_seeds
-from ddgd_ray.report.run import Objective, Run
 from ddgd_ray.report.sensitivity import is_number
 from ddgd_ray.report.tradeoffs import measured
+from ddgd_ray.run.reading import Objective, Run
+from ddgd_ray.run.results import over_seeds
 
 NUM_BINS = 4
 

@@ -1,8 +1,8 @@
 """What a run cost, stage by stage, and what sharing saved."""
 
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.report.results import stage_costs
-from ddgd_ray.report.run import Run
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import stage_costs
 
 
 def cost_table(run: Run) -> Table | None:

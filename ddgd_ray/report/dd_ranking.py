@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.report.results import Row, Stat, paired_differences, stat_of
 from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric, under
+from ddgd_ray.run.results import Row, Stat, paired_differences, stat_of
 
 RANDOM = "random_real"
 NO_AUGMENTATION = "-noaug"

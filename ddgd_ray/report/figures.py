@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ddgd_ray.report.results import Stat
 from ddgd_ray.report.statistics import Interval
+from ddgd_ray.run.results import Stat
 
 INK = "#0c00ff"
 """Becomes the colour of the page's text."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from ddgd_ray.inputs.setfolder import class_folders, set_files
 from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
-from ddgd_ray.report.run import Run
-from ddgd_ray.setfolder import class_folders, set_files
-from ddgd_ray.store import Store
+from ddgd_ray.run.reading import Run
+from ddgd_ray.storage.store import Store
 
 PER_CLASS = 10
 MAX_ARMS = 12

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddgd_ray.report.figures import Drawing, draw, series_colour
-from ddgd_ray.report.run import Run
+from ddgd_ray.run.reading import Run
 from ddgd_ray.spec.evaluation import PortraySpec
 from ddgd_ray.spec.stages import ImagesSpec
-from ddgd_ray.store import Artifact, key_of
+from ddgd_ray.storage.store import Artifact, key_of
 
 MAX_ARMS = 6
 MEASURES = {

@@ -11,9 +11,9 @@ from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.report.grids import images_by_class, set_folder
 from ddgd_ray.report.pictures import MAX_CLASSES, PictureTable, left_out, native_side, side_for, strip
-from ddgd_ray.report.results import refs_of
-from ddgd_ray.report.run import Run
-from ddgd_ray.store import Artifact
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import refs_of
+from ddgd_ray.storage.store import Artifact
 
 PER_CLASS = 5
 MAX_CANDIDATES = 2000

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddgd_ray.report.compare import by_arm, chosen_arm, claim, compare
-from ddgd_ray.report.results import Row, over_seeds
+from ddgd_ray.run.results import Row, over_seeds
 
 
 def selection_note(spec: Mapping[str, Any], rows: Sequence[Row]) -> str:

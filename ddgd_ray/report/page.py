@@ -25,12 +25,12 @@ from ddgd_ray.report.notes import missing_note, readings_note, selection_note
 from ddgd_ray.report.per_class import ClassTable, class_table
 from ddgd_ray.report.pictures import PictureTable, left_out, memory_pictures, set_pictures
 from ddgd_ray.report.render import Table
-from ddgd_ray.report.run import Run
 from ddgd_ray.report.search_figures import search_figures
 from ddgd_ray.report.sensitivity import sensitivity_figures
 from ddgd_ray.report.tables import at_ipc
 from ddgd_ray.report.tradeoffs import tradeoff_figures
-from ddgd_ray.store import write_atomically
+from ddgd_ray.run.reading import Run
+from ddgd_ray.storage.store import write_atomically
 
 PAGE = "index.html"
 MAX_ROWS = 200

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddgd_ray.report.objectives import Worth, front_of, made_of, worth_of
 from ddgd_ray.report.render import Cell, Column, Table
+from ddgd_ray.run.objectives import Worth, front_of, made_of, worth_of
 from ddgd_ray.spec.search_spec import ObjectiveSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.store import Store
+from ddgd_ray.storage.store import Store
 
 NOTE = (
     "Configurations that keep the constraints and that no other such beats: none is at least as good in every objective and "

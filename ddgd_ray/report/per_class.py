@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ddgd_ray.report.compare import by_arm
-from ddgd_ray.report.results import Row, over_seeds
-from ddgd_ray.store import Store
+from ddgd_ray.run.results import Row, over_seeds
+from ddgd_ray.storage.store import Store
 
 
 def results_by_class(rows: Sequence[Row], store: Store) -> Iterator[tuple[Row, str, Mapping[str, float]]]:

@@ -14,7 +14,7 @@ from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.report.grids import chosen_arms, images_by_class, set_folder
 from ddgd_ray.report.memories import portrait_of
-from ddgd_ray.report.run import Run
+from ddgd_ray.run.reading import Run
 
 PER_CLASS = 5
 MAX_CLASSES = 20

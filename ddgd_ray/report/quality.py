@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.report.results import stat_of
-from ddgd_ray.store import Store
+from ddgd_ray.run.results import stat_of
+from ddgd_ray.storage.store import Store
 
 NOTE = (
     "Mean ± sample standard deviation over n seeds. Against all real training images; similarity: mean cosine of two images of "

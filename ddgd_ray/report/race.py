@@ -9,7 +9,7 @@ from typing import Any
 
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.store import Store
+from ddgd_ray.storage.store import Store
 
 Ref = tuple[str, str]
 

@@ -13,8 +13,8 @@ from ddgd_ray.report.configurations import (
     pareto_front,
 )
 from ddgd_ray.report.figures import HEIGHT, INK, Dot, Drawing, draw, scatter, series_colour, set_scale
-from ddgd_ray.report.run import Objective, Run, objectives_of
 from ddgd_ray.report.sensitivity import is_number
+from ddgd_ray.run.reading import Objective, Run, objectives_of
 
 COLOURS = "viridis"
 MAX_FIELDS = 8

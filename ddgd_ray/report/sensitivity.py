@@ -5,10 +5,10 @@ from typing import Any
 
 from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.figures import Drawing, Line, Point, sensitivity
-from ddgd_ray.report.results import Row, over_seeds, seed_means
-from ddgd_ray.report.run import Run
 from ddgd_ray.report.statistics import mean_interval
 from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import Row, over_seeds, seed_means
 
 MAX_LINES = 6
 MAX_FIGURES = 8

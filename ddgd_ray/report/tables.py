@@ -10,8 +10,8 @@ from typing import Any
 
 from ddgd_ray.report.compare import CEILING, Paired, best_arm, by_arm, choose_control, claim, compare, marks
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.report.results import Row, Stat, over_seeds, protocols_of, seed_means
 from ddgd_ray.report.statistics import ALPHA, Interval, mean_interval
+from ddgd_ray.run.results import Row, Stat, over_seeds, protocols_of, seed_means
 
 METRIC_TITLES = {
     "val_top1": "validation (selects)",

@@ -5,9 +5,9 @@ from statistics import fmean
 
 from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.figures import Dot, Drawing, scatter
-from ddgd_ray.report.results import Row, over_seeds
-from ddgd_ray.report.run import Run
 from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import Row, over_seeds
 
 
 def tradeoff_figures(run: Run) -> list[Drawing]:

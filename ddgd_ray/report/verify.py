@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError
+from ddgd_ray.report.build import report_texts, tables_of
 from ddgd_ray.report.memories import portrait_of
 from ddgd_ray.report.page import MAX_ROWS, PAGE
 from ddgd_ray.report.render import Table
-from ddgd_ray.report.results import refs_of
-from ddgd_ray.report.run import Run, open_for_report
-from ddgd_ray.report.write import report_texts, tables_of
+from ddgd_ray.run.reading import Run, open_for_report
+from ddgd_ray.run.results import refs_of
 from ddgd_ray.spec.evaluation import STAGE_SPECS
-from ddgd_ray.store import MANIFEST, Artifact, Store, key_of_identity
+from ddgd_ray.storage.store import MANIFEST, Artifact, Store, key_of_identity
 
 Ref = tuple[str, str]
 MAX_LINES = 6

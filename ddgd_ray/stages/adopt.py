@@ -9,9 +9,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.spec.stages import AdoptSpec
-from ddgd_ray.stages.backbone import declared_timestep_shift, from_pretrained, load_dit, save_dit, set_timestep_shift
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.original_dit import load_original
+from ddgd_ray.stages.parts.backbone import declared_timestep_shift, from_pretrained, load_dit, save_dit, set_timestep_shift
+from ddgd_ray.stages.parts.original_dit import load_original
 
 # where the hub's cache keeps one commit of a repository
 _CACHED = re.compile(r"models--(?P<owner>[^/]+)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")

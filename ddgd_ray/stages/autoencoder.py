@@ -8,9 +8,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch.nn import functional as F
 
 from ddgd_ray.spec.stages import AutoencoderSpec
-from ddgd_ray.stages.backbone import Autoencoder, save_identity, to_unit_range
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.images import read_splits, record_skipped
+from ddgd_ray.stages.parts.backbone import Autoencoder, save_identity, to_unit_range
+from ddgd_ray.stages.parts.images import read_splits, record_skipped
 
 
 def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:

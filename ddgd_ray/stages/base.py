@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from ddgd_ray.commit import room_for
 from ddgd_ray.errors import DamagedArtifact, StageError, Stopped
 from ddgd_ray.spec.stages import StageSpec
-from ddgd_ray.store import Artifact, Store, key_of
+from ddgd_ray.storage.commit import room_for
+from ddgd_ray.storage.store import Artifact, Store, key_of
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +118,14 @@ def _there(call: StageCall, store: Store) -> Artifact | None:
     return store.sound(*call.ref) if store.still_has(*call.ref) else None
 
 
+def _module_of(stage: str) -> Any:
+    """The module that runs a stage: it has the stage's name, but for `test`, which would read as a file of tests."""
+    return importlib.import_module(f"ddgd_ray.stages.{'final_test' if stage == 'test' else stage}")
+
+
 def publish_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> None:
     """Calls of one stage that differ in their seeds alone, as many at once as module.num_at_once says; each is published."""
-    module: Any = importlib.import_module(f"ddgd_ray.stages.{calls[0].stage}")
+    module = _module_of(calls[0].stage)
     missing = [call for call in {call.key: call for call in calls}.values() if _there(call, store) is None]
     while missing:
         inputs = _input_paths(missing[0], store)
@@ -222,7 +227,7 @@ def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ct
 
     Several calls go to the stage's run_packed: they have the same inputs.
     """
-    module: Any = importlib.import_module(f"ddgd_ray.stages.{calls[0].stage}")
+    module = _module_of(calls[0].stage)
     inputs = _input_paths(calls[0], store)
     with ExitStack() as files:
         ctxs, kept = [], []
@@ -249,7 +254,7 @@ def shares_of(call: StageCall, store: Store, ctx: Context) -> Any:
 
     For the holder of the lease and the processes that it has make them.
     """
-    module: Any = importlib.import_module(f"ddgd_ray.stages.{call.stage}")
+    module = _module_of(call.stage)
     return module.Shares(call.spec, _input_paths(call, store), store.keep(call.key, is_helper=True), ctx)
 
 

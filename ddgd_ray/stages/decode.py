@@ -9,7 +9,7 @@ import numpy as np
 
 from ddgd_ray.spec.evaluation import DecodeSpec
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.images import Split, check_classes, check_skipped, list_splits, read_all, record_skipped
+from ddgd_ray.stages.parts.images import Split, check_classes, check_skipped, list_splits, read_all, record_skipped
 
 SPLITS = ("test", "validation")
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from ddgd_ray.spec.stages import EncodeSpec, ImagesSpec
-from ddgd_ray.stages.backbone import Autoencoder, to_unit_range
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.images import (
+from ddgd_ray.stages.parts.backbone import Autoencoder, to_unit_range
+from ddgd_ray.stages.parts.images import (
     Batch,
     Skipped,
     check_classes,
@@ -26,8 +26,8 @@ from ddgd_ray.stages.images import (
     stream,
     within_limit,
 )
-from ddgd_ray.stages.readers import Listing
-from ddgd_ray.stages.shards import Float16, Shard, is_kept, plan_shards, publish_shards, read_skipped, save_shard
+from ddgd_ray.stages.parts.readers import Listing
+from ddgd_ray.stages.parts.shards import Float16, Shard, is_kept, plan_shards, publish_shards, read_skipped, save_shard
 
 AHEAD = 2  # batches decoded before they are asked for, where it is another device that computes
 

@@ -21,11 +21,11 @@ from ddgd_ray.method.packing import Pack
 from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.batches import Course, augmented, steps_of
-from ddgd_ray.stages.classifier import Judge, arithmetic, load_network, new_network, on_device, top1
 from ddgd_ray.stages.decode import read_decoded
-from ddgd_ray.stages.distilled import read_set
-from ddgd_ray.stages.images import Split
+from ddgd_ray.stages.parts.batches import Course, augmented, steps_of
+from ddgd_ray.stages.parts.classifier import Judge, arithmetic, load_network, new_network, on_device, top1
+from ddgd_ray.stages.parts.distilled import read_set
+from ddgd_ray.stages.parts.images import Split
 
 PACKED_SHARE = 0.7  # of what is free after it that classifiers trained at once may take
 

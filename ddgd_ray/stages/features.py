@@ -15,11 +15,11 @@ from ddgd_ray.method.augment import normalize
 from ddgd_ray.method.classifiers import features
 from ddgd_ray.method.metrics import neighbours
 from ddgd_ray.spec.evaluation import FeaturesSpec
-from ddgd_ray.stages.backbone import Autoencoder, to_unit_range
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.classifier import load_network
-from ddgd_ray.stages.distilled import read_set
-from ddgd_ray.stages.images import Uint8, list_splits, stream, within_limit
+from ddgd_ray.stages.parts.backbone import Autoencoder, to_unit_range
+from ddgd_ray.stages.parts.classifier import load_network
+from ddgd_ray.stages.parts.distilled import read_set
+from ddgd_ray.stages.parts.images import Uint8, list_splits, stream, within_limit
 
 AHEAD = 2  # batches decoded before they are asked for, where it is another device that computes
 BATCH = 64  # a pass's images; not ctx.chunk: the last digits of a feature depend on it

@@ -18,10 +18,10 @@ from ddgd_ray.method.arrivals import staged
 from ddgd_ray.method.dit import denoise, dit_block
 from ddgd_ray.method.noise import add_noise, linear_schedule
 from ddgd_ray.spec.stages import FinetuneSpec
-from ddgd_ray.stages.adapters import Adapter, attach, save_adapter
-from ddgd_ray.stages.backbone import load_dit
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.checkpoint import (
+from ddgd_ray.stages.parts.adapters import Adapter, attach, save_adapter
+from ddgd_ray.stages.parts.backbone import load_dit
+from ddgd_ray.stages.parts.checkpoint import (
     Checkpoints,
     StopOrders,
     load_optimizer_state,
@@ -29,10 +29,10 @@ from ddgd_ray.stages.checkpoint import (
     prefixed,
     without_prefix,
 )
-from ddgd_ray.stages.finite import FiniteWatch
-from ddgd_ray.stages.latents import EpochSampler, LatentCache
-from ddgd_ray.stages.memory_losses import Batch, MemoryLosses
-from ddgd_ray.stages.memory_snapshots import MemorySnapshots
+from ddgd_ray.stages.parts.finite import FiniteWatch
+from ddgd_ray.stages.parts.latents import EpochSampler, LatentCache
+from ddgd_ray.stages.parts.memory_losses import Batch, MemoryLosses
+from ddgd_ray.stages.parts.memory_snapshots import MemorySnapshots
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from ddgd_ray.spec.evaluation import PortraySpec
-from ddgd_ray.stages.backbone import Autoencoder
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.images import generator_labels
-from ddgd_ray.stages.memory_snapshots import FOLDER, read_snapshots
-from ddgd_ray.stages.png_folder import encoded
+from ddgd_ray.stages.parts.backbone import Autoencoder
+from ddgd_ray.stages.parts.images import generator_labels
+from ddgd_ray.stages.parts.memory_snapshots import FOLDER, read_snapshots
+from ddgd_ray.stages.parts.png_folder import encoded
 
 DECODED_ROWS = 32  # the SD decoder holds about half a GB an image at 256 px
 

@@ -12,9 +12,9 @@ from ddgd_ray.errors import StageError
 from ddgd_ray.method.difffit import tie_embedders
 from ddgd_ray.method.noise import add_noise, linear_schedule
 from ddgd_ray.spec.stages import PretrainSpec
-from ddgd_ray.stages.backbone import save_dit
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.latents import EpochSampler, LatentCache
+from ddgd_ray.stages.parts.backbone import save_dit
+from ddgd_ray.stages.parts.latents import EpochSampler, LatentCache
 
 
 def run(spec: PretrainSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:

@@ -15,14 +15,14 @@ from ddgd_ray.errors import Stopped
 from ddgd_ray.method.dit import denoise
 from ddgd_ray.method.sampling import noise_stream, sample
 from ddgd_ray.spec.stages import SampleSpec
-from ddgd_ray.stages.adapters import load_finetuned
-from ddgd_ray.stages.backbone import Autoencoder
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.checkpoint import StopOrders
-from ddgd_ray.stages.distilled import describe, image_name
-from ddgd_ray.stages.images import generator_labels
-from ddgd_ray.stages.png_folder import PngFolder
-from ddgd_ray.stages.solver import sampler_of
+from ddgd_ray.stages.parts.adapters import load_finetuned
+from ddgd_ray.stages.parts.backbone import Autoencoder
+from ddgd_ray.stages.parts.checkpoint import StopOrders
+from ddgd_ray.stages.parts.distilled import describe, image_name
+from ddgd_ray.stages.parts.images import generator_labels
+from ddgd_ray.stages.parts.png_folder import PngFolder
+from ddgd_ray.stages.parts.solver import sampler_of
 
 # Matrix products of fewer rows take other kernels, which round otherwise: batches are filled up to a multiple of this, so
 # that on a CPU an image's bits are the same in a batch of any size. cuBLAS promises that for equal shapes alone.

@@ -9,9 +9,9 @@ from ddgd_ray.errors import StageError
 from ddgd_ray.method.coresets import herding, k_center
 from ddgd_ray.spec.evaluation import SelectSpec
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.distilled import write_set
-from ddgd_ray.stages.images import Split, check_skipped, joined, list_splits, read_all, read_splits, record_skipped
-from ddgd_ray.stages.readers import Int64, Listing
+from ddgd_ray.stages.parts.distilled import write_set
+from ddgd_ray.stages.parts.images import Split, check_skipped, joined, list_splits, read_all, read_splits, record_skipped
+from ddgd_ray.stages.parts.readers import Int64, Listing
 
 
 def run(spec: SelectSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:

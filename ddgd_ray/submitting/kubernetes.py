@@ -12,8 +12,8 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.submitting.carried import Carried, carried
+from ddgd_ray.submitting.files import as_yaml, sweep_script
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
-from ddgd_ray.submitting.write import as_yaml, sweep_script
 
 MOUNT = "/etc/ddgd"
 MAX_NAME = 47  # KubeRay derives longer names of pods and services from it, at most 63

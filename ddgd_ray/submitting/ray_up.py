@@ -9,9 +9,9 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.submitting.carried import Carried, carried
+from ddgd_ray.submitting.files import as_yaml, render, sweep_script
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
 from ddgd_ray.submitting.kubernetes import IMAGE, kubernetes_name
-from ddgd_ray.submitting.write import as_yaml, render, sweep_script
 
 ENV_FILE = "~/.ddgd-env"  # on each machine, sourced before ray starts and before the sweep
 PLACE = "/tmp/ddgd"  # where the sweep's files lie on the cluster

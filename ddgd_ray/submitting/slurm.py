@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddgd_ray.errors import SpecError, SpecErrors
+from ddgd_ray.submitting.files import render
 from ddgd_ray.submitting.job import Job, Submission
-from ddgd_ray.submitting.write import render
 
 GRACE_S = 120
 LEAVE_S = 40  # before the end, what has not drained is told to leave at once

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.exporting.choose import choose
+from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.licences import Note, licence_of
 from ddgd_ray.exporting.run_data import read_run_data
-from ddgd_ray.exporting.write import export_set
+from ddgd_ray.run.folder import open_store
 
 WOOF = ("n02096294", "n02093754")
 KEY = re.compile(r"`[0-9a-f]{64}`")

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.exporting.choose import choose
+from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.layouts import LAYOUTS
 from ddgd_ray.exporting.run_data import read_run_data
-from ddgd_ray.exporting.write import export_set
-from ddgd_ray.sources import set_source
+from ddgd_ray.inputs.fingerprints import set_source
+from ddgd_ray.run.folder import open_store
 
 CLASSES = ("zebra", "test", "ant hill", "train", "b", "c", "d", "e", "f", "g")  # not in alphabetical order, two named as splits
 

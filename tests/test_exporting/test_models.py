@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from ddgd_ray import cli
-from ddgd_ray.store import Store
+from ddgd_ray.storage.store import Store
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 def untuned_adapter(call: Any, out: Path) -> None:
     """What finetune writes, of the shipped model, with zero steps taken."""
-    from ddgd_ray.engine.run_folder import BUNDLED
-    from ddgd_ray.stages.adapters import Adapter, attach, save_adapter
-    from ddgd_ray.stages.backbone import load_dit
+    from ddgd_ray.run.folder import BUNDLED
+    from ddgd_ray.stages.parts.adapters import Adapter, attach, save_adapter
+    from ddgd_ray.stages.parts.backbone import load_dit
 
     learned = attach(load_dit(next((BUNDLED / "pretrain").iterdir())), Adapter.of(call.spec))
     copy = {name: tensor.detach().clone() for name, tensor in learned.items()}
@@ -119,7 +119,7 @@ def test_what_is_no_model_is_refused(
 
 
 def test_a_model_of_pixels_is_refused_by_name(made_run: Callable[..., Path], tmp_path: Path, run: Run) -> None:
-    from ddgd_ray.stages.backbone import save_identity
+    from ddgd_ray.stages.parts.backbone import save_identity
 
     digits = made_run({"quality": (), "seeds.distill": (0,)}, fill={"autoencoder": lambda call, out: save_identity(out)})
     code, _, err = run("export-model", digits, tmp_path / "out")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import ddgd_ray
-from ddgd_ray.engine.sweep import run_sweep
-from ddgd_ray.engine.work import run_in_process
+from ddgd_ray.conduct.sweep import run_sweep
+from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.exporting.layouts import LAYOUTS
-from ddgd_ray.sources import set_source
+from ddgd_ray.inputs.fingerprints import set_source
 
 DIGITS = tuple("0123456789")
 

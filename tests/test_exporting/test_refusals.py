@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from ddgd_ray import cli
-from ddgd_ray.engine.run_folder import open_store
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.exporting.choose import choose
+from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.images import folder_names
 from ddgd_ray.exporting.run_data import read_run_data
-from ddgd_ray.exporting.write import export_set
+from ddgd_ray.run.folder import open_store
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -165,7 +165,7 @@ def test_an_export_that_breaks_leaves_nothing(
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ddgd_ray.exporting.write.set_card", full)
+    monkeypatch.setattr("ddgd_ray.exporting.export_set.set_card", full)
     with pytest.raises(Exception, match="cannot be written: No space left"):
         export(sound, tmp_path / "out", is_archive=is_archive)
     assert list(tmp_path.iterdir()) == []

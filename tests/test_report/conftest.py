@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.sweep import run_sweep
-from ddgd_ray.engine.work import run_in_process
-from ddgd_ray.report.results import Row
-from ddgd_ray.report.run import Run
+from ddgd_ray.conduct.sweep import run_sweep
+from ddgd_ray.conduct.work import run_in_process
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import Row
 from ddgd_ray.spec.preset import read_preset
 from ddgd_ray.spec.sweep import Sweep
-from ddgd_ray.store import Store
+from ddgd_ray.storage.store import Store
 
 Publish = Callable[..., list[str]]
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.report.build import write_report
 from ddgd_ray.report.compare_runs import compare_runs
-from ddgd_ray.report.run import open_for_report
-from ddgd_ray.report.write import write_report
+from ddgd_ray.run.folder import open_store
+from ddgd_ray.run.reading import open_for_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "

@@ -14,7 +14,7 @@ from ddgd_ray.report.compare import (
     contenders,
     marks,
 )
-from ddgd_ray.report.results import Row, paired_differences
+from ddgd_ray.run.results import Row, paired_differences
 
 Rows = Callable[..., Row]
 NOISE = [0.004, -0.003, 0.001, -0.002, 0.003, 0.0, 0.002, -0.001]

@@ -11,8 +11,8 @@ import pytest
 from ddgd_ray import cli
 from ddgd_ray.report.compare_runs import compare_runs
 from ddgd_ray.report.render import markdown
-from ddgd_ray.report.results import Row
-from ddgd_ray.report.run import Run
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import Row
 
 pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from ddgd_ray.report.dd_ranking import augmentation_robust_score, dd_ranking_table, label_robust_score, scores
-from ddgd_ray.report.results import Row
+from ddgd_ray.run.results import Row
 
 Rows = Callable[..., Row]
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ddgd_ray.report.configurations import best_so_far, configurations, importances, pareto_front
 from ddgd_ray.report.figures import Dot, Drawing, scatter
-from ddgd_ray.report.results import Row
-from ddgd_ray.report.run import Objective, Run, objectives_of
 from ddgd_ray.report.search_figures import search_figures
 from ddgd_ray.report.sensitivity import sensitivity_figures
+from ddgd_ray.run.reading import Objective, Run, objectives_of
+from ddgd_ray.run.results import Row
 
 Rows = Callable[..., Row]
 PATH = "finetune.lambda_g"

@@ -14,15 +14,15 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.report.build import tables_of, write_report
 from ddgd_ray.report.memories import portrait_inputs
 from ddgd_ray.report.page import render, sections_of
 from ddgd_ray.report.pictures import memory_pictures, strip
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.report.results import Row
-from ddgd_ray.report.run import Run, open_for_report
 from ddgd_ray.report.verify import verify_run
-from ddgd_ray.report.write import tables_of, write_report
+from ddgd_ray.run.folder import open_store
+from ddgd_ray.run.reading import Run, open_for_report
+from ddgd_ray.run.results import Row
 from ddgd_ray.stages.base import Context, StageCall, publish_call
 
 pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first

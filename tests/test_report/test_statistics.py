@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddgd_ray.report.results import stat_of
 from ddgd_ray.report.statistics import bca_interval, holm, mean_interval, seeds_needed, sign_flip_p, smallest_p
+from ddgd_ray.run.results import stat_of
 
 # Darwin's cross- minus self-fertilised Zea mays, eighths of an inch; Fisher, The Design of Experiments (1935), section 21
 ZEA_MAYS = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from ddgd_ray.report.build import latex_report, markdown_report, result_tables
 from ddgd_ray.report.notes import selection_note
 from ddgd_ray.report.render import Table, latex, markdown
-from ddgd_ray.report.results import Row, Stat, over_seeds
 from ddgd_ray.report.tables import arm_table, averaged_csv, comparison_table, csv_table, grid_table, in_order_of
-from ddgd_ray.report.write import latex_report, markdown_report, result_tables
+from ddgd_ray.run.results import Row, Stat, over_seeds
 
 Rows = Callable[..., Row]
 VARY = {"a.pop": ["max", "fifo"], "b.pop": ["max", "fifo"]}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ddgd_ray import cli
-from ddgd_ray.engine.run_folder import open_store
+from ddgd_ray.report.build import write_report
 from ddgd_ray.report.verify import Verification, verify_run
-from ddgd_ray.report.write import write_report
-from ddgd_ray.store import MANIFEST
+from ddgd_ray.run.folder import open_store
+from ddgd_ray.storage.store import MANIFEST
 
 pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddgd_ray.engine.plan import plan_arm, shared_calls
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.imagefolder import image_files
-from ddgd_ray.sources import images_source, index_classes
+from ddgd_ray.inputs.fingerprints import images_source, index_classes
+from ddgd_ray.inputs.imagefolder import image_files
+from ddgd_ray.inputs.weights import weights_source
+from ddgd_ray.plan.plan import plan_arm, shared_calls
 from ddgd_ray.spec.preset import DitWeightsSpec, Preset, build_preset, preset_names, read_preset, with_overrides
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
 from ddgd_ray.spec.sweep import read_sweep
-from ddgd_ray.stages.images import read_splits
-from ddgd_ray.weights import weights_source
+from ddgd_ray.stages.parts.images import read_splits
 
 # WordNet id [ImageNet-1k index] of the ten classes, as published with the data sets
 INDEX = {

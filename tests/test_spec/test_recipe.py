@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.plan import Trial, arm_name, plan_arm, plan_controls
 from ddgd_ray.errors import SpecErrors
+from ddgd_ray.plan.plan import Trial, arm_name, plan_arm, plan_controls
 from ddgd_ray.spec.preset import Preset, preset_names
 from ddgd_ray.spec.recipe import read_recipe, recipe_names
 from ddgd_ray.spec.sweep import Sweep, read_sweep

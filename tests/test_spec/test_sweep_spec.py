@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.plan import arm_name, plan_controls
 from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.method import classifiers
+from ddgd_ray.plan.plan import arm_name, plan_controls
 from ddgd_ray.spec.stages import NETWORKS
 from ddgd_ray.spec.sweep import MAX_GRID, Sweep, read_sweep
 

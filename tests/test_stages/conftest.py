@@ -10,8 +10,8 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from ddgd_ray.method.difffit import tie_embedders
 from ddgd_ray.spec.stages import PretrainSpec
 from ddgd_ray.stages import pretrain
-from ddgd_ray.stages.backbone import save_dit
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.parts.backbone import save_dit
 
 
 @pytest.fixture(scope="session")

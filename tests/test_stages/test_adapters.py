@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.spec.stages import FinetuneSpec
-from ddgd_ray.stages.adapters import ADAPTER_FILE, Adapter, attach, fold, load_finetuned, save_adapter
-from ddgd_ray.stages.backbone import load_dit, save_dit
+from ddgd_ray.stages.parts.adapters import ADAPTER_FILE, Adapter, attach, fold, load_finetuned, save_adapter
+from ddgd_ray.stages.parts.backbone import load_dit, save_dit
 
 KINDS = ("difffit", "bitfit", "lora", "full")
 TABLE = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"

@@ -11,12 +11,12 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.inputs.weights import weights_source
 from ddgd_ray.spec.preset import DitWeightsSpec, WeightsSpec
 from ddgd_ray.spec.stages import AdoptSpec
 from ddgd_ray.stages import adopt
-from ddgd_ray.stages.backbone import Autoencoder, load_dit, save_dit, set_timestep_shift, timestep_shift
 from ddgd_ray.stages.base import Context
-from ddgd_ray.weights import weights_source
+from ddgd_ray.stages.parts.backbone import Autoencoder, load_dit, save_dit, set_timestep_shift, timestep_shift
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.engine.sweep import planned_trials
+from ddgd_ray.conduct.sweep import planned_trials
 from ddgd_ray.spec.evaluation import STAGE_SPECS, PortraySpec
 from ddgd_ray.spec.stages import AdoptSpec
 from ddgd_ray.stages.base import CURVES, Context, Outside, StageCall, publish_call, run_call
-from ddgd_ray.store import Store, file_sha256
+from ddgd_ray.storage.store import Store, file_sha256
 
 
 @pytest.fixture(scope="module")

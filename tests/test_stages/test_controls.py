@@ -12,10 +12,10 @@ from ddgd_ray.method.coresets import herding, k_center
 from ddgd_ray.spec.evaluation import FeaturesSpec, QualitySpec, SelectSpec
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages import features, quality, select
-from ddgd_ray.stages.backbone import save_identity
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.distilled import origins, read_set
-from ddgd_ray.stages.images import list_splits, read_splits
+from ddgd_ray.stages.parts.backbone import save_identity
+from ddgd_ray.stages.parts.distilled import origins, read_set
+from ddgd_ray.stages.parts.images import list_splits, read_splits
 
 DIGITS = ImagesSpec(source="digits", classes=tuple("0123456789"), size=8, channels=1, validation_per_class=20)
 

@@ -12,7 +12,7 @@ from ddgd_ray.spec.evaluation import DecodeSpec
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages import decode
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.pictures import CorruptImage, for_classifier
+from ddgd_ray.stages.parts.pictures import CorruptImage, for_classifier
 
 
 def picture(width: int, height: int) -> Image.Image:

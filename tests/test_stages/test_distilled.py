@@ -8,8 +8,8 @@ import pytest
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.spec.stages import ImagesSpec
-from ddgd_ray.stages.distilled import read_set, write_set
-from ddgd_ray.stages.png_folder import LEDGER, PngFolder
+from ddgd_ray.stages.parts.distilled import read_set, write_set
+from ddgd_ray.stages.parts.png_folder import LEDGER, PngFolder
 
 SPEC = ImagesSpec(source="imagefolder", classes=("n02093754", "n01440764", "ours"), size=8)
 LABELS = [0, 2, 1, 0, 2, 1]

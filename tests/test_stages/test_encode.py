@@ -12,13 +12,14 @@ import torch
 
 from ddgd_ray.errors import ArtifactError, StageError
 from ddgd_ray.spec.stages import EncodeSpec, ImagesSpec
-from ddgd_ray.stages import encode, shards
-from ddgd_ray.stages.backbone import Autoencoder, save_identity, to_unit_range
+from ddgd_ray.stages import encode
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.images import read_splits
-from ddgd_ray.stages.latents import LatentCache
-from ddgd_ray.stages.shards import Shard, plan_shards
-from ddgd_ray.store import file_sha256
+from ddgd_ray.stages.parts import shards
+from ddgd_ray.stages.parts.backbone import Autoencoder, save_identity, to_unit_range
+from ddgd_ray.stages.parts.images import read_splits
+from ddgd_ray.stages.parts.latents import LatentCache
+from ddgd_ray.stages.parts.shards import Shard, plan_shards
+from ddgd_ray.storage.store import file_sha256
 
 SPEC = EncodeSpec(images=ImagesSpec(source="digits", classes=tuple("0123456789"), size=8, channels=1))
 

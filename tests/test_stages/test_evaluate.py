@@ -17,11 +17,11 @@ from ddgd_ray.spec.evaluation import DecodeSpec, EvaluateSpec, TestSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages import decode, evaluate
-from ddgd_ray.stages import test as test_stage
+from ddgd_ray.stages import final_test as test_stage
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.batches import BLOCK, Course, steps_of
-from ddgd_ray.stages.distilled import read_set
-from ddgd_ray.store import MANIFEST
+from ddgd_ray.stages.parts.batches import BLOCK, Course, steps_of
+from ddgd_ray.stages.parts.distilled import read_set
+from ddgd_ray.storage.store import MANIFEST
 
 CLASSES = ("a", "b", "c")
 EVERYTHING = {"name": "idc", "size": 32, "steps": 6, "batch_size": 12, "shift": 1, "num_tests": 2, "learning_rate": 1e-3}

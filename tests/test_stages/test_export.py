@@ -12,10 +12,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from ddgd_ray.errors import StageError
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages import finetune
-from ddgd_ray.stages.adapters import load_finetuned
-from ddgd_ray.stages.backbone import Autoencoder, load_dit, save_dit, save_identity, set_timestep_shift
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.export import export_pipeline
+from ddgd_ray.stages.parts.adapters import load_finetuned
+from ddgd_ray.stages.parts.backbone import Autoencoder, load_dit, save_dit, save_identity, set_timestep_shift
+from ddgd_ray.stages.parts.pipeline import export_pipeline
 
 LABELS = {0: "boot", 2: "bag"}
 

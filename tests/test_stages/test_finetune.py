@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from ddgd_ray.errors import StageError
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages import finetune
-from ddgd_ray.stages.adapters import ADAPTER_FILE, load_finetuned
-from ddgd_ray.stages.backbone import load_dit
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.finite import FiniteWatch
-from ddgd_ray.stages.latents import LatentCache
-from ddgd_ray.stages.memory_losses import MemoryLosses
+from ddgd_ray.stages.parts.adapters import ADAPTER_FILE, load_finetuned
+from ddgd_ray.stages.parts.backbone import load_dit
+from ddgd_ray.stages.parts.finite import FiniteWatch
+from ddgd_ray.stages.parts.latents import LatentCache
+from ddgd_ray.stages.parts.memory_losses import MemoryLosses
 
 
 def tune(

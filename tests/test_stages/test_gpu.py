@@ -11,9 +11,9 @@ from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.stages import FinetuneSpec, ImagesSpec, MemorySpec
 from ddgd_ray.stages import evaluate, finetune
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.batches import steps_of
-from ddgd_ray.stages.images import Split
-from ddgd_ray.stages.latents import LatentCache
+from ddgd_ray.stages.parts.batches import steps_of
+from ddgd_ray.stages.parts.images import Split
+from ddgd_ray.stages.parts.latents import LatentCache
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

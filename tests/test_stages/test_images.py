@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddgd_ray.engine.sweep import planned_trials, run_sweep
-from ddgd_ray.engine.work import run_in_process
+from ddgd_ray.conduct.sweep import planned_trials, run_sweep
+from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.errors import StageError
-from ddgd_ray.sources import images_source
+from ddgd_ray.inputs.fingerprints import images_source
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.spec.sweep import read_sweep
-from ddgd_ray.stages.images import generator_labels, read_splits
+from ddgd_ray.stages.parts.images import generator_labels, read_splits
 
 WNIDS = ("n02096294", "n02093754", "n02111889")  # the first three of ImageWoof: 193, 182, 258
 MODES = ("RGB", "L", "RGBA", "CMYK", "P", "I;16")
@@ -140,7 +140,7 @@ controls: [random_real, pretrained]
 def test_weights_that_do_not_fit_are_named_tensor_by_tensor(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from ddgd_ray.stages.backbone import load_dit
+    from ddgd_ray.stages.parts.backbone import load_dit
 
     write_weights(tmp_path)
     path = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -153,7 +153,7 @@ def test_weights_that_do_not_fit_are_named_tensor_by_tensor(tmp_path: Path) -> N
 
 
 def test_truncated_weights_are_refused(tmp_path: Path) -> None:
-    from ddgd_ray.stages.backbone import load_dit
+    from ddgd_ray.stages.parts.backbone import load_dit
 
     write_weights(tmp_path)
     path = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"

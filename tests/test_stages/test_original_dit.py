@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from ddgd_ray.errors import StageError
 from ddgd_ray.spec.stages import AdoptSpec
 from ddgd_ray.stages import adopt
-from ddgd_ray.stages.backbone import declared_timestep_shift, load_dit, set_timestep_shift, timestep_shift
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.original_dit import load_original
+from ddgd_ray.stages.parts.backbone import declared_timestep_shift, load_dit, set_timestep_shift, timestep_shift
+from ddgd_ray.stages.parts.original_dit import load_original
 
 State = dict[str, Tensor]
 

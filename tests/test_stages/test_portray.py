@@ -11,9 +11,9 @@ from ddgd_ray.method.memory import LatentMemory
 from ddgd_ray.spec.evaluation import PortraySpec
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages import portray
-from ddgd_ray.stages.backbone import save_identity, to_unit_range
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.memory_snapshots import FOLDER, NUM_ROWS, _rows
+from ddgd_ray.stages.parts.backbone import save_identity, to_unit_range
+from ddgd_ray.stages.parts.memory_snapshots import FOLDER, NUM_ROWS, _rows
 
 
 def test_rows_are_spread_from_the_oldest_to_the_newest() -> None:

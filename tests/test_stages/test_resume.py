@@ -18,10 +18,10 @@ from ddgd_ray.errors import StageError
 from ddgd_ray.errors import Stopped as OrderedToStop
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages import finetune
-from ddgd_ray.stages.adapters import ADAPTER_FILE
 from ddgd_ray.stages.base import ATTEMPTS, CURVES, Context, Outside, StageCall, publish_call, seconds_before
-from ddgd_ray.stages.checkpoint import KEPT
-from ddgd_ray.store import Store
+from ddgd_ray.stages.parts.adapters import ADAPTER_FILE
+from ddgd_ray.stages.parts.checkpoint import KEPT
+from ddgd_ray.storage.store import Store
 
 STEPS = 12
 
@@ -77,7 +77,7 @@ def assert_same(found: Any, expected: Any) -> None:
 def test_an_order_to_stop_is_obeyed_after_a_checkpoint_and_loses_nothing(
     latent_inputs: dict[str, Path], tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddgd_ray.stages.checkpoint.LOOK_S", 0.0)
+    monkeypatch.setattr("ddgd_ray.stages.parts.checkpoint.LOOK_S", 0.0)
     calm = tune(latent_inputs, tmp_path / "calm", every=0)
     order, out, keep = tmp_path / "stop", tmp_path / "out", tmp_path / "keep"
     out.mkdir()

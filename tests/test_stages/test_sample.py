@@ -20,11 +20,11 @@ from ddgd_ray.method.noise import linear_schedule
 from ddgd_ray.method.sampling import Ddim, noise_stream, sample
 from ddgd_ray.spec.stages import ImagesSpec, SampleSpec
 from ddgd_ray.stages import sample as stage
-from ddgd_ray.stages.adapters import Adapter, save_adapter
-from ddgd_ray.stages.backbone import load_dit, save_dit
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.solver import DpmSolver
-from ddgd_ray.store import file_sha256
+from ddgd_ray.stages.parts.adapters import Adapter, save_adapter
+from ddgd_ray.stages.parts.backbone import load_dit, save_dit
+from ddgd_ray.stages.parts.solver import DpmSolver
+from ddgd_ray.storage.store import file_sha256
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,238 @@
+"""The door to a Ray cluster: reach it, or say within seconds why not."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray.conduct.signals import kept_signals
+from ddgd_ray.errors import ClusterError, SpecError
+from ddgd_ray.spec.load import read
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the first Ctrl-C drains; ours is installed by the cli
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # our admission is the limit; at Tune's, trials that never start end the sweep
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read: each start is a new experiment
+    "OMP_WAIT_POLICY": "PASSIVE",  # two busy-waiting threads on a loaded core: 5.7 s a step in place of 0.24
+}
+
+ANSWER_S = 4.5  # the user hears within 5 s
+ASK_S = 20.0  # a process that imports ray and asks the head for its versions: 1-2 s, more on busy cores
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+HTTP2_SETTINGS = 4
+
+ASK_HEAD = """
+import json, sys
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._raylet import GcsClient
+maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+try:
+    answer = GcsClient(address=sys.argv[1]).internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=4)
+    print(json.dumps({"versions": json.loads(answer)}))
+except BaseException as err:
+    print(json.dumps({"error": type(err).__name__}))
+"""
+
+log = logging.getLogger(__name__)
+
+
+def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None) -> None:
+    """Join the cluster at `address` or RAY_ADDRESS, or start one on this machine.
+
+    Raises ClusterError within 5 s when nobody answers, and before any work when versions or the token do not match.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # workers import torch and diffusers: 2-3 x dearer without bytecode
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    hush()
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    quiet["runtime_env"] = dict(runtime_env) if runtime_env else None
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is None:
+        with kept_signals():
+            ray.init(address="local", include_dashboard=False, **quiet)
+        token = Path("~/.ray/auth_token").expanduser()
+        if token.is_file():
+            token.chmod(0o600)  # ray writes it readable for everybody
+        return
+    found = resolve(address)
+    knock(found, address)
+    ask_versions(found, address)
+    with kept_signals():
+        ray.init(address=found, **quiet)
+
+
+def hush() -> None:
+    """ray puts a handler for stderr on its logger, at import and at init; what it says goes to the run's log file instead."""
+    for name in ("_private.authentication.authentication_token_setup", "tune.analysis.experiment_analysis"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # advice for who calls ray himself; metrics are in our store
+    logger = logging.getLogger("ray")
+    for handler in list(logger.handlers):
+        if type(handler) is not logging.FileHandler:
+            logger.removeHandler(handler)
+
+
+def resolve(address: str) -> str:
+    """HOST:PORT of the head. Raises ClusterError for what is no address, and when `auto` finds no cluster."""
+    if address.startswith("ray://"):
+        raise _cluster_error(
+            "the driver must run on a node of the cluster, not through Ray Client",
+            address,
+            "start this command on a node and give HOST:PORT of the head, usually port 6379, or --address auto",
+        )
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise _cluster_error("expected HOST:PORT, auto", address, "e.g. --address 10.0.0.1:6379")
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        found = canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        found = None
+    if not found:
+        raise _cluster_error(
+            "no Ray cluster runs on this machine", address, "start one with `ray start --head`, or give HOST:PORT of its head"
+        )
+    return found
+
+
+def knock(found: str, address: str) -> None:
+    """Raises ClusterError when nobody is there, or somebody who does not speak gRPC. ray.init would hang for minutes."""
+    host, _, port = found.rpartition(":")
+    fix = "expected HOST:PORT of a Ray head, usually port 6379"
+    deadline = time.monotonic() + ANSWER_S
+    try:
+        with socket.create_connection((host, int(port)), timeout=ANSWER_S) as line:
+            if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+                return  # ray itself finds out who is there
+            line.settimeout(max(0.1, deadline - time.monotonic()))
+            line.sendall(HTTP2_HELLO)
+            answer = line.recv(9)
+    except TimeoutError as err:
+        raise _cluster_error(f"no answer from {found} within 5 s", address, fix) from err
+    except (OSError, OverflowError) as err:
+        raise _cluster_error(f"no answer from {found}: {err}", address, fix) from err
+    if len(answer) < 4 or answer[3] != HTTP2_SETTINGS:
+        raise _cluster_error(f"what listens on {found} is no Ray head: it does not speak gRPC", address, fix)
+
+
+def ask_versions(found: str, address: str) -> None:
+    """Raises ClusterError when the head has another Ray or Python, or refuses our token.
+
+    A process of its own asks: Ray's client ends the process it is in when it finds no token, and tries on for ever elsewhere.
+    """
+    token = token_source()
+    try:
+        command = [sys.executable, "-c", ASK_HEAD, found]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=False)
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired as err:
+        raise _cluster_error(f"{found} does not answer as a Ray head does", address, "is it the head's port?") from err
+    except (ValueError, IndexError):
+        answer = {"error": "AuthenticationError" if "oken" in done.stderr else "no answer"}
+    if answer.get("error") == "AuthenticationError":
+        used = f"the token in {token} is not that of the cluster" if token else "the cluster asks for a token, none was found"
+        raise ClusterError(
+            used,
+            code="token",
+            where=f"--address {address}",
+            fix="set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN; every node needs the same one",
+        )
+    if "error" in answer:
+        raise _cluster_error(f"{found} does not answer as a Ray head does", address, "is it the head's port, usually 6379?")
+    refuse_other_versions(answer["versions"], address)
+
+
+def refuse_other_versions(head: Mapping[str, str], address: str) -> None:
+    """head: ray_version and python_version of the cluster. Raises ClusterError unless both are ours."""
+    import platform
+
+    import ray
+
+    here = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    if any(head.get(name) != version for name, version in here.items()):
+        raise ClusterError(
+            f"the head has Ray {head.get('ray_version')} on Python {head.get('python_version')}, "
+            f"here is Ray {here['ray_version']} on Python {here['python_version']}",
+            code="version",
+            where=f"--address {address}",
+            fix="install the head's versions here, or ours on every node of the cluster",
+        )
+
+
+def token_source() -> str:
+    """Where Ray takes its token from, "" for nowhere. Raises ClusterError when it cannot be read. Never its value."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return ""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(given) if given else Path("~/.ray/auth_token").expanduser()
+    try:
+        has_token = bool(path.read_text().strip())
+    except (OSError, UnicodeDecodeError) as err:
+        if given:
+            fix = "give the path of a file that you can read, with the cluster's token in it"
+            raise ClusterError(
+                f"the token cannot be read: {getattr(err, 'strerror', None) or 'no text'}",
+                code="token",
+                where=f"RAY_AUTH_TOKEN_PATH {path}",
+                fix=fix,
+            ) from err
+        has_token = False
+    if not has_token and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        raise ClusterError(
+            "RAY_AUTH_MODE is token, but there is no token",
+            code="token",
+            where=f"RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, {path}",
+            fix="copy the file of the cluster's head, chmod 600",
+        )
+    return str(path) if has_token else ""
+
+
+def _cluster_error(what: str, address: str, fix: str) -> ClusterError:
+    return ClusterError(what, where=f"--address {address}", fix=fix)
+
+
+def read_runtime_env(path: Path) -> dict[str, Any]:
+    """The runtime environment of the workers, as Ray takes it. Raises SpecError; values of env_vars are never shown."""
+    from ray.runtime_env import RuntimeEnv
+
+    data = _plain(read(path).data)
+    variables = data.get("env_vars")
+    if isinstance(variables, dict):
+        data["env_vars"] = {name: value if isinstance(value, str) else json.dumps(value) for name, value in variables.items()}
+    try:
+        known = RuntimeEnv(**data)
+    except (TypeError, ValueError) as err:
+        # ray's text may quote what it was given
+        raise SpecError(
+            f"Ray refuses this runtime environment ({type(err).__name__})",
+            code="runtime-env",
+            where=str(path),
+            fix="env_vars: {NAME: value}, working_dir: FOLDER, pip: [packages], py_modules: [FOLDERS], as in Ray's handbook",
+        ) from err
+    return dict(known)
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {name: _plain(value) for name, value in data.items()}
+    return [_plain(value) for value in data] if isinstance(data, list | tuple) else data

@@ -1,0 +1,226 @@
+"""The door to a cluster's nodes: what they offer, and whether all of them can work on this run."""
+
+import logging
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ddgd_ray import __version__
+from ddgd_ray.cluster.placement import Node
+from ddgd_ray.errors import ClusterError
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.storage.store import Store
+
+NODES_S = 120.0  # a node may have to install the runtime environment first
+AGAIN_S = 300.0  # until a node that could not work on this run is asked once more
+JOIN_S = 1800.0  # machines of a cloud start, are set up and fetch their image first
+LOOK_S = 2.0  # between looks at who has joined
+SEEN_S = 10.0  # network file systems show new files after up to some seconds
+
+log = logging.getLogger(__name__)
+
+
+def cluster_nodes() -> list[Node]:
+    """Those that are alive, with all they offer."""
+    import ray
+
+    return [Node(one["NodeID"], one["Resources"], one["NodeManagerHostname"]) for one in ray.nodes() if one["Alive"]]
+
+
+def await_nodes(num: int, is_stopped: Callable[[], bool]) -> bool:
+    """Whether `num` nodes that offer CPUs have joined; False when stopped before. Raises ClusterError after JOIN_S.
+
+    A head that runs no job offers none.
+    """
+    deadline, num_before = time.monotonic() + JOIN_S, -1
+    while (num_joined := sum("CPU" in node.offers for node in cluster_nodes())) < num:
+        if is_stopped():
+            return False
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{num_joined} of {num} nodes that run jobs have joined within {JOIN_S / 60:.0f} minutes",
+                code="nodes-missing",
+                where=f"--min-nodes {num}",
+                fix="see what became of the others: `ray status` on the head, `ray monitor cluster.yaml`, kubectl describe pod",
+            )
+        if num_joined != num_before:
+            log.info("waiting for nodes: %d of %d have joined", num_joined, num)
+            num_before = num_joined
+        time.sleep(LOOK_S)
+    return True
+
+
+class Board(Protocol):
+    """Where driver and nodes leave each other notes: the storage that they should share."""
+
+    def read(self, name: str) -> bytes | None: ...
+
+    def write(self, name: str, data: bytes) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+
+class FolderBoard:
+    """A folder at the same path on all nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            os.listdir(self.folder)  # makes a network file system look again
+            return (self.folder / name).read_bytes()
+        except OSError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        (self.folder / name).write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+
+Ask = Callable[[Board, str, bytes, list[Node]], Mapping[str, str]]
+
+
+class NodeChecks:
+    """Which nodes can work on this run. Those that join are asked in a thread of their own: an answer may take minutes."""
+
+    def __init__(self, store: Store, nodes: list[Node]) -> None:
+        """nodes: those that were checked already."""
+        self._store = store
+        self._sound = {node.id for node in nodes}
+        self._refused: dict[str, float] = {}
+        self._asking: threading.Thread | None = None
+
+    def sound(self, nodes: list[Node]) -> list[Node]:
+        """Those of them that are known to be; the others are asked, and those that could not asked again after a while."""
+        before = time.monotonic() - AGAIN_S
+        new = [node for node in nodes if node.id not in self._sound and self._refused.get(node.id, -math.inf) < before]
+        if new and (self._asking is None or not self._asking.is_alive()):
+            self._asking = threading.Thread(target=self._ask, args=(new,), name="node-check", daemon=True)
+            self._asking.start()
+        return [node for node in nodes if node.id in self._sound]
+
+    def _ask(self, nodes: list[Node]) -> None:
+        try:
+            problems = problems_of(self._store, nodes)
+        except Exception as err:
+            log.exception("nodes that joined could not be checked")
+            problems = {node.id: str(err) for node in nodes}
+        for node in nodes:
+            if not problems[node.id]:
+                log.info("node %s (%s) joined", node.id[:8], node.name)
+                self._sound.add(node.id)
+                continue
+            if node.id not in self._refused:
+                log.warning("node %s (%s) cannot work on this run: %s", node.id[:8], node.name, problems[node.id])
+            self._refused[node.id] = time.monotonic()
+
+
+def check_nodes(store: Store, nodes: list[Node]) -> None:
+    """Each of them must have this package and see our storage. Raises ClusterError that names those that do not."""
+    board = _board(store)
+    check_shared(board, str(store.remote or board.folder), nodes, ask_nodes)
+
+
+def problems_of(store: Store, nodes: list[Node]) -> Mapping[str, str]:
+    """{node id: what keeps it from working on this run, or ""}."""
+    return problems_on(_board(store), nodes, ask_nodes)
+
+
+def _board(store: Store) -> Any:
+    return store.remote or FolderBoard(store.root / "scratch")  # behind a URL, what is there counts, not this cache
+
+
+def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
+    """Raises ClusterError that names the nodes with problems."""
+    problems = problems_on(board, nodes, ask)
+    bad = [f"{node.name or 'node'} ({node.id[:8]}): {problems[node.id]}" for node in nodes if problems[node.id]]
+    if bad:
+        lines = "\n".join(f"    {line}" for line in bad)
+        raise ClusterError(
+            f"{len(bad)} of {len(nodes)} nodes cannot work on this run:\n{lines}",
+            code="not-shared",
+            where=where,
+            fix="choose a --run-dir on storage that all nodes reach under the same path, or an s3:// address",
+        )
+
+
+def problems_on(board: Board, nodes: list[Node], ask: Ask) -> Mapping[str, str]:
+    """ask(board, name, text, nodes): {node id: "" or what went wrong there}; a node reads the note and leaves one as answer."""
+    text = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}".encode()
+    name = f"shared-{time.time_ns()}"
+    board.write(name, text)
+    try:
+        found = ask(board, name, text, nodes)
+        problems = {node.id: found.get(node.id, "no answer") for node in nodes}
+        for node in nodes:
+            answer = answer_of(name, node.id)
+            if not problems[node.id] and _wait_for(board, answer) != text:
+                problems[node.id] = "what it writes cannot be seen here"
+            board.remove(answer)
+    finally:
+        board.remove(name)
+    return problems
+
+
+def refuse_shards_apart(store: Store, resources: ResourcesSpec) -> None:
+    """Raises ClusterError: ranks of one encode hand over their shards in a folder, which nodes with a URL do not share."""
+    if store.remote is not None and resources.of("encode").workers > 1 and resources.encode != "cluster":
+        raise ClusterError(
+            f"encode asks for {resources.of('encode').workers} workers, which need a folder that all nodes share",
+            where="resources",
+            fix="with a URL and several nodes: resources.encode: cluster, which makes the latents on all of them",
+        )
+
+
+def answer_of(name: str, node_id: str) -> str:
+    return f"{name}.{node_id[:16]}"
+
+
+def look(board: Board, name: str, text: bytes, node_id: str, version: str) -> str:
+    """On a node: "" when all is well, or what is wrong."""
+    if version != __version__:
+        return f"it has ddgd-ray {__version__}, the driver {version}"
+    found = _wait_for(board, name)
+    if found != text:
+        return "it does not see what the driver wrote: not the same storage"
+    try:
+        board.write(answer_of(name, node_id), text)
+    except OSError as err:
+        return f"it cannot write there: {err.strerror}"
+    return ""
+
+
+def _wait_for(board: Board, name: str) -> bytes | None:
+    deadline = time.monotonic() + SEEN_S
+    while (found := board.read(name)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def ask_nodes(board: Board, name: str, text: bytes, nodes: list[Node]) -> Mapping[str, str]:
+    """`look` on each of them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task, asked = ray.remote(look), {}
+    for node in nodes:
+        here = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        pinned: Any = task.options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+        asked[node.id] = pinned.remote(board, name, text, node.id, __version__)
+    deadline, found = time.monotonic() + NODES_S, {}
+    for node_id, answer in asked.items():
+        try:
+            found[node_id] = ray.get(answer, timeout=max(1.0, deadline - time.monotonic()))
+        except Exception as err:
+            log.exception("node %s", node_id[:8])
+            last = (str(err).strip().splitlines() or [""])[-1][:200]
+            found[node_id] = f"ddgd-ray cannot be run there: {type(err).__name__}: {last}"
+    return found

@@ -1,0 +1,203 @@
+"""The door to Ray Tune: every job is a trial with its own resources, handed out by a Searcher that asks the conductor.
+
+Tune executes and keeps worker processes alive between trials. What may run at once and where, our own admission says; what is
+done and what is not, the store: each start is a new experiment, and `Tuner.restore` is not used (it repeats or loses trials).
+A trial is never stopped by Tune, which would leave Train's placement group behind: it is told to, and ends itself.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray.cluster.admission import amounts_of, is_spread_over_cluster
+from ddgd_ray.cluster.connect import SETTINGS as SETTINGS
+from ddgd_ray.cluster.connect import hush, start_ray
+from ddgd_ray.cluster.driver import ClusterDriver
+from ddgd_ray.cluster.encode import encode_over_cluster
+from ddgd_ray.cluster.key_values import drop, job_note, packed, stop_file_here, tell, told, unpacked
+from ddgd_ray.cluster.nodes import await_nodes
+from ddgd_ray.cluster.train import NODE, Width, publish_with_train
+from ddgd_ray.conduct.conductor import Conductor
+from ddgd_ray.conduct.work import run_job
+from ddgd_ray.plan.jobs import Job, Outcome
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.storage.store import Store
+
+
+def run_with_tune(
+    conductor: Conductor,
+    store: Store,
+    resources: ResourcesSpec,
+    address: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    work: Callable[..., Outcome] = run_job,
+    *,
+    min_nodes: int = 0,
+) -> None:
+    """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop.
+
+    work: what a worker does with a job; with the arguments of run_job. min_nodes: that have to join before anything is asked.
+
+    Raises ClusterError before any work: no cluster, another version, too few nodes, no room for a stage, storage that nodes do
+    not share.
+    """
+    start_ray(address, runtime_env)
+    hush()
+    if not await_nodes(min_nodes, lambda: conductor.folder.is_told_to_stop):
+        conductor.stop("interrupted")
+        return
+    cluster = ClusterDriver(conductor, store, resources)
+    from ray import tune
+
+    trainable = tune.with_resources(
+        tune.with_parameters(_trainable(), store=store, resources=resources, stop_file=conductor.folder.stop_file, work=work),
+        _request,
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(cluster),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            trial_name_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("attempt-%Y%m%d-%H%M%S"),
+            storage_path=str((conductor.folder.path / "tune").absolute()),
+            verbose=0,
+            callbacks=[_forgetter()],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # on other hosts this folder is not there
+            stop=_stopper(cluster),
+        ),
+    )
+    tuner.fit()
+    if cluster.error is not None:
+        raise cluster.error
+
+
+def _stopper(cluster: ClusterDriver) -> Any:
+    from ray.tune import Stopper
+
+    class Over(Stopper):
+        """Tune would wait for trials that were given up. It asks at every step of its loop, whatever waits there."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            with cluster.keeping_error():
+                cluster.tend()
+            return cluster.is_over
+
+    return Over()
+
+
+def _forgetter() -> Any:
+    from ray.tune import Callback
+
+    class Forgetter(Callback):
+        """Tune keeps 100 kB of running averages and reports for each trial that ever ran; ours are in the store."""
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            for name in ("metric_analysis", "metric_n_steps"):
+                if hasattr(trial.run_metadata, name):
+                    setattr(trial.run_metadata, name, {})
+
+    return Forgetter()
+
+
+def _searcher(cluster: ClusterDriver) -> Any:
+    from ray.tune.search import Searcher
+
+    class ConductorSearch(Searcher):
+        def __init__(self) -> None:
+            super().__init__(metric="seconds", mode="min")
+
+        def suggest(self, trial_id: str) -> Any:
+            with cluster.keeping_error():
+                job = cluster.next()
+                if job is not None:
+                    cluster.trials[trial_id] = job.id
+                    tell(job_note(trial_id), packed(job))  # Tune would keep seven copies of it until the end
+                    return {"job": trial_id, **cluster.trial(job)}
+            return Searcher.FINISHED if cluster.is_over else None
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            with cluster.keeping_error():
+                self._take(trial_id, result, error=error)
+
+        def _take(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
+            drop(job_note(trial_id))
+            job_id = cluster.trials.pop(trial_id, None)
+            if job_id is None:
+                return  # given up before
+            if error or result is None or "is_final" not in result:
+                outcome = Outcome("the worker process died")
+            else:
+                outcome = Outcome(**{field.name: result[field.name] for field in dataclasses.fields(Outcome)})
+            cluster.ended(job_id, outcome)
+
+        def save(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).write_text("{}")  # nothing of ours lives here
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise AssertionError("each start is a new experiment")
+
+    return ConductorSearch()
+
+
+def _request(config: Mapping[str, Any]) -> Any:
+    """What the trial's own process holds, and where. Tune reuses a process for trials with an equal request alone."""
+    from ray.tune import PlacementGroupFactory
+
+    where: dict[str, Any] = {"bundle_label_selector": [{NODE: config["node"]}]} if config["node"] else {}
+    return PlacementGroupFactory([dict(config["holds"])], **where)
+
+
+def _trainable() -> type:
+    from ray import tune
+
+    class JobTrainable(tune.Trainable):
+        def setup(self, config: dict[str, Any], **given: Any) -> None:
+            self.store: Store = given["store"]  # all come by tune.with_parameters
+            self.resources: ResourcesSpec = given["resources"]
+            self.stop_file: Path | None = given["stop_file"]
+            self.work: Callable[..., Outcome] = given["work"]
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True  # the process stays, and with it all imports
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            return {}  # Tune saves every trial at its end; the artifact is in the store already
+
+        def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+            pass
+
+        def step(self) -> dict[str, Any]:
+            note = job_note(self.config["job"])
+            text = told(note)
+            if not drop(note):  # from here on it has started
+                return {"done": True, **vars(Outcome("it was let go before it started", is_lost=True))}
+            job: Job = unpacked(text)
+            amounts = self.resources.of(job.stage)
+            width = Width(
+                self.config["num_workers"],
+                amounts_of(amounts),
+                self.resources.placement,
+                tuple(self.config["nodes"]),
+                self.resources.max_failures,
+            )
+
+            def publish(call: Any, store: Store, ctx: Any) -> Any:
+                if is_spread_over_cluster(call.stage, self.resources):
+                    return encode_over_cluster(call, store, ctx, width)
+                return publish_with_train(call, store, ctx, width)
+
+            with stop_file_here(self.store, self.stop_file) as stop_file:
+                outcome = self.work(job, self.store, self.resources, publish, stop_file=stop_file)
+            return {"done": True, **vars(outcome)}
+
+    return JobTrainable

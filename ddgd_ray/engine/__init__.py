@@ -1,1 +1,0 @@
-"""Who, where, when. Knows specs, keys and stages.base; never the mathematics."""

@@ -1,0 +1,89 @@
+"""A trial as jobs: what runs in one process, with what it needs before it, and how it may end."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from ddgd_ray.plan.plan import Evaluator, Trial
+from ddgd_ray.plan.shared_stages import Ref
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.stages.base import Outside, StageCall
+
+# earlier kinds start first among the ready: evaluators before new sets, so that results come in as the sweep goes
+KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "finetune")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage call, or some that run one after another or together in one process. The last one names it."""
+
+    kind: str
+    label: str
+    calls: tuple[StageCall, ...]
+
+    @property
+    def id(self) -> str:
+        return self.calls[-1].key
+
+    @property
+    def stage(self) -> str:
+        """Of its last call; resources go by it."""
+        return self.calls[-1].stage
+
+    @cached_property
+    def needs(self) -> frozenset[Ref]:
+        """What must be published before: inputs of the calls that no call of the job makes itself."""
+        own = {call.ref for call in self.calls}
+        inputs = (value for call in self.calls for value in call.inputs.values() if not isinstance(value, Outside))
+        return frozenset(ref for ref in inputs if ref not in own)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. is_final: running it again would fail again. exit_code: of the error's class.
+
+    is_lost: nothing it did ended it, but the loss of its node, or an order to stop; that uses up no attempt.
+    """
+
+    error: str = ""
+    is_final: bool = False
+    seconds: float = 0.0
+    exit_code: int = 1
+    is_lost: bool = False
+    has_held: bool = True
+    """Whether it had what it asked for; while a job waits for room, it spends nothing."""
+
+
+def jobs_of(trial: Trial, resources: ResourcesSpec) -> Iterator[Job]:
+    """In an order in which they could run one after another; none for what is there without a job.
+
+    Evaluators that differ in their seeds alone are one job where a worker may train them at once.
+    """
+    for call in trial.prepare:
+        yield Job("prepare", call.stage, (call,))
+    for call in trial.build:
+        yield Job(call.stage, f"{trial.name} {call.stage}", (call,))
+    yield from _evaluations(trial, resources)
+    for measure in trial.measures:
+        yield Job("measure", f"{trial.name} {measure.label}", measure.calls)
+
+
+def _evaluations(trial: Trial, resources: ResourcesSpec) -> Iterator[Job]:
+    alike: dict[tuple[str, int, str], list[Evaluator]] = {}
+    for item in trial.evaluators:
+        alike.setdefault((item.network, item.ipc, item.protocol), []).append(item)
+    most = resources.pack or (len(trial.evaluators) if resources.of("evaluate").gpus else 1)
+    for (network, ipc, protocol), items in alike.items():
+        for start in range(0, len(items), most):
+            some = items[start : start + most]
+            seeds = ",".join(str(item.seed) for item in some)
+            of_protocol = "" if some[0].is_main else f" {protocol}"
+            label = f"{trial.name} {network} ipc{ipc or 'all'} seed{seeds}{of_protocol}"
+            yield Job("evaluate", label, tuple(item.call for item in some))
+
+
+def finalist_jobs(trial: Trial) -> Iterator[Job]:
+    for item in trial.evaluators:
+        if item.test is not None:
+            label = f"{trial.name} {item.network} ipc{item.ipc or 'all'} seed{item.seed} test"
+            yield Job("test", label, (item.test,))

@@ -1,0 +1,1 @@
+"""One run on disk: its records, what they mean, and which arm is the best."""

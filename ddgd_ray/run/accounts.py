@@ -1,0 +1,205 @@
+"""What a run has spent, in `RUN/spend.jsonl`: a line a start, two a job, as it begins and ends. Failed jobs count too."""
+
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray.plan.jobs import Job, Outcome
+from ddgd_ray.spec.budget_spec import BudgetSpec
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.stages.base import whole_lines
+
+FILE = "spend.jsonl"
+ALIVE = "alive"
+"""File with the time of the driver's last sign of life, seconds since 1970."""
+BEAT_S = 10.0
+
+
+@dataclass
+class Spent:
+    """Seconds, added up over all starts; wall clock up to the last sign of life of each start."""
+
+    core_s: float = 0.0
+    gpu_s: float = 0.0
+    wall_s: float = 0.0
+    num_jobs: int = 0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """What a job held."""
+        self.core_s += line["core_s"]
+        self.gpu_s += line["gpu_s"]
+
+
+def _ended_line(what: Mapping[str, Any], state: str, seconds: float, held: Mapping[str, float], ended: float) -> dict[str, Any]:
+    """Of a job that held `held` for so long. what: job, stage and kind."""
+    spent = {"core_s": seconds * held["cpus"], "gpu_s": seconds * held["gpus"]}
+    named = {name: what[name] for name in ("job", "stage", "kind")}
+    return {**named, "state": state, "seconds": seconds, **spent, "ended": ended}
+
+
+def _named(job: Job) -> dict[str, str]:
+    return {"job": job.id, "stage": job.stage, "kind": job.kind}
+
+
+@dataclass
+class _Books:
+    """What the lines say. seen: the last sign of life of the newest start. open: its jobs that have not ended."""
+
+    spent: Spent = field(default_factory=Spent)
+    started: float = 0.0
+    seen: float = 0.0
+    open: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def close(self) -> list[dict[str, Any]]:
+        """Lines of the jobs that nobody saw the end of; what they held up to the last sign of life is spent."""
+        lines = [
+            _ended_line(began, "lost", max(0.0, self.seen - began["time"]), began, self.seen) for began in self.open.values()
+        ]
+        for line in lines:
+            self.spent.add(line)
+        return lines
+
+
+def _read(path: Path) -> _Books:
+    books = _Books()
+    for line in _lines(path):
+        if "start" in line:
+            books.spent.wall_s += max(0.0, books.seen - books.started)
+            books.started = books.seen = line["start"]
+            books.open.clear()
+        elif "began" in line:
+            began = line["began"]
+            books.open[began["job"]] = began
+            books.seen = max(books.seen, began["time"])
+        elif "job" in line:
+            books.open.pop(line["job"], None)
+            books.spent.add(line)
+            books.spent.num_jobs += 1
+            books.seen = max(books.seen, line["ended"])
+        elif "alive" in line:
+            books.seen = max(books.seen, line["alive"])
+    if books.started:
+        books.seen = max(books.seen, _beat(path))
+    books.spent.wall_s += max(0.0, books.seen - books.started)
+    return books
+
+
+def _beat(path: Path) -> float:
+    try:
+        return float((path / ALIVE).read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def read_spent(path: Path) -> Spent:
+    """Of a run folder; zero where nothing ran. Jobs under way count up to the driver's last sign of life."""
+    books = _read(path)
+    books.close()
+    return books.spent
+
+
+def mean_seconds(path: Path) -> dict[str, float]:
+    """{stage: mean seconds of the jobs of a run folder that ended well}."""
+    found: dict[str, list[float]] = {}
+    for line in _lines(path):
+        if line.get("state") == "done":
+            found.setdefault(line["stage"], []).append(line["seconds"])
+    return {stage: statistics.fmean(seconds) for stage, seconds in found.items()}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return whole_lines((path / FILE).read_bytes())
+    except OSError:
+        return []
+
+
+class Accounts:
+    """Writes the lines of one start, and knows whether the budget is spent.
+
+    Of a driver that was killed, it closes what is open: those jobs held what they hold until its last sign of life.
+    """
+
+    def __init__(self, path: Path, budget: BudgetSpec, resources: ResourcesSpec) -> None:
+        self._path, self._budget, self._resources = path / FILE, budget, resources
+        books = _read(path)
+        self._mend()
+        for line in books.close():
+            self._write(line)
+            books.spent.num_jobs += 1
+        if books.started:
+            self._write({"alive": books.seen})  # the next sign of life will be ours
+        self._before = books.spent
+        self._own = Spent()
+        self._began: dict[str, float] = {}
+        self._started = time.time()
+        self._write({"start": self._started})
+
+    @contextmanager
+    def alive(self, every_s: float = BEAT_S) -> Iterator[None]:
+        """Leave signs of life, from a thread: what is known of the end of a driver that is killed."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(every_s):
+                with suppress(OSError):
+                    self._path.with_name(ALIVE).write_text(f"{time.time()}\n")
+
+        thread = threading.Thread(target=beat, name="alive", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def began(self, job: Job) -> None:
+        """It was handed out."""
+        now = self._began[job.id] = time.time()
+        line = {**_named(job), **self._resources.of(job.stage).held, "time": now}
+        self._write({"began": line})  # whoever looks for lines of a stage, or with a state, finds jobs that ended
+
+    def ended(self, job: Job, outcome: Outcome, state: str) -> None:
+        """state: done, failed, retry or lost. Who died has not said how long it took: until now."""
+        now = time.time()
+        began = self._began.pop(job.id, now)
+        seconds = outcome.seconds or (max(0.0, now - began) if outcome.error else 0.0)
+        line = _ended_line(_named(job), state, seconds if outcome.has_held else 0.0, self._resources.of(job.stage).held, now)
+        self._own.add(line)
+        self._own.num_jobs += 1
+        self._write(line)
+
+    def _mend(self) -> None:
+        """The next line must not be glued to half of another."""
+        with self._path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @property
+    def spent(self) -> Spent:
+        """Over all starts, this one up to now."""
+        return Spent(
+            self._before.core_s + self._own.core_s,
+            self._before.gpu_s + self._own.gpu_s,
+            self._before.wall_s + time.time() - self._started,
+            self._before.num_jobs + self._own.num_jobs,
+        )
+
+    @property
+    def is_spent(self) -> bool:
+        spent, limits = self.spent, self._budget
+        pairs = ((spent.gpu_s, limits.gpu_hours), (spent.core_s, limits.core_hours), (spent.wall_s, limits.hours))
+        return any(limit and seconds >= 3600 * limit for seconds, limit in pairs)

@@ -1,0 +1,1 @@
+"""Which configurations are tried, with how many seeds."""

@@ -1,0 +1,83 @@
+"""Seeds where they decide something: an allotment that drops a configuration as soon as it cannot be the best.
+
+A column is a seed at which all live arms have a value; decisions fall at columns alone, so they depend on results and not on
+timing: a second start, or one with an emptied run folder, comes to the same ones. An arm with a failed trial is out.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from ddgd_ray.plan.plan import Trial, plan_arm
+from ddgd_ray.run.folder import RunFolder
+from ddgd_ray.run.objective import trial_value
+from ddgd_ray.search.ask_tell import Proposal
+from ddgd_ray.search.elimination import Drop, Elimination
+from ddgd_ray.search.seed_policy import Arm, End, Ledger
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Race:
+    def __init__(self, sweep: Sweep, store: Store, folder: RunFolder) -> None:
+        assert sweep.spec.race is not None
+        self._sweep, self._store, self._race = sweep, store, sweep.spec.race
+        self._num_seeds = len(sweep.spec.seeds.distill)
+        self._sign = 1 if sweep.spec.objective.direction == "maximize" else -1
+        self._trials: dict[str, list[Trial]] = {}
+        self._num_arms = len(sweep.spec.grid())
+        num_looks = self._num_seeds - self._race.first_seeds
+        self._elimination = Elimination(self._race, self._num_arms, num_looks)
+        self._ledger = Ledger(folder, "race")
+        self._drops: list[Drop] = []
+        self._failed: list[str] = []
+
+    def first(self, proposal: Proposal) -> list[Trial]:
+        self._trials[proposal.arm] = plan_arm(self._sweep, proposal.arm, proposal.params)
+        self._ledger.plan(self._trials[proposal.arm])
+        return self._trials[proposal.arm][: self._race.first_seeds]
+
+    def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
+        live = [arm for arm in arms if not arm.end]
+        if len(arms) < self._num_arms or not all(arm.is_at_rest for arm in live):
+            return
+        values = {arm.proposal.arm: found for arm in live if (found := self._values(arm)) is not None}
+        for arm in live:
+            if arm.proposal.arm not in values:
+                self._failed.append(arm.proposal.arm)
+                yield arm, End("failed")
+        n = len(next(iter(values.values()), ()))
+        dropped = {drop.arm: drop for drop in self._elimination.look(values)} if 0 < n < self._num_seeds else {}
+        self._drops += dropped.values()
+        left = [name for name in values if name not in dropped]
+        is_over = n >= self._num_seeds or len(left) <= self._race.keep
+        self._write(left, is_over=is_over)
+        for arm in live:
+            name = arm.proposal.arm
+            if name in dropped:
+                drop = dropped[name]
+                log.info("race: %s is dropped after %d seeds: %+.4f to %s", name, n, drop.difference, drop.against)
+                yield arm, End(f"dropped after {n} seeds")
+            elif name in values:
+                yield arm, End("complete" if n >= self._num_seeds else "won") if is_over else self._trials[name][n : n + 1]
+
+    def _values(self, arm: Arm) -> list[float] | None:
+        """One a seed, in order of the seeds, larger is better; None where one failed or measured nothing."""
+        found, spec = [], self._sweep.spec
+        for record in arm.records:
+            is_done = record.state == "done"
+            value = trial_value(record, spec.objective.metric, self._store, spec.resources) if is_done else None
+            if value is None:
+                return None
+            found.append(self._sign * value)
+        return found
+
+    def _write(self, left: list[str], *, is_over: bool) -> None:
+        objective = self._sweep.spec.objective
+        head = {"metric": objective.metric, "direction": objective.direction, "settings": self._race.canonical()}
+        rates = {"alpha": self._elimination.alpha, "num_arms": self._num_arms, "num_looks": self._elimination.num_looks}
+        state = {"is_over": is_over, "left": left, "failed": self._failed}
+        drops = [asdict(drop) | {"difference": self._sign * drop.difference} for drop in self._drops]
+        self._ledger.write({**head, **rates, **state, "drops": drops})

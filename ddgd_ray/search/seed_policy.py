@@ -1,0 +1,83 @@
+"""How much each configuration gets: which of its trials run at first, and, once these are over, whether more of them do."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ddgd_ray.plan.plan import Trial, plan_arm
+from ddgd_ray.run.folder import ALLOTMENT, RunFolder, TrialRecord
+from ddgd_ray.search.ask_tell import Proposal
+from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.storage.store import write_atomically
+
+
+@dataclass(eq=False)
+class Arm:
+    """A configuration under way. records: its trials so far. end: why it gets no more of them, "" while it may."""
+
+    proposal: Proposal
+    records: list[TrialRecord] = field(default_factory=list)
+    num_open: int = 0
+    """Trials that are not over."""
+    end: str = ""
+
+    @property
+    def is_at_rest(self) -> bool:
+        return not self.num_open and not self.end
+
+
+@dataclass(frozen=True)
+class End:
+    """No more trials for this arm; reason is a word or two. The search is told what its records say."""
+
+    reason: str = "complete"
+
+
+class Allotment(Protocol):
+    """Decides by results of the store alone, never by timing: a second start must come to the same decisions."""
+
+    def first(self, proposal: Proposal) -> list[Trial]:
+        """The trials that a configuration starts with."""
+
+    def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterable[tuple[Arm, "list[Trial] | End"]]:
+        """For arms at rest, more trials or their end; arms that are not named go on resting.
+
+        rested: those that came to rest since the last call. arms: all that were proposed, in order, those that have ended too.
+        """
+
+
+class AllSeeds:
+    """Every configuration at every distillation seed, whatever comes out."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def first(self, proposal: Proposal) -> list[Trial]:
+        return plan_arm(self._sweep, proposal.arm, proposal.params)
+
+    def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, "list[Trial] | End"]]:
+        return ((arm, End()) for arm in rested)
+
+
+class Ledger:
+    """`allotment.json` of a run: decisions, and the full grid's calls to hold them against. Each start writes it anew."""
+
+    def __init__(self, folder: RunFolder, kind: str) -> None:
+        self._path = folder.path / ALLOTMENT
+        self._kind = kind
+        self._full: list[dict[str, Any]] = []
+
+    def plan(self, trials: Iterable[Trial]) -> None:
+        """Trials that run when every configuration gets everything."""
+        for trial in trials:
+            calls = [list(call.ref) for call in trial.calls()]
+            judged = [list(item.call.ref) for item in trial.evaluators if item.is_main]
+            self._full.append({"arm": trial.arm, "seed": trial.seed, "calls": calls, "evaluators": judged})
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        write_atomically(self._path, json.dumps({"kind": self._kind, **content, "full": self._full}, indent=1))
+
+
+def forget_ledger(folder: RunFolder) -> None:
+    (folder.path / ALLOTMENT).unlink(missing_ok=True)

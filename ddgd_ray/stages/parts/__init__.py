@@ -1,0 +1,1 @@
+"""What several stages share: readers, latents, checkpoints, classifiers."""

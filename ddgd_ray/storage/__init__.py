@@ -1,0 +1,1 @@
+"""Published artifacts: the store, its manifests, leases and commits, on disk and behind URLs."""

@@ -1,0 +1,147 @@
+"""The manifest of an artifact: what was done, from what, and the SHA-256 of every file. The key follows from it."""
+
+import functools
+import hashlib
+import json
+import platform
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray.errors import ArtifactError, DamagedArtifact
+from ddgd_ray.spec.base import canonical_json
+from ddgd_ray.spec.stages import StageSpec
+from ddgd_ray.storage.commit import sync_folder, write_atomically
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+REMAKE = "run the sweep again, or delete this folder; it is made again"
+VERSIONED = ("torch", "diffusers", "numpy", "ray", "optuna")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One published folder and its manifest. fetch: brings its files into the folder, where they lie elsewhere."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    fetch: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The local folder with its files. Raises DamagedArtifact, StageError where they have to be fetched and cannot be."""
+        if self.fetch is not None:
+            self.fetch()
+        return self.folder
+
+    @property
+    def key(self) -> str:
+        return str(self.manifest["key"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return dict(self.manifest["metrics"])
+
+    @property
+    def seconds(self) -> float:
+        return float(self.manifest["seconds"])
+
+    @property
+    def held(self) -> dict[str, float]:
+        """CPUs and GPUs of the job that made it, over all its workers; {} where that was not written down."""
+        return dict(self.manifest.get("held", {}))
+
+
+def key_of(spec: StageSpec, inputs: Mapping[str, str]) -> str:
+    """sha256 (64 hex digits) of stage, version, resolved spec and the keys or fingerprints of the inputs."""
+    return key_of_identity(spec.stage, spec.version, spec.canonical(), inputs)
+
+
+def key_of_identity(stage: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The same of a manifest's fields. spec: as `canonical` gives it."""
+    identity = {"stage": stage, "version": version, "spec": spec, "inputs": dict(inputs)}
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def new_manifest(
+    folder: Path,
+    files: Sequence[Path],
+    spec: StageSpec,
+    inputs: Mapping[str, str],
+    metrics: Mapping[str, float],
+    seconds: float,
+    held: Mapping[str, float],
+) -> dict[str, Any]:
+    """Of `files`, which lie in `folder`."""
+    return {
+        "schema": SCHEMA,
+        "key": key_of(spec, inputs),
+        "stage": spec.stage,
+        "version": spec.version,
+        "spec": spec.canonical(),
+        "inputs": dict(inputs),
+        "metrics": dict(metrics),
+        "seconds": seconds,
+        "held": dict(held),
+        "created": time.time(),
+        "host": socket.gethostname(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED},
+        "files": {str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files},
+    }
+
+
+def read_manifest(text: str, key: str, where: str) -> dict[str, Any]:
+    """The manifest of `key`. Raises DamagedArtifact, and ArtifactError for one that a newer version of the project wrote."""
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        found = (manifest["schema"], manifest["key"])
+        manifest["metrics"], manifest["seconds"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise DamagedArtifact("its manifest cannot be read", where=where, fix=REMAKE) from err
+    if isinstance(found[0], int) and found[0] > SCHEMA:
+        raise ArtifactError(
+            f"expected schema {SCHEMA}, found schema {found[0]}: a newer ddgd-ray made it",
+            code="newer-schema",
+            where=where,
+            fix="use that version, or another --run-dir",
+        )
+    if found != (SCHEMA, key):
+        what = f"expected schema {SCHEMA} of key {key[:8]}, found schema {found[0]} of key {str(found[1])[:8]}"
+        raise DamagedArtifact(what, where=where, fix=REMAKE)
+    return manifest
+
+
+def check_identity(artifact: Artifact) -> None:
+    """Whether the key follows from what the manifest says was done. Raises DamagedArtifact: changed, or forged."""
+    manifest = artifact.manifest
+    try:
+        identity = {name: manifest[name] for name in ("stage", "version", "spec", "inputs")}
+        is_listed = isinstance(manifest["files"], dict)
+        key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        key, is_listed = "", False
+    if key != manifest["key"] or not is_listed:
+        what = f"its key {manifest['key'][:8]} does not follow from its spec and inputs"
+        raise DamagedArtifact(what, where=str(artifact.folder), fix=REMAKE)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False))
+    sync_folder(folder)
+
+
+@functools.cache  # 6 ms each
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,1 @@
+"""What MLflow gets to know of a run: an outbox on disk, and the one process that sends it."""

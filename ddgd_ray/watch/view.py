@@ -1,0 +1,282 @@
+"""What a sweep looks like while it runs: a panel on a terminal, a line per event and a heartbeat elsewhere."""
+
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ddgd_ray.conduct.conductor import Conductor
+from ddgd_ray.conduct.events import Event
+from ddgd_ray.run.folder import TrialRecord
+from ddgd_ray.run.objective import trial_value
+from ddgd_ray.stages.base import read_newest_point
+from ddgd_ray.watch.snapshot import STATES, Best, Running, Snapshot, seconds_left
+
+HEARTBEAT_S = 60.0
+MAX_RUNNING = 16
+
+
+class Tally:
+    """What events tell: jobs by stage, seconds of each stage, the best arm. Shared by both views."""
+
+    def __init__(self) -> None:
+        self.conductor: Conductor | None = None
+        self.started = time.monotonic()
+        self.since: dict[str, float] = {}
+        self.done: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self._seconds: dict[str, list[float]] = {}
+        self._values: dict[float, dict[str, list[float]]] = {}
+        """{rung, infinity for the last: {arm: a value a seed}}."""
+
+    def start(self, conductor: Conductor) -> None:
+        self.conductor = conductor
+        for record in conductor.records:
+            if record.state == "done":
+                self._see_value(conductor, record)
+
+    def see(self, event: Event) -> None:
+        conductor, job = self.conductor, event.job
+        if conductor is None:
+            return  # found complete while planning
+        if job is not None and event.kind == "start":
+            self.since[job.id] = time.monotonic()
+        elif job is not None:
+            seconds = time.monotonic() - self.since.pop(job.id, time.monotonic())
+            if event.kind == "done":
+                self.done[job.stage] += 1
+                self._seconds.setdefault(job.stage, []).append(seconds)
+            elif event.kind == "failed":
+                self.failed[job.stage] += 1
+        elif event.record is not None and event.record.state == "done":
+            self._see_value(conductor, event.record)
+
+    def _see_value(self, conductor: Conductor, record: TrialRecord) -> None:
+        if record.trial.is_control or record.is_finalist:  # a finalist was seen before its test
+            return
+        spec = conductor.sweep.spec
+        value = trial_value(record, spec.objective.metric, conductor.store, spec.resources)
+        if value is not None:
+            rung = math.inf if record.trial.rung is None else record.trial.rung
+            self._values.setdefault(rung, {}).setdefault(record.trial.arm, []).append(value)
+
+    @property
+    def best(self) -> Best | None:
+        """Of the highest rung that was reached, among the arms that have most seeds there."""
+        assert self.conductor is not None
+        objective = self.conductor.sweep.spec.objective
+        sign = 1 if objective.direction == "maximize" else -1
+        values = self._values[max(self._values)] if self._values else {}
+        most = max(map(len, values.values()), default=0)
+        means = {arm: sum(found) / most for arm, found in values.items() if len(found) == most}
+        if not means:
+            return None
+        arm = max(means, key=lambda arm: sign * means[arm])
+        return Best(arm, objective.metric, means[arm], most)
+
+    def left_s(self) -> float | None:
+        assert self.conductor is not None
+        waiting = self.conductor.queue.count()
+        waiting.update(job.stage for job in list(self.conductor.running.values()))
+        means = {stage: sum(values) / len(values) for stage, values in self._seconds.items()}
+        return seconds_left(waiting, means, max(1, len(self.conductor.running)))
+
+    def line(self) -> str:
+        """One line for the reader of a log."""
+        conductor = self.conductor
+        assert conductor is not None
+        left = self.left_s()
+        parts = [
+            f"{sum(self.done.values())} jobs done, {len(conductor.running)} running, {len(conductor.queue)} waiting",
+            f"{sum(self.failed.values())} failed" if self.failed else "",
+            f"about {duration(left)} left" if left else "",
+            best_text(self.best),
+        ]
+        return "; ".join(part for part in parts if part)
+
+
+class PlainView:
+    """One line an event, with the time since the start, and one a minute when nothing happens."""
+
+    def __init__(self, echo: Callable[[str], None], heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._echo, self._heartbeat_s = echo, heartbeat_s
+        self._tally = Tally()
+        self._ended = threading.Event()
+        self._last = time.monotonic()
+
+    def start(self, conductor: Conductor) -> None:
+        self._tally.start(conductor)
+        self._line(f"{conductor.num_hits} jobs are published already, {len(conductor.queue)} to run")
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_s / 4):
+            if time.monotonic() - self._last >= self._heartbeat_s:
+                self._line(self._tally.line())
+
+    def event(self, event: Event) -> None:
+        self._tally.see(event)
+        conductor = self._tally.conductor
+        if conductor is None:
+            return
+        if event.kind == "trial" and event.record is not None:
+            self._line(_trial_line(event, conductor))
+        elif event.kind != "start" and event.job is not None:
+            first_line = event.text.splitlines()[0] if event.text else ""
+            self._line(f"{event.kind:6} {event.job.label}  {first_line}")
+
+    def _line(self, text: str) -> None:
+        conductor = self._tally.conductor
+        self._last = time.monotonic()
+        left = f" [{len(conductor.queue) + len(conductor.running)} left]" if conductor else ""
+        self._echo(f"{self._last - self._tally.started:7.1f} s{left} {text}")
+
+
+class LiveView:
+    """A panel that is drawn anew twice a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._tally = Tally()
+        self._messages: list[str] = []
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self.panel)  # draws once at once
+
+    def start(self, conductor: Conductor) -> None:
+        self._tally.start(conductor)
+        self._live.start()
+
+    def stop(self) -> None:
+        if self._live.is_started:
+            self._live.stop()
+
+    def event(self, event: Event) -> None:
+        self._tally.see(event)
+        conductor = self._tally.conductor
+        if conductor is None:
+            return
+        if event.kind == "trial":
+            self._messages.append(_trial_line(event, conductor))
+        elif event.kind in ("failed", "retry", "lost") and event.job is not None:
+            self._messages.append(f"{event.kind}: {event.job.label}: {event.text.splitlines()[0]}")
+
+    def panel(self) -> RenderableType:
+        tally, conductor = self._tally, self._tally.conductor
+        if conductor is None:
+            return Group(Text("planning ..."))
+        stages: dict[str, dict[str, int]] = {}
+        running = list(conductor.running.values())
+        states = [("done", tally.done), ("failed", tally.failed)]
+        states.append(("running", Counter(job.stage for job in running)))
+        states.append(("waiting", conductor.queue.count()))
+        for state, found in states:
+            for stage, number in found.items():
+                stages.setdefault(stage, dict.fromkeys(STATES, 0))[state] = number
+        rows = []
+        for job in running[:MAX_RUNNING]:
+            points = (read_newest_point(conductor.store.root / "kept" / call.key) for call in job.calls)
+            point = next((point for point in points if point), {})
+            since = tally.since.get(job.id, time.monotonic())
+            rows.append(Running(job.stage, job.label, point, time.monotonic() - since))
+        trials = Counter(record.state for record in conductor.records)
+        spent = conductor.accounts.spent if conductor.accounts else None
+        head = [
+            f"trials {trials['done']} done, {trials['failed']} failed, {trials['planned']} open",
+            f"{conductor.num_hits} jobs were there",
+            f"{time.monotonic() - tally.started:.0f} s",
+        ]
+        left = tally.left_s()
+        head += [f"about {duration(left)} left"] if left else []
+        head += [f"{spent.core_s / 3600:.2f} core-hours, {spent.gpu_s / 3600:.2f} GPU-hours spent"] if spent else []
+        head += [best_text(tally.best)] if tally.best else []
+        if conductor.is_draining:
+            head.append(f"stopping ({conductor.stop_reason}): {len(running)} running jobs end first")
+        messages = [Text(message) for message in self._messages[-8:]]
+        body = Group(Text("; ".join(head)), stage_table(stages), running_table(rows), *messages)
+        return Panel(body, title=f"{conductor.sweep.spec.name} ({conductor.sweep.spec.preset})", title_align="left")
+
+
+def status_panel(found: Snapshot) -> RenderableType:
+    """The same of a run that another process works on, or none."""
+    trials = found.trials
+    lines = [
+        f"worked on by {found.holder}" + (", stopping" if found.is_stopping else "") if found.holder else "not running",
+        f"trials {trials['done']} done, {trials['failed']} failed, {trials['planned']} open",
+        f"spent: {found.spent.num_jobs} jobs, {found.spent.core_s / 3600:.2f} core-hours, {found.spent.gpu_s / 3600:.2f} "
+        f"GPU-hours, {duration(found.spent.wall_s)} on the clock",
+    ]
+    if found.left_s:
+        lines.append(f"about {duration(found.left_s)} left" if found.holder else f"about {duration(found.left_s)} of work left")
+    if found.best:
+        lines.append(best_text(found.best))
+    if found.waiting_for_tracker:
+        lines.append(f"{found.waiting_for_tracker} trials wait for MLflow")
+    body = Group(*map(Text, lines), stage_table(found.stages), running_table(found.running))
+    return Panel(body, title=f"{found.name} ({found.preset})", title_align="left")
+
+
+def stage_table(stages: Mapping[str, Mapping[str, int]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    for state in STATES:
+        table.add_column(state, justify="right")
+    for stage, found in stages.items():
+        table.add_row(stage, *(str(found[state] or "-") for state in STATES))
+    return table
+
+
+def running_table(rows: list[Running]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("running", "for", "progress"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(row.label, f"{row.seconds:.0f} s", point_text(row.point))
+    return table
+
+
+def point_text(point: Mapping[str, float]) -> str:
+    """`step 50 L_diffusion 0.06 ...`, "" of nothing."""
+    if not point:
+        return ""
+    values = [f"{name} {value:.3g}" for name, value in point.items() if name not in ("step", "time") and "/" not in name]
+    return f"step {point['step']} " + " ".join(values[:4])
+
+
+def best_text(best: Best | None) -> str:
+    return f"best {best.arm}, {best.metric} {best.mean:.3f} (n={best.n})" if best else ""
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _trial_line(event: Event, conductor: Conductor) -> str:
+    assert event.record is not None
+    if event.record.state == "failed":
+        return f"trial  {event.record.trial.name}  failed"
+    for metric in (conductor.sweep.spec.objective.metric, "top1_last"):
+        value = trial_value(event.record, metric, conductor.store, conductor.sweep.spec.resources)
+        if value is not None:
+            return f"trial  {event.record.trial.name}  {metric} {value:.3f}"
+    return f"trial  {event.record.trial.name}  done"
+
+
+def machine_busy_s() -> float:
+    """Core-seconds that this machine has worked since it started, all processes; 0 where /proc/stat does not tell."""
+    try:
+        user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,178 @@
+"""Damaged artifacts: seen before they are used, set aside by name, made again; never loaded, never a loop."""
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ddgd_ray.conduct.conductor import Job
+from ddgd_ray.conduct.work import run_job
+from ddgd_ray.errors import ArtifactError, DamagedArtifact
+from ddgd_ray.spec.stages import PretrainSpec
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.stages.base import Context, StageCall, publish_call
+from ddgd_ray.storage.store import Artifact, Store, file_sha256, key_of
+
+SPEC = PretrainSpec(steps=7)
+INPUTS = {"latents": "a" * 64}
+KEY = key_of(SPEC, INPUTS)
+
+
+def publish(store: Store, text: str = "hello") -> Artifact:
+    with store.scratch(KEY) as scratch:
+        (scratch / "file.txt").write_text(text)
+        return store.publish(scratch, SPEC, INPUTS, {"loss": 0.5}, seconds=1.5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    store.prepare()
+    return store
+
+
+def forge(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["spec"]["steps"] = 8
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def claim_other_key(path: Path) -> None:
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace(KEY, "d" * 64))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "manifest-empty": lambda path: (path / "manifest.json").write_text(""),
+    "manifest-zeros": lambda path: (path / "manifest.json").write_bytes(bytes(500)),
+    "manifest-truncated": lambda path: (path / "manifest.json").write_text((path / "manifest.json").read_text()[:100]),
+    "manifest-binary": lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+    "manifest-of-another-key": claim_other_key,
+    "manifest-forged": forge,
+    "file-missing": lambda path: (path / "file.txt").unlink(),
+    "file-truncated": lambda path: (path / "file.txt").write_text("hell"),
+    "file-flipped": lambda path: (path / "file.txt").write_text("jello"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_input_is_set_aside_by_name_and_can_be_made_again(
+    store: Store, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    DAMAGES[damage](publish(store).path)
+    with caplog.at_level(logging.WARNING), pytest.raises(DamagedArtifact) as caught:
+        store.usable("pretrain", KEY)
+    assert caught.value.exit_code == 6
+    (moved,) = (store.root / "damaged").iterdir()
+    assert moved.name == f"{KEY}.0"
+    assert str(moved) in caplog.text
+    assert damage.startswith("manifest") or "file.txt" in caplog.text
+    assert not store.has("pretrain", KEY)
+    publish(store)
+    usable = store.usable("pretrain", KEY)
+    assert usable is not None
+    assert (usable.path / "file.txt").read_text() == "hello"
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "file-flipped"])
+def test_damage_that_shows_without_reading_the_files_counts_as_not_made(store: Store, damage: str) -> None:
+    DAMAGES[damage](publish(store).path)
+    assert store.sound("pretrain", KEY) is None
+    assert not store.has("pretrain", KEY)
+    assert store.sound("pretrain", KEY) is None
+
+
+def test_an_artifact_that_lost_its_manifest_is_replaced(store: Store) -> None:
+    (publish(store).path / "manifest.json").unlink()
+    assert store.usable("pretrain", KEY) is None
+    store.check(publish(store))
+    assert (store.root / "damaged" / f"{KEY}.0").is_dir()
+
+
+def test_an_artifact_of_a_newer_version_is_refused_and_stays(store: Store) -> None:
+    path = publish(store).path / "manifest.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(ArtifactError, match="newer") as caught:
+        store.sound("pretrain", KEY)
+    assert (caught.value.code, caught.value.exit_code) == ("newer-schema", 6)
+    assert path.is_file()
+
+
+def test_damage_of_what_ships_with_the_package_is_an_error_and_stays(store: Store, tmp_path: Path) -> None:
+    DAMAGES["file-truncated"](publish(store).path)
+    above = Store(tmp_path / "above", (store.root,))
+    above.prepare()
+    with pytest.raises(ArtifactError, match="package is damaged"):
+        above.sound("pretrain", KEY)
+    assert store.has("pretrain", KEY)
+
+
+def test_files_are_read_once_a_process_and_again_when_they_change(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("ddgd_ray.storage.store.file_sha256", lambda path: (read.append(path.name), file_sha256(path))[1])
+    artifact = publish(store)
+    for _ in range(3):
+        store.usable("pretrain", KEY)
+    assert read == ["file.txt"]
+    (artifact.path / "file.txt").write_text("jello")
+    with pytest.raises(DamagedArtifact):
+        store.usable("pretrain", KEY)
+
+
+def test_large_files_are_compared_by_size(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddgd_ray.storage.store.HASHED_BYTES", 3)
+    DAMAGES["file-flipped"](publish(store).path)
+    assert store.usable("pretrain", KEY) is not None
+    with pytest.raises(DamagedArtifact, match="SHA-256"):
+        found = store.get("pretrain", KEY)
+        assert found is not None
+        store.verify(found)
+
+
+def test_what_was_made_again_meanwhile_is_not_set_aside(store: Store) -> None:
+    publish(store)
+    store.set_aside("pretrain", KEY, "an old finding")
+    assert store.has("pretrain", KEY)
+
+
+def test_processes_that_find_the_same_damage_set_it_aside_once(store: Store) -> None:
+    DAMAGES["file-truncated"](publish(store).path)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(store.sound("pretrain", KEY))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [None] * 8
+    assert [path.name for path in (store.root / "damaged").iterdir()] == [f"{KEY}.0"]
+
+
+def test_a_job_with_a_damaged_input_may_be_repeated_and_one_with_a_damaged_output_makes_it_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish(store)
+
+    def write(spec: object, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
+        (out / "made.txt").write_text((inputs["latents"] / "file.txt").read_text())
+        return {"loss": 1.0}
+
+    monkeypatch.setitem(sys.modules, "ddgd_ray.stages.pretrain", SimpleNamespace(run=write))
+    call = StageCall(PretrainSpec(steps=9), {"latents": ("pretrain", KEY)})
+    job = Job("prepare", "test", (call,))
+    DAMAGES["file-truncated"](made.path)
+    outcome = run_job(job, store, ResourcesSpec())
+    assert ("file.txt has 4 bytes" in outcome.error, outcome.is_final, outcome.exit_code) == (True, False, 6)
+    publish(store)
+    assert run_job(job, store, ResourcesSpec()).error == ""
+    output = store.get(*call.ref)
+    assert output is not None
+    (output.path / "made.txt").unlink()
+    assert run_job(job, store, ResourcesSpec()).error == ""
+    again, was_there = publish_call(call, store, Context())
+    assert was_there
+    store.verify(again)
