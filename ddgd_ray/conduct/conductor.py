@@ -15,13 +15,13 @@ from ddgd_ray.conduct.openings import Openings
 from ddgd_ray.errors import SpecErrors
 from ddgd_ray.plan.jobs import Job, Outcome, finalist_jobs, jobs_of
 from ddgd_ray.plan.plan import Trial, plan_controls
-from ddgd_ray.plan.shared_stages import Ref
 from ddgd_ray.run.accounts import Accounts
 from ddgd_ray.run.folder import RunFolder, TrialRecord
 from ddgd_ray.run.objective import best_arms, score_of
 from ddgd_ray.search.ask_tell import Search
 from ddgd_ray.search.seed_policy import Allotment, AllSeeds, Arm, End
 from ddgd_ray.spec.sweep import Sweep
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Store
 
 log = logging.getLogger(__name__)

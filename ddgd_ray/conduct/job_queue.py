@@ -4,7 +4,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 from ddgd_ray.plan.jobs import KINDS, Job
-from ddgd_ray.plan.shared_stages import Ref
+from ddgd_ray.storage.manifest import Ref
 
 
 class JobQueue:

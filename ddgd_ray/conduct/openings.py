@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ddgd_ray.plan.shared_stages import Ref
+from ddgd_ray.storage.manifest import Ref
 
 
 class Openings:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ddgd_ray.plan.plan import Evaluator, Trial
-from ddgd_ray.plan.shared_stages import Ref
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Outside, StageCall
+from ddgd_ray.storage.manifest import Ref
 
 # earlier kinds start first among the ready: evaluators before new sets, so that results come in as the sweep goes
 KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "finetune")

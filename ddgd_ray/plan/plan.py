@@ -11,7 +11,7 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.inputs.fingerprints import resolve, set_source, training_images_per_class
-from ddgd_ray.plan.shared_stages import Measure, Ref, Shared
+from ddgd_ray.plan.shared_stages import Measure, Shared
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.evaluation import SelectSpec, TestSpec
 from ddgd_ray.spec.preset import Preset
@@ -20,6 +20,7 @@ from ddgd_ray.spec.recipe import RECIPE
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import NO_AUGMENTATION_OF_MAIN
 from ddgd_ray.stages.base import Outside, StageCall
+from ddgd_ray.storage.manifest import Ref
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from ddgd_ray.spec.evaluation import DecodeSpec, EvaluateSpec, FeatureSpace, Fea
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.stages.base import Outside, StageCall
-
-Ref = tuple[str, str]
+from ddgd_ray.storage.manifest import Ref
 
 
 @dataclass(frozen=True)

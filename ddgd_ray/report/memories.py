@@ -8,6 +8,7 @@ from ddgd_ray.report.figures import Drawing, draw, series_colour
 from ddgd_ray.run.reading import Run
 from ddgd_ray.spec.evaluation import PortraySpec
 from ddgd_ray.spec.stages import ImagesSpec
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Artifact, key_of
 
 MAX_ARMS = 6
@@ -67,7 +68,7 @@ def _figure(kind: str, curves: dict[str, list[dict[str, float]]]) -> Drawing:
     return draw(title, paint, alt=alt, caption="Means over the classes, first seed of each arm.", width=7.4, height=4.2)
 
 
-def portrait_inputs(run: Run, arm: str) -> tuple[PortraySpec, dict[str, tuple[str, str]]] | None:
+def portrait_inputs(run: Run, arm: str) -> tuple[PortraySpec, dict[str, Ref]] | None:
     """The call of stage portray for the first seed of an arm; None where it was not fine-tuned, or nothing is published."""
     record: Mapping[str, Any] = run.first_records().get(arm, {"build": ()})
     refs: dict[str, str] = dict(record["build"])
@@ -80,7 +81,7 @@ def portrait_inputs(run: Run, arm: str) -> tuple[PortraySpec, dict[str, tuple[st
     if stage is None:
         return None
     images = ImagesSpec.model_validate_json(json.dumps(sample.manifest["spec"]["images"]))
-    return PortraySpec(images=images), {"adapter": ("finetune", tuned.key), "autoencoder": (stage, decoder)}
+    return PortraySpec(images=images), {"adapter": tuned.ref, "autoencoder": Ref(stage, decoder)}
 
 
 def portrait_of(run: Run, arm: str) -> Artifact | None:

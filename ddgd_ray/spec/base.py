@@ -17,7 +17,7 @@ def _one_value(value: object) -> object:
 
 
 def _one_or_more(value: object) -> object:
-    for item in value if isinstance(value, tuple) else (value,):
+    for item in value if isinstance(value, tuple | list) else (value,):  # JSON has lists where YAML is read as tuples
         _one_value(item)
     return value
 

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from ddgd_ray.errors import DamagedArtifact, StageError, Stopped
 from ddgd_ray.spec.stages import StageSpec
 from ddgd_ray.storage.commit import room_for
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Artifact, Store, key_of
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class StageCall:
     """One stage with its inputs: keys of other calls as (stage, key), or outside inputs."""
 
     spec: StageSpec
-    inputs: Mapping[str, "tuple[str, str] | Outside"]
+    inputs: "Mapping[str, Ref | Outside]"
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,11 +54,11 @@ class StageCall:
         return self.spec.stage
 
     @property
-    def ref(self) -> tuple[str, str]:
-        return (self.stage, self.key)
+    def ref(self) -> Ref:
+        return Ref(self.stage, self.key)
 
     def input_keys(self) -> dict[str, str]:
-        return {name: value.fingerprint if isinstance(value, Outside) else value[1] for name, value in self.inputs.items()}
+        return {name: value.fingerprint if isinstance(value, Outside) else value.key for name, value in self.inputs.items()}
 
 
 @dataclass
@@ -280,13 +281,13 @@ def _write_curves(kept: Path, target: Path) -> None:
     target.write_text("".join(f"{sound[step]}\n" for step in sorted(sound)))
 
 
-def _input_path(name: str, value: "tuple[str, str] | Outside", call: StageCall, store: Store) -> Path:
+def _input_path(name: str, value: Ref | Outside, call: StageCall, store: Store) -> Path:
     if isinstance(value, Outside):
         return Path(value.path)
     artifact = store.usable(*value)
     if artifact is None:
         raise DamagedArtifact(
-            f"{call.stage} needs the {value[0]} artifact {value[1][:8]} as its {name}, which is not in the store",
+            f"{call.stage} needs the {value.stage} artifact {value.key[:8]} as its {name}, which is not in the store",
             where=str(store),
             fix="run the same command again: it is made first",
         )

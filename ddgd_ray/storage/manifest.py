@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
 from ddgd_ray.spec.base import canonical_json
@@ -21,6 +21,13 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 REMAKE = "run the sweep again, or delete this folder; it is made again"
 VERSIONED = ("torch", "diffusers", "numpy", "ray", "optuna")
+
+
+class Ref(NamedTuple):
+    """The name of an artifact: the stage that makes it, and its key of 64 hex digits."""
+
+    stage: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,45 @@ class Artifact:
         return self.folder
 
     @property
+    def stage(self) -> str:
+        return str(self.manifest["stage"])
+
+    @property
     def key(self) -> str:
         return str(self.manifest["key"])
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.stage, self.key)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The resolved spec of the stage, as JSON."""
+        return dict(self.manifest["spec"])
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """{input: key of the artifact, or fingerprint of what came from outside}."""
+        return dict(self.manifest["inputs"])
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """{package: version} of those that made it."""
+        return dict(self.manifest.get("versions", {}))
+
+    @property
+    def host(self) -> str:
+        return str(self.manifest.get("host", ""))
+
+    @property
+    def created(self) -> float:
+        """Seconds since 1970 at which it was published."""
+        return float(self.manifest.get("created", 0.0))
+
+    @property
+    def began(self) -> float:
+        """Seconds since 1970 at which its stage would have begun without a pause."""
+        return self.created - self.seconds
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from ddgd_ray.errors import ArtifactError, DamagedArtifact
 from ddgd_ray.spec.stages import PretrainSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Context, StageCall, publish_call
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Artifact, Store, file_sha256, key_of
 
 SPEC = PretrainSpec(steps=7)
@@ -162,7 +163,7 @@ def test_a_job_with_a_damaged_input_may_be_repeated_and_one_with_a_damaged_outpu
         return {"loss": 1.0}
 
     monkeypatch.setitem(sys.modules, "ddgd_ray.stages.pretrain", SimpleNamespace(run=write))
-    call = StageCall(PretrainSpec(steps=9), {"latents": ("pretrain", KEY)})
+    call = StageCall(PretrainSpec(steps=9), {"latents": Ref("pretrain", KEY)})
     job = Job("prepare", "test", (call,))
     DAMAGES["file-truncated"](made.path)
     outcome = run_job(job, store, ResourcesSpec())
