@@ -20,7 +20,8 @@ from typing import Any
 import optuna
 
 from benchmarks import measure
-from ddgd_ray.search.ask_tell import Drawn, Proposals, Score
+from ddgd_ray.run.objective import Worth
+from ddgd_ray.search.ask_tell import Drawn, Proposals
 from ddgd_ray.search.optuna import OptunaSearch
 from ddgd_ray.search.samplers import distributions, sampler_for
 from ddgd_ray.spec.points import Point, draw
@@ -77,7 +78,7 @@ def _costs(sweep: Sweep, known: list[Point], folder: Path, rounds: int) -> dict[
         for _ in known:
             proposal = search.ask()
             assert proposal is not None
-            search.tell(proposal, Score((_value(proposal.params),)))
+            search.tell(proposal, Worth((_value(proposal.params),)))
         _propose(search)
 
     def resume_sqlite() -> None:
@@ -107,7 +108,7 @@ def _value(point: Any) -> float:
 def _propose(search: OptunaSearch) -> None:
     proposal = search.ask()
     assert proposal is not None
-    search.tell(proposal, Score((_value(proposal.params),)))
+    search.tell(proposal, Worth((_value(proposal.params),)))
 
 
 def _propose_sqlite(sweep: Sweep, study: optuna.Study) -> None:

@@ -33,7 +33,7 @@ from ddgd_ray.conduct.sweep import new_allotment, planned_trials, run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.plan.plan import Trial
 from ddgd_ray.run.folder import RunFolder, open_store
-from ddgd_ray.run.objective import best_arms, trial_value
+from ddgd_ray.run.objective import best_arms, value_of
 from ddgd_ray.search.ask_tell import GridSearch
 from ddgd_ray.search.race import Race
 from ddgd_ray.spec.stages import FinetuneSpec
@@ -158,7 +158,7 @@ def winner(conductor: Conductor, among: Sequence[str] | None = None) -> str:
 
 def _mean(conductor: Conductor, arm: str) -> float:
     metric = conductor.sweep.spec.objective.metric
-    values = [trial_value(record, metric, conductor.store) for record in conductor.records if record.trial.arm == arm]
+    values = [value_of(record, metric, conductor.store) for record in conductor.records if record.trial.arm == arm]
     return statistics.fmean(value for value in values if value is not None)
 
 

@@ -114,7 +114,7 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made_run(overrides, fill={stage: write(call, folder)}) of a small grid on digits; the second arm is the better one.
     """
     from ddgd_ray.conduct.sweep import planned_trials
-    from ddgd_ray.run.folder import RunFolder, TrialRecord, open_store
+    from ddgd_ray.run.folder import RunFolder, TrialProgress, open_store
     from ddgd_ray.spec.load import Document
     from ddgd_ray.spec.sweep import check_sweep
 
@@ -143,7 +143,7 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                         worth = 0.3 + 0.001 * place
                         names = ("val_top1", "top1_last") if call.stage == "evaluate" else ("coverage",)
                         store.publish(out, call.spec, call.input_keys(), dict.fromkeys(names, worth), 2.0)
-            folder.write(TrialRecord(trial, "done" if is_done else "planned"))
+            folder.write(TrialProgress(trial, "done" if is_done else "planned"))
         return folder.path
 
     return make

@@ -16,8 +16,8 @@ from ddgd_ray.errors import SpecErrors
 from ddgd_ray.plan.jobs import Job, Outcome, finalist_jobs, jobs_of
 from ddgd_ray.plan.plan import Trial, plan_controls
 from ddgd_ray.run.accounts import Accounts
-from ddgd_ray.run.folder import RunFolder, TrialRecord
-from ddgd_ray.run.objective import best_arms, score_of
+from ddgd_ray.run.folder import RunFolder, TrialProgress
+from ddgd_ray.run.objective import ranking_of, worth_at_the_end
 from ddgd_ray.search.ask_tell import Search
 from ddgd_ray.search.seed_policy import Allotment, AllSeeds, Arm, End
 from ddgd_ray.spec.sweep import Sweep
@@ -45,7 +45,7 @@ class Conductor:
     stop_reason: StopReason = ""
     """Why no more jobs are handed out, "" while they are."""
     num_done: int = 0
-    records: list[TrialRecord] = field(default_factory=list)
+    records: list[TrialProgress] = field(default_factory=list)
     arms: list[Arm] = field(default_factory=list)
     running: dict[str, Job] = field(default_factory=dict)
     failed: dict[Ref, str] = field(default_factory=dict)
@@ -241,10 +241,10 @@ class Conductor:
                 trials = trials[:left]
         arm.records.extend(self._add_trials(trials, arm))
 
-    def _add_trials(self, trials: Iterable[Trial], arm: Arm | None = None) -> list[TrialRecord]:
+    def _add_trials(self, trials: Iterable[Trial], arm: Arm | None = None) -> list[TrialProgress]:
         added = []
         for trial in trials:
-            record = TrialRecord(trial)
+            record = TrialProgress(trial)
             place = len(self.records)
             self.records.append(record)
             added.append(record)
@@ -295,7 +295,7 @@ class Conductor:
                 arm.end = verdict.reason
                 self._num_open_arms -= 1
                 spec = self.sweep.spec
-                self.search.tell(arm.proposal, score_of(arm.records, spec.objective, self.store, spec.resources))
+                self.search.tell(arm.proposal, worth_at_the_end(arm.trials, spec.objective, self.store, spec.resources))
             else:
                 self._extend(arm, verdict)
         return self._ask() or moved
@@ -304,7 +304,9 @@ class Conductor:
         """Nothing is left that could change the choice: the chosen arms and the controls see the test images."""
         if self.sweep.spec.test != "finalists":
             return
-        chosen = best_arms(self.records, self.sweep.spec.objective, self.store, self.sweep.spec.resources)
+        spec = self.sweep.spec
+        trials = (record.record for record in self.records)
+        chosen = ranking_of(trials, spec.objective, self.store, spec.resources).order[: spec.objective.finalists]
         for place, record in enumerate(self.records):
             is_chosen = record.trial.is_control or (record.trial.arm in chosen and record.trial.rung is None)
             if record.state == "done" and is_chosen:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ddgd_ray.plan.jobs import Job
-from ddgd_ray.run.folder import TrialRecord
+from ddgd_ray.run.folder import TrialProgress
 
 StopReason = Literal["", "interrupted", "failures", "budget"]
 
@@ -15,5 +15,5 @@ class Event:
 
     kind: str
     job: Job | None = None
-    record: TrialRecord | None = None
+    record: TrialProgress | None = None
     text: str = ""

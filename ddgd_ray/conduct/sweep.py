@@ -11,11 +11,11 @@ from ddgd_ray.conduct.events import Event, StopReason
 from ddgd_ray.errors import SpecError
 from ddgd_ray.plan.plan import Trial, arm_name, plan_arm, plan_controls
 from ddgd_ray.run.accounts import Accounts
-from ddgd_ray.run.folder import RunFolder, TrialRecord, open_store
+from ddgd_ray.run.folder import RunFolder, TrialProgress, open_store
 from ddgd_ray.search.ask_tell import GridSearch, Proposal, Proposals, Search
 from ddgd_ray.search.race import Race
 from ddgd_ray.search.rungs import Rungs, rung_trials
-from ddgd_ray.search.seed_policy import Allotment, AllSeeds, forget_ledger
+from ddgd_ray.search.seed_policy import Allotment, AllSeeds, forget_decisions
 from ddgd_ray.spec.search_spec import is_reproducible
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -33,7 +33,7 @@ class Result:
     """What became of a sweep. causes: {message: exit code} of the jobs that failed themselves."""
 
     folder: RunFolder
-    records: list[TrialRecord]
+    records: list[TrialProgress]
     causes: dict[str, int]
     stop_reason: StopReason
     """Why it ended before everything was done; "" when it was not stopped."""
@@ -42,7 +42,7 @@ class Result:
     """What the search has to say about its end."""
 
     @property
-    def failed(self) -> list[TrialRecord]:
+    def failed(self) -> list[TrialProgress]:
         return [record for record in self.records if record.state == "failed"]
 
     @property
@@ -79,7 +79,7 @@ def new_allotment(sweep: Sweep, store: Store, folder: RunFolder) -> Allotment:
         return Race(sweep, store, folder)
     if sweep.spec.rungs is not None:
         return Rungs(sweep, store, folder)
-    forget_ledger(folder)
+    forget_decisions(folder)
     return AllSeeds(sweep)
 
 

@@ -2,13 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ddgd_ray.report.statistics import ALPHA, MIN_SEEDS, Interval, holm, mean_interval, seeds_needed, sign_flip_p, smallest_p
-from ddgd_ray.run.results import Row, Stat, paired_differences, protocols_of, seed_means, stat_of
-
-CEILING = "full_data"
-"""The one arm that is no competitor: trained on everything, once."""
+from ddgd_ray.run.results import CEILING, Row, Stat, by_arm, paired_differences, seed_means, stat_of
 
 
 @dataclass(frozen=True)
@@ -27,14 +23,6 @@ class Paired:
     @property
     def is_distinguishable(self) -> bool:
         return self.p_holm is not None and self.p_holm < ALPHA
-
-
-def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by arm: controls after the others, the ceiling last, otherwise in the order of the records."""
-    arms: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (row.is_control, row.arm == CEILING)):
-        arms.setdefault(row.arm, []).append(row)
-    return arms
 
 
 def choose_control(rows: Sequence[Row]) -> str:
@@ -85,30 +73,18 @@ def contenders(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, Stat
     return {arm: stat for arm, stat in stats.items() if stat is not None}
 
 
-def best_arm(arms: Mapping[str, Sequence[Row]], metric: str) -> str:
-    """The contender of the highest mean; "" without values. The first one on a tie."""
-    return _first_of(contenders(arms, metric), 1)
+def highest(arms: Mapping[str, Sequence[Row]], metric: str) -> str:
+    """The contender of the highest mean in one column of a table; "" without values, the first one on a tie.
 
-
-def _first_of(stats: Mapping[str, Stat], sign: int) -> str:
-    return max(stats, key=lambda arm: sign * stats[arm].mean, default="")
-
-
-def chosen_arm(spec: Mapping[str, Any], rows: Sequence[Row]) -> tuple[str, Stat] | None:
-    """The arm that the objective of a sweep prefers, controls aside, and its value, as engine/objective.py has it: over all
-    evaluators of the main protocol. None without values.
+    Which arm the sweep's objective prefers is another question: run/objective.py answers it.
     """
-    objective = spec["objective"]
-    main = next(iter(protocols_of(rows)), "")
-    arms = by_arm([row for row in rows if not row.is_control and row.protocol == main])
-    stats = contenders(arms, objective["metric"])
-    best = _first_of(stats, 1 if objective["direction"] == "maximize" else -1)
-    return (best, stats[best]) if best else None
+    stats = contenders(arms, metric)
+    return max(stats, key=lambda arm: stats[arm].mean, default="")
 
 
 def marks(arms: Mapping[str, Sequence[Row]], metric: str) -> dict[str, str]:
     """{arm: `best`, or `tied` where it is not distinguishable from the best}; nothing when there is nothing to compare."""
-    best = best_arm(arms, metric)
+    best = highest(arms, metric)
     has_value = [arm for arm, rows in arms.items() if arm != CEILING and any(metric in row.metrics for row in rows)]
     if len(has_value) < 2:
         return {}

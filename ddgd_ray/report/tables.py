@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddgd_ray.report.compare import CEILING, Paired, best_arm, by_arm, choose_control, claim, compare, marks
+from ddgd_ray.report.compare import CEILING, Paired, by_arm, choose_control, claim, compare, highest, marks
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.statistics import ALPHA, Interval, mean_interval
 from ddgd_ray.run.results import Row, Stat, over_seeds, protocols_of, seed_means
@@ -22,16 +22,6 @@ METRIC_TITLES = {
 METRIC_SHORT = {"val_top1": "validation", "top1_last": "test", "top1_selected": "test, selected", "top1_best": "test, oracle"}
 
 
-def in_order_of(vary: Mapping[str, Sequence[Any]], rows: Sequence[Row]) -> list[Row]:
-    """Rows as their values stand in the sweep file; rows without such values, controls, last."""
-
-    def place(row: Row) -> list[int]:
-        found = ((list(values), row.params.get(path)) for path, values in vary.items())
-        return [values.index(value) if value in values else len(values) for values, value in found]
-
-    return sorted(rows, key=place)
-
-
 def at_ipc(rows: Sequence[Row], ipc: int) -> list[Row]:
     """Rows of sets with `ipc` images a class, and the ceiling's, which has all of them."""
     return [row for row in rows if row.ipc in (ipc, 0)]
@@ -42,13 +32,6 @@ def under(rows: Sequence[Row]) -> str:
     labels, ipcs = {row.protocol for row in rows}, {row.ipc for row in rows} - {0}
     assert max(len(labels), len(ipcs)) <= 1, f"a table that mixes {labels} or {ipcs}"
     return f"{next(iter(ipcs), 'all')} images per class, protocol {next(iter(labels), '-')}"
-
-
-def main_metric(rows: Sequence[Row]) -> str:
-    """Test accuracy after the last step where two arms have it, else validation accuracy."""
-    tested = {row.arm for row in rows if "top1_last" in row.metrics and row.arm != CEILING}
-    arms = {row.arm for row in rows if row.arm != CEILING}
-    return "top1_last" if len(tested) >= min(2, len(arms)) and tested else "val_top1"
 
 
 def common_metric(rows: Sequence[Row]) -> str:
@@ -99,7 +82,7 @@ def arm_table(rows: Sequence[Row], networks: Sequence[str]) -> Table:
     heads = [Column("arm"), Column("n")]
     heads += [Column(text, METRIC_SHORT[metric], "mean over networks") for metric, text in METRIC_TITLES.items()]
     heads += [Column(f"{network}, {METRIC_TITLES[main]}", network, METRIC_TITLES[main]) for network in networks]
-    best = best_arm(arms, main)
+    best = highest(arms, main)
     note = "Top-1 accuracy, mean ± sample standard deviation over n distillation seeds."
     if any(marked):
         note += (

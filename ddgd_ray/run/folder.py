@@ -1,29 +1,28 @@
-"""The folder of one run: what was asked (`sweep.json`), one record per trial, the lock, and the outbox of the tracker."""
+"""The folder of one run as its driver writes it: what was asked, one record a trial, the lock, the outbox of the tracker."""
 
 import fcntl
-import json
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from ddgd_ray import __version__
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.plan.plan import Evaluator, Trial
 from ddgd_ray.run.identity import changes, identity_of
 from ddgd_ray.run.place import RunPlace
+from ddgd_ray.run.reading import SWEEP_FILE, read_sweep_record
+from ddgd_ray.run.records import EvaluatorRecord, QualityRecord, State, SweepRecord, TrialRecord
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import StageCall, stop_now_file
 from ddgd_ray.storage.remote import Remote, local_folder, url_of
 from ddgd_ray.storage.remote_store import RemoteStore
 from ddgd_ray.storage.store import Store, make_writable, write_atomically
 
-SCHEMA = 1
-ALLOTMENT = "allotment.json"
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
 
@@ -35,52 +34,58 @@ def open_store(run_dir: Path | str) -> Store:
 
 
 @dataclass
-class TrialRecord:
-    """The ledger's line of one trial: everything a report or a tracker needs besides the artifacts themselves."""
+class TrialProgress:
+    """A trial of a sweep under way, and what became of it so far."""
 
     trial: Trial
-    state: str = "planned"  # planned, done, failed
+    state: State = "planned"
     errors: dict[str, str] = field(default_factory=dict)
-    """{stage key: message} of what failed."""
+    """{key of a stage call: message} of what failed."""
     attempts: dict[str, int] = field(default_factory=dict)
-    """{stage key: number} where it took more than one."""
+    """{key of a stage call: number} where it took more than one."""
     finished: float = 0.0
     is_finalist: bool = False
     """Its classifiers see the test images (`test: finalists`)."""
 
     def calls(self) -> Iterator[StageCall]:
+        """Every stage call that the trial needs now."""
         yield from self.trial.calls()
         if self.is_finalist:
             yield from (item.test for item in self.trial.evaluators if item.test is not None)
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def record(self) -> TrialRecord:
+        """What the run folder keeps: everything a report or a tracker needs besides the artifacts themselves."""
         trial = self.trial
+        return TrialRecord(
+            name=trial.name,
+            arm=trial.arm,
+            params=dict(trial.params),
+            seed=trial.seed,
+            rung=trial.rung,
+            is_control=trial.is_control,
+            state=self.state,
+            prepare=tuple(call.ref for call in trial.prepare),
+            build=tuple(call.ref for call in trial.build),
+            evaluators=tuple(map(self._evaluator, trial.evaluators)),
+            quality=tuple(QualityRecord(*measure.calls[-1].ref, measure.label) for measure in trial.measures),
+            measures=tuple(tuple(call.ref for call in measure.calls) for measure in trial.measures),
+            folder=trial.folder,
+            errors=dict(self.errors),
+            attempts=dict(self.attempts),
+            finished=self.finished,
+        )
 
-        def one(evaluator: Evaluator) -> dict[str, Any]:
-            labels = {"network": evaluator.network, "ipc": evaluator.ipc, "seed": evaluator.seed}
-            made = {"protocol": evaluator.protocol, "stage": evaluator.call.stage, "key": evaluator.call.key}
-            tested = {"test": list(evaluator.test.ref)} if evaluator.test is not None and self.is_finalist else {}
-            return {**labels, **made, **tested}
-
-        return {
-            "schema": SCHEMA,
-            "name": trial.name,
-            "arm": trial.arm,
-            "params": dict(trial.params),
-            "seed": trial.seed,
-            "rung": trial.rung,
-            "is_control": trial.is_control,
-            "state": self.state,
-            "prepare": [list(call.ref) for call in trial.prepare],
-            "build": [list(call.ref) for call in trial.build],
-            "evaluators": [one(evaluator) for evaluator in trial.evaluators],
-            "quality": [[*measure.calls[-1].ref, measure.label] for measure in trial.measures],
-            "measures": [[list(call.ref) for call in measure.calls] for measure in trial.measures],
-            "folder": trial.folder,
-            "errors": self.errors,
-            "attempts": self.attempts,
-            "finished": self.finished,
-        }
+    def _evaluator(self, planned: Evaluator) -> EvaluatorRecord:
+        return EvaluatorRecord(
+            network=planned.network,
+            ipc=planned.ipc,
+            seed=planned.seed,
+            protocol=planned.protocol,
+            stage=planned.call.stage,
+            key=planned.call.key,
+            test=planned.test.ref if planned.test is not None and self.is_finalist else None,
+        )
 
 
 class RunFolder:
@@ -162,15 +167,11 @@ class RunFolder:
         done stays. Another preset, grid or recipe under the same name would mix two tables; fewer of anything would leave lines
         of no use behind.
         """
-        path = self.path / "sweep.json"
         identity, started = identity_of(sweep), time.time()
-        if path.is_file():
-            before = _read_line(path)
-            started = before.get("started", started)
-            if before.get("schema", SCHEMA) != SCHEMA:
-                what = f"expected schema {SCHEMA}, found schema {before['schema']}: another version of ddgd-ray made this run"
-                raise ArtifactError(what, where=str(path), fix="use that version, or another --run-dir")
-            found = changes(before.get("identity", {}), identity)
+        if self.is_remembered:
+            before = read_sweep_record(self.path)
+            started = before.started or started
+            found = changes(before.identity, identity)
             others = [change for change in found if not change.keeps]
             said = "\n".join(f"    {change.line}" for change in (others or found))
             if others:
@@ -187,45 +188,53 @@ class RunFolder:
                     where=str(self.path),
                     fix="--amend continues it with these changes; all that is done stays",
                 )
-        content = {
-            "schema": SCHEMA,
-            "ddgd_ray": __version__,
-            "started": started,
-            "name": sweep.spec.name,
-            "identity": identity,
-            "spec": sweep.spec.canonical(),
-            "source": sweep.source.source,
-        }
-        write_atomically(path, json.dumps(content, indent=1))  # the order of `vary` is that of the table
+        record = SweepRecord(
+            ddgd_ray=__version__,
+            started=started,
+            name=sweep.spec.name,
+            identity=identity,
+            spec=sweep.spec,
+            source=sweep.source.source,
+        )
+        # the order of `vary` is that of the table
+        write_atomically(self.path / SWEEP_FILE, record.as_text(sort_keys=False))
 
     @property
     def is_remembered(self) -> bool:
-        return (self.path / "sweep.json").is_file()
+        return (self.path / SWEEP_FILE).is_file()
 
     def forget(self) -> None:
         """Give the name free again, before anything ran under it."""
-        (self.path / "sweep.json").unlink(missing_ok=True)
+        (self.path / SWEEP_FILE).unlink(missing_ok=True)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The ledger, lower rungs included; what cannot be read is left out."""
-        yield from filter(None, map(_read_line, sorted(self.trials.glob("*.json"))))
+    def readable_trials(self) -> Iterator[TrialRecord]:
+        """Trial records, lower rungs included; what cannot be read is left out: the store tells it again."""
+        for path in sorted(self.trials.glob("*.json")):
+            with suppress(ArtifactError):
+                yield TrialRecord.read(path)
 
-    def write(self, record: TrialRecord) -> None:
-        """The trial's line in the ledger; a finished trial also goes to the tracker's outbox.
+    def write(self, progress: TrialProgress) -> None:
+        """The trial's record, in the run folder; a finished trial also goes to the tracker's outbox.
 
-        A line that says as much already stays: how often a job was tried is known to the start that tried it.
+        A record that says as much already stays: how often a job was tried is known to the start that tried it.
         """
-        line = record.as_json()
-        path = self.trials / f"{record.trial.name}.json"
-        before = _read_line(path)
-        what = ("build", "evaluators", "quality", "measures")
-        same = what if record.state == "planned" else (*what, "state", "errors")
-        if before and all(before.get(name, []) == line[name] for name in same):
-            return
-        text = json.dumps(line, indent=1, sort_keys=True)
+        record = progress.record
+        path = self.trials / f"{record.name}.json"
+        with suppress(ArtifactError):
+            before = TrialRecord.read(path)
+            if _says_as_much(before, record):
+                return
+        text = record.as_text()
         write_atomically(path, text)
         if record.state != "planned":
-            write_atomically(self.outbox / f"{record.trial.name}.json", text)
+            write_atomically(self.outbox / f"{record.name}.json", text)
+
+
+def _says_as_much(before: TrialRecord, now: TrialRecord) -> bool:
+    needs = (before.build, before.evaluators, before.quality, before.measures)
+    if needs != (now.build, now.evaluators, now.quality, now.measures):
+        return False
+    return now.state == "planned" or (before.state, before.errors) == (now.state, now.errors)
 
 
 def _flock(file: TextIO) -> bool:
@@ -235,12 +244,3 @@ def _flock(file: TextIO) -> bool:
     except OSError:
         return False
     return True
-
-
-def _read_line(path: Path) -> dict[str, Any]:
-    """{} when there is none or it cannot be read."""
-    try:
-        line = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return line if isinstance(line, dict) else {}

@@ -1,62 +1,208 @@
-"""What a configuration is worth: the objective's numbers from the store."""
+"""What a trial, a configuration and an arm are worth by a sweep's objective, and which arm is the best. Decided here alone."""
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from ddgd_ray.run.folder import TrialRecord
-from ddgd_ray.run.objectives import Made, in_order, value_of, worth_of
-from ddgd_ray.search.ask_tell import Score
-from ddgd_ray.spec.search_spec import ObjectiveSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.run.results import Stat, stat_of
+from ddgd_ray.spec.search_spec import COSTS, Direction, ObjectiveSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.storage.store import Store
 
+SECONDS_AN_HOUR = 3600
 AS_ONE_CORE = ResourcesSpec()
 
 
-def _made(record: TrialRecord) -> Made:
-    trial = record.trial
-    own = [*trial.build, *(item.call for item in trial.evaluators), *(call for one in trial.measures for call in one.calls)]
-    return Made(
-        evaluators=[item.call.ref for item in trial.evaluators if item.is_main],
-        quality=[(measure.calls[-1].ref, measure.label) for measure in trial.measures],
-        own=[call.ref for call in own],
-    )
+def sign_of(direction: Direction) -> int:
+    """1 where larger values are better, -1 where smaller ones are."""
+    return 1 if direction == "maximize" else -1
 
 
-def trial_value(record: TrialRecord, metric: str, store: Store, resources: ResourcesSpec = AS_ONE_CORE) -> float | None:
-    """A metric of one finished trial, see report/objectives.py. resources: what a job holds, for core_hours and gpu_hours."""
-    return value_of(_made(record), metric, store, resources)
+def value_of(trial: TrialRecord, metric: str, store: Store, resources: ResourcesSpec = AS_ONE_CORE) -> float | None:
+    """A metric of one trial: the mean over the evaluators or feature sizes that measured it; a cost is the sum over its stages.
 
-
-def score_of(
-    records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
-) -> Score | None:
-    """Means over distillation seeds; None when anything failed, nothing measured it, or a number is not finite.
-
-    Of the last rung that it reached.
+    resources: what a job holds, for artifacts that do not say what their job held.
+    None where nothing measured the metric: validation accuracy needs a validation slice.
     """
-    rung = records[-1].trial.rung if records else None
-    records = [record for record in records if record.trial.rung == rung]
-    if not records or any(record.state != "done" for record in records):
+    if metric in COSTS:
+        return _cost(trial, metric, store, resources)
+    space, slash, name = metric.partition("/")
+    refs = [one.ref for one in trial.quality if one.space == space] if slash else [one.ref for one in trial.main_evaluators]
+    found = [store.get(*ref) for ref in refs]
+    name = name if slash else metric
+    values = [artifact.metrics[name] for artifact in found if artifact is not None and name in artifact.metrics]
+    return statistics.fmean(values) if values else None
+
+
+def _cost(trial: TrialRecord, metric: str, store: Store, resources: ResourcesSpec) -> float:
+    total = 0.0
+    for stage, key in trial.own_refs():
+        artifact = store.get(stage, key)
+        if artifact is None:
+            continue
+        held = artifact.held or resources.of(stage).held
+        total += artifact.seconds * {"seconds": 1.0, "core_hours": held["cpus"], "gpu_hours": held["gpus"]}[metric]
+    return total if metric == "seconds" else total / SECONDS_AN_HOUR
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a configuration is worth: one value for each objective, in the order of the spec.
+
+    excess: by how much each constraint is broken, 0 or less where it holds. rung: the rung at whose cheaper setting the values
+    were measured, None at the full one; values of two rungs are not comparable.
+    """
+
+    values: tuple[float, ...]
+    excess: tuple[float, ...] = ()
+    rung: int | None = None
+
+    @property
+    def is_feasible(self) -> bool:
+        return all(excess <= 0 for excess in self.excess)
+
+
+def measure(
+    trial: TrialRecord, objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
+) -> tuple[float, ...]:
+    """One value of a trial for each of `objective.all_metrics`, NaN where nothing measured it."""
+    found = (value_of(trial, metric, store, resources) for metric in objective.all_metrics)
+    return tuple(math.nan if value is None else value for value in found)
+
+
+def worth_of(measured: Sequence[tuple[float, ...]], objective: ObjectiveSpec, rung: int | None = None) -> Worth | None:
+    """The worth of a configuration: means over its trials; None when a trial lacks a number, or a mean is not finite.
+
+    measured: of each trial, as `measure` gives it.
+    """
+    means = [statistics.fmean(column) for column in zip(*measured, strict=True)]
+    if not means or not all(map(math.isfinite, means)):
         return None
-    worth = worth_of([_made(record) for record in records], objective, store, resources)
-    return Score(worth.values, worth.excess, rung) if worth else None
+    num = len(objective.metrics)
+    bounds = zip(objective.constraints, means[num:], strict=True)
+    return Worth(tuple(means[:num]), tuple(bound.excess(mean) for bound, mean in bounds), rung)
 
 
-def best_arms(
-    records: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
-) -> set[str]:
-    """The finalists: the best means over distillation seeds, controls aside.
+def worth_at_the_end(
+    trials: Sequence[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
+) -> Worth | None:
+    """The worth that a search is told: over distillation seeds, at the last rung that the configuration reached.
 
-    Who has more seeds comes first: the others were dropped, or failed, and their means are over other seeds. Among equals in
-    that, the Pareto front by the first objective, then what is left, if the front is smaller than asked for. What breaks a
-    constraint comes last, as a search in which nothing keeps them still has a best.
+    None when anything failed, nothing measured it, or a number is not finite.
     """
-    of_arm: dict[str, list[Made]] = {}
-    for record in records:
-        if record.state == "done" and not record.trial.is_control and record.trial.rung is None:
-            of_arm.setdefault(record.trial.arm, []).append(_made(record))
+    rung = trials[-1].rung if trials else None
+    trials = [trial for trial in trials if trial.rung == rung]
+    if any(trial.state != "done" for trial in trials):
+        return None
+    return worth_of([measure(trial, objective, store, resources) for trial in trials], objective, rung)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The arms that compete, by a sweep's objective.
+
+    worths: {arm: its worth}, the best first. seed_values: {arm: {distillation seed: value of the first objective}}.
+    """
+
+    objective: ObjectiveSpec
+    worths: Mapping[str, Worth]
+    seed_values: Mapping[str, Mapping[int, float]]
+
+    @property
+    def order(self) -> list[str]:
+        """Every arm that has a worth, the best first.
+
+        Arms with more seeds come first: the others failed at a seed, or a race dropped them, and their means are over other
+        seeds. Among equals in that, Pareto front after front, each by the first objective, equals as they come. What breaks a
+        constraint comes last, as a search in which nothing keeps them still has a best.
+        """
+        return list(self.worths)
+
+    @property
+    def contenders(self) -> list[str]:
+        """The arms that have as many seeds as any."""
+        most = max(map(len, self.seed_values.values()), default=0)
+        return [arm for arm in self.worths if len(self.seed_values[arm]) == most]
+
+    @property
+    def best(self) -> str:
+        """The arm that the objective prefers; "" while none has a worth."""
+        return next(iter(self.worths), "")
+
+    @property
+    def front(self) -> list[str]:
+        """Contenders that keep the constraints and that no other such beats, the best by the first objective first."""
+        return front_of({arm: self.worths[arm] for arm in self.contenders}, self.objective.directions)
+
+    def stat(self, arm: str) -> Stat | None:
+        """The first objective of an arm over its distillation seeds; None where it has no worth."""
+        return stat_of(self.seed_values.get(arm, {}).values())
+
+
+def rank(measured: Mapping[str, Mapping[int, tuple[float, ...]]], objective: ObjectiveSpec) -> Ranking:
+    """The ranking of arms whose trials measured this: {arm: {distillation seed: values, as `measure` gives them}}."""
+    worths: dict[str, Worth] = {}
+    for num_seeds in sorted({len(found) for found in measured.values()}, reverse=True):
+        alike = {arm: list(found.values()) for arm, found in measured.items() if len(found) == num_seeds}
+        known = {arm: worth for arm, found in alike.items() if (worth := worth_of(found, objective)) is not None}
+        worths |= {arm: known[arm] for arm in in_order(known, objective.directions)}
+    seed_values = {arm: {seed: values[0] for seed, values in sorted(measured[arm].items())} for arm in worths}
+    return Ranking(objective, worths, seed_values)
+
+
+def ranking_of(
+    trials: Iterable[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
+) -> Ranking:
+    """The ranking of the arms of a run by their finished trials at the full setting.
+
+    Controls compete with nobody; a ready-made set is an arm like any other.
+    """
+    measured: dict[str, dict[int, tuple[float, ...]]] = {}
+    for trial in trials:
+        if trial.state == "done" and not trial.is_control and trial.rung is None:
+            measured.setdefault(trial.arm, {})[trial.seed] = measure(trial, objective, store, resources)
+    return rank(measured, objective)
+
+
+def front_of(worths: Mapping[str, Worth], directions: Sequence[Direction]) -> list[str]:
+    """The configurations that keep the constraints and that no other such beats, the best by the first objective first."""
+    sound = {arm: worth for arm, worth in worths.items() if worth.is_feasible}
+    return [arm for front, _, arm in _placed(sound, directions) if front == 0]
+
+
+def in_order(worths: Mapping[str, Worth], directions: Sequence[Direction]) -> list[str]:
+    """All configurations, front after front (Deb et al. 2002), what breaks a constraint after what breaks none.
+
+    Within a front by the first objective, equals as they come.
+    """
     ranked: list[str] = []
-    for num_seeds in sorted({len(made) for made in of_arm.values()}, reverse=True):
-        worths = {a: worth_of(made, objective, store, resources) for a, made in of_arm.items() if len(made) == num_seeds}
-        ranked += in_order({arm: worth for arm, worth in worths.items() if worth is not None}, objective.directions)
-    return set(ranked[: objective.finalists])
+    for is_feasible in (True, False):
+        alike = {arm: worth for arm, worth in worths.items() if worth.is_feasible == is_feasible}
+        ranked += [arm for *_, arm in _placed(alike, directions)]
+    return ranked
+
+
+def _placed(worths: Mapping[str, Worth], directions: Sequence[Direction]) -> list[tuple[int, float, str]]:
+    """(front, its first objective with the smaller the better, configuration), in order; whatever the constraints."""
+    signs = np.array([sign_of(direction) for direction in directions])
+    gains = np.array([worth.values for worth in worths.values()]).reshape(len(worths), len(signs)) * signs
+    places = zip(fronts(gains), -gains[:, 0], worths, strict=True)
+    return sorted(places, key=lambda place: place[:2])
+
+
+def fronts(gains: NDArray[np.float64]) -> list[int]:
+    """The front in which each row lies, 0 for those that no other beats. gains: (n, objectives), larger is better."""
+    if gains.shape[1] == 1:
+        return [int(front) for front in np.unique(-gains[:, 0], return_inverse=True)[1]]
+    found = np.zeros(len(gains), int)
+    order = np.lexsort(-gains.T[::-1])  # who beats a row stands before it
+    for place, row in enumerate(order):
+        before = order[:place]
+        beats = (gains[before] >= gains[row]).all(1) & (gains[before] > gains[row]).any(1)
+        found[row] = 1 + found[before[beats]].max(initial=-1)
+    return [int(front) for front in found]

@@ -1,111 +1,136 @@
-"""One run as reports see it: what was asked, its records, and the rows that the store has for them."""
+"""One run, read back: what was asked, its trials, the numbers of its store, and which arm its objective prefers."""
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ddgd_ray.errors import ArtifactError, SpecError
-from ddgd_ray.report.compare import CEILING, by_arm, contenders
-from ddgd_ray.report.tables import in_order_of, main_metric
-from ddgd_ray.run.results import Row, over_seeds, protocols_of, rows_of
-from ddgd_ray.spec.load import Document
+from ddgd_ray.run.objective import Ranking, ranking_of
+from ddgd_ray.run.records import SCHEMA, RaceRecord, RungsRecord, SweepRecord, TrialRecord
+from ddgd_ray.run.results import CEILING, Row, by_arm, in_order_of, main_metric, protocols_of, rows_of
+from ddgd_ray.spec.load import Document, as_tuples
 from ddgd_ray.spec.preset import Preset, build_preset
+from ddgd_ray.spec.sweep_spec import SweepSpec
 from ddgd_ray.storage.store import Store
 
+SWEEP_FILE = "sweep.json"
+SEED_POLICY = "allotment.json"
+R = TypeVar("R", SweepRecord, TrialRecord)
+LOWER_RUNG = "@r"
+"""Part of the file names of trials at a rung's cheaper setting; no name of an arm holds @."""
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """sweep.json and the trial records of a run folder, lower rungs aside. Raises ArtifactError when it is none."""
-    try:
-        sweep = json.loads((path / "sweep.json").read_text())
-    except (OSError, ValueError) as err:
+
+def read_sweep_record(path: Path) -> SweepRecord:
+    """sweep.json of a run folder. Raises ArtifactError when the folder is none, or its record cannot be read."""
+    file = path / SWEEP_FILE
+    if not file.is_file():
         raise ArtifactError(
             "this is no run folder: expected a readable sweep.json",
             code="no-run",
             where=str(path),
             fix="give runs/NAME, or run the sweep again: it rebuilds its records from the store",
-        ) from err
-    records = []
-    for file in sorted((path / "trials").glob("*.json")):
-        if "@r" in file.name:  # no name of an arm holds @
-            continue
-        try:
-            records.append(json.loads(file.read_text()))
-        except ValueError as err:
-            raise ArtifactError("cannot be read", where=str(file), fix="run the sweep again: it writes this file anew") from err
-    return sweep, records
+        )
+    return _of_this_schema(SweepRecord.read(file), file)
 
 
-@dataclass(frozen=True)
-class Objective:
-    metric: str
-    direction: str = "maximize"
+def read_trial_records(path: Path, *, with_lower_rungs: bool = False) -> list[TrialRecord]:
+    """The trial records of a run folder, by name. Raises ArtifactError when one of them cannot be read."""
+    files = sorted((path / "trials").glob("*.json"))
+    wanted = [file for file in files if with_lower_rungs or LOWER_RUNG not in file.name]
+    return [_of_this_schema(TrialRecord.read(file), file) for file in wanted]
 
-    @property
-    def sign(self) -> int:
-        return 1 if self.direction == "maximize" else -1
+
+def read_seed_policy(path: Path) -> RaceRecord | RungsRecord | None:
+    """What the race or the rungs of a run decided, None of a run without. Raises ArtifactError when it cannot be read."""
+    file = path / SEED_POLICY
+    if not file.is_file():
+        return None
+    is_race = '"kind": "race"' in file.read_text(errors="replace")[:100]
+    return RaceRecord.read(file) if is_race else RungsRecord.read(file)
+
+
+def read_run(path: Path, store: Store) -> "Run":
+    """The run of a folder. Raises ArtifactError when the folder is none, or one of its records cannot be read."""
+    return Run(path, read_sweep_record(path), tuple(read_trial_records(path)), store)
+
+
+def _of_this_schema(record: R, file: Path) -> R:
+    if record.schema_ != SCHEMA:
+        what = f"expected schema {SCHEMA}, found schema {record.schema_}: another version of ddgd-ray made this run"
+        raise ArtifactError(what, code="other-schema", where=str(file), fix="use that version, or another --run-dir")
+    return record
 
 
 @dataclass(frozen=True)
 class Run:
-    """rows: of all protocols, in the order of the sweep file."""
+    """A run folder as everybody above reads it: table, page, MLflow, notebook, cards, live view, search.
+
+    trials: one record a trial, by name, lower rungs aside.
+    """
 
     path: Path
-    sweep: Mapping[str, Any]
-    records: Sequence[Mapping[str, Any]]
-    rows: Sequence[Row]
+    sweep: SweepRecord
+    trials: Sequence[TrialRecord]
     store: Store
 
     @property
-    def spec(self) -> Mapping[str, Any]:
-        spec: Mapping[str, Any] = self.sweep["spec"]
-        return spec
+    def spec(self) -> SweepSpec:
+        return self.sweep.spec
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row for every published evaluator of all protocols, in the order of the sweep file."""
+        return in_order_of(self.spec.vary, rows_of(self.trials, self.store))
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The arms by the sweep's objective, the best first."""
+        return ranking_of(self.trials, self.spec.objective, self.store, self.spec.resources)
 
     @cached_property
     def protocol(self) -> str:
-        """The one that the objective goes by; "" without results."""
+        """Label of the protocol that the objective goes by; "" without results."""
         return next(iter(protocols_of(self.rows)), "")
 
     @cached_property
     def main_rows(self) -> list[Row]:
+        """Rows under the protocol that the objective goes by."""
         return [row for row in self.rows if row.protocol == self.protocol]
 
     @cached_property
     def metric(self) -> str:
+        """The accuracy by which tables of the main protocol are read."""
         return main_metric(self.main_rows)
 
     @property
-    def objective(self) -> Objective:
-        return objectives_of(self.spec)[0]
+    def ipc(self) -> int:
+        """Images a class of the largest sets."""
+        return max(self.spec.evaluate.ipc)
 
     @cached_property
     def arms(self) -> list[str]:
-        """With results: controls after the others, the ceiling last."""
-        return list(by_arm(self.rows))
+        """Arms with results as the tables list them, controls after the others and the ceiling last; then those without."""
+        return list(dict.fromkeys([*by_arm(self.rows), *(trial.arm for trial in self.trials)]))
 
     @cached_property
     def controls(self) -> list[str]:
+        """Controls with results, the ceiling aside."""
         return [arm for arm, rows in by_arm(self.rows).items() if rows[0].is_control and arm != CEILING]
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Arms that are no controls, the best by the objective first; those dropped on the way, then unmeasured ones last."""
-        arms = {arm: rows for arm, rows in by_arm(self.main_rows).items() if not rows[0].is_control}
-        first = contenders(arms, self.objective.metric)
-        stats = {arm: over_seeds(rows, self.objective.metric) for arm, rows in arms.items()}
-        places = {arm: (arm in first, self.objective.sign * stat.mean if stat else -math.inf) for arm, stat in stats.items()}
-        return sorted(arms, key=places.__getitem__, reverse=True)
+        """Arms that are no controls: the best by the objective first, last those with results that it cannot rank."""
+        measured = [arm for arm, rows in by_arm(self.main_rows).items() if not rows[0].is_control]
+        return list(dict.fromkeys([*self.ranking.order, *measured]))
 
     @cached_property
     def preset(self) -> Preset | None:
         """What the arms share, defaults filled in; None where today's specs have another form than the run's."""
         errors: list[SpecError] = []
         try:
-            settings = _with_tuples(self.sweep["identity"]["settings"])
-            return build_preset(Document(settings, str(self.path / "sweep.json")), errors)
+            return build_preset(Document(as_tuples(self.sweep.settings), str(self.path / SWEEP_FILE)), errors)
         except (SpecError, KeyError, TypeError, ValueError):
             return None
 
@@ -116,41 +141,27 @@ class Run:
             value = getattr(value, name, None)
         return value
 
-    def first_records(self) -> dict[str, Mapping[str, Any]]:
-        """{arm: its record of the lowest seed}."""
-        found: dict[str, Mapping[str, Any]] = {}
-        for record in sorted(self.records, key=lambda record: record["seed"]):
-            found.setdefault(record["arm"], record)
+    def of_arm(self, arm: str) -> list[TrialRecord]:
+        """The trials of an arm, by distillation seed."""
+        return sorted((trial for trial in self.trials if trial.arm == arm), key=lambda trial: trial.seed)
+
+    def first_trials(self) -> dict[str, TrialRecord]:
+        """{arm: its trial of the lowest seed}."""
+        found: dict[str, TrialRecord] = {}
+        for trial in sorted(self.trials, key=lambda trial: trial.seed):
+            found.setdefault(trial.arm, trial)
         return found
 
+    @property
+    def failed(self) -> list[TrialRecord]:
+        return [trial for trial in self.trials if trial.state == "failed"]
 
-def _with_tuples(value: Any) -> Any:
-    """As YAML is read here: lists are tuples."""
-    if isinstance(value, Mapping):
-        return {name: _with_tuples(inner) for name, inner in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+    def unfinished(self) -> tuple[int, int]:
+        """The number of evaluators without a result, and of all that are known."""
+        known = sum(len(trial.evaluators) for trial in self.trials)
+        return known - len(self.rows), known
 
-
-def open_for_report(path: Path, store: Store) -> Run:
-    """Raises ArtifactError when `path` is no run folder."""
-    sweep, records = read_run(path)
-    rows = in_order_of(sweep["spec"]["vary"], rows_of(records, store))
-    return Run(path, sweep, records, rows, store)
-
-
-def objectives_of(spec: Mapping[str, Any]) -> list[Objective]:
-    """One, or several where the search has several."""
-    said = spec["objective"]
-    direction = str(said.get("direction", "maximize"))
-    listed = said.get("metrics") or said.get("objectives") or said.get("metric")
-    if isinstance(listed, Mapping):
-        return [Objective(str(name), str(way)) for name, way in listed.items()]
-    if isinstance(listed, str):
-        listed = [listed]
-    found = []
-    for item in listed:
-        if isinstance(item, Mapping):
-            found.append(Objective(str(item["metric"]), str(item.get("direction", direction))))
-        else:
-            found.append(Objective(str(item), direction))
-    return found
+    @property
+    def finished(self) -> float:
+        """Seconds since 1970 at which the last trial ended, 0 before the first."""
+        return max((trial.finished for trial in self.trials), default=0.0)

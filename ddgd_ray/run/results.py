@@ -2,11 +2,16 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Artifact, Store
+
+CEILING = "full_data"
+"""The one arm that is no competitor: trained on everything, once."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Row:
     protocol: str
     """Label of how the classifier was trained; accuracies of two protocols are never averaged or compared."""
     key: str
-    tested_by: tuple[str, str] | tuple[()]
-    """Stage and key of the artifact that read the test images; empty while none did."""
+    tested_by: Ref | None
+    """The artifact that read the test images; None while none did."""
     metrics: Mapping[str, float]
 
 
@@ -53,39 +58,65 @@ def stat_of(values: Iterable[float]) -> Stat | None:
     return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
 
 
-def rows_of(records: Iterable[Mapping[str, Any]], store: Store) -> list[Row]:
-    """Every published evaluator of the records; those that are missing or failed have no row.
+def rows_of(trials: Iterable[TrialRecord], store: Store) -> list[Row]:
+    """Every published evaluator of the trials; those that are missing or failed have no row.
 
     What an evaluator's `test` artifact measured is merged over the evaluator's own metrics.
     """
     rows = []
-    for record in records:
-        for evaluator in record["evaluators"]:
-            artifact = store.get(evaluator["stage"], evaluator["key"])
+    for trial in trials:
+        for evaluator in trial.evaluators:
+            artifact = store.get(*evaluator.ref)
             if artifact is None:
                 continue
-            test = store.get(*evaluator["test"]) if evaluator.get("test") else None
+            test = store.get(*evaluator.test) if evaluator.test is not None else None
             reader = test or (artifact if "top1_last" in artifact.metrics else None)
             rows.append(
                 Row(
-                    arm=record["arm"],
-                    params=record["params"],
-                    is_control=record["is_control"],
-                    seed=record["seed"],
-                    network=evaluator["network"],
-                    ipc=evaluator["ipc"],
-                    evaluate_seed=evaluator["seed"],
+                    arm=trial.arm,
+                    params=trial.params,
+                    is_control=trial.is_control,
+                    seed=trial.seed,
+                    network=evaluator.network,
+                    ipc=evaluator.ipc,
+                    evaluate_seed=evaluator.seed,
                     protocol=protocol_label(artifact),
                     key=artifact.key,
-                    tested_by=(str(reader.manifest["stage"]), reader.key) if reader else (),
+                    tested_by=reader.ref if reader else None,
                     metrics=artifact.metrics | (test.metrics if test else {}),
                 )
             )
     return rows
 
 
+def in_order_of(vary: Mapping[str, Sequence[Any]], rows: Sequence[Row]) -> list[Row]:
+    """Rows as their values stand in the sweep file; rows without such values, controls, last."""
+
+    def place(row: Row) -> list[int]:
+        found = ((list(values), row.params.get(path)) for path, values in vary.items())
+        return [values.index(value) if value in values else len(values) for values, value in found]
+
+    return sorted(rows, key=place)
+
+
+def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by arm: controls after the others, the ceiling last, otherwise in the order of the records."""
+    arms: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.is_control, row.arm == CEILING)):
+        arms.setdefault(row.arm, []).append(row)
+    return arms
+
+
+def main_metric(rows: Sequence[Row]) -> str:
+    """Test accuracy after the last step where two arms have it, else validation accuracy."""
+    tested = {row.arm for row in rows if "top1_last" in row.metrics and row.arm != CEILING}
+    arms = {row.arm for row in rows if row.arm != CEILING}
+    return "top1_last" if len(tested) >= min(2, len(arms)) and tested else "val_top1"
+
+
 def protocol_label(evaluator: Artifact) -> str:
-    protocol = evaluator.manifest["spec"]["protocol"]
+    """The name under which results are told apart by how the classifier was trained."""
+    protocol = evaluator.spec["protocol"]
     return str(protocol.get("label", protocol["name"]))
 
 
@@ -141,21 +172,12 @@ class StageCost:
     """Needed, and not in the store."""
 
 
-def refs_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Stage and key of everything behind one trial, each once, in an order in which it can be made."""
-    refs = [*record["prepare"], *record["build"]]
-    refs += [[item["stage"], item["key"]] for item in record["evaluators"]]
-    refs += [item["test"] for item in record["evaluators"] if item.get("test")]
-    refs += [[stage, key] for stage, key, _ in record.get("quality", ())]
-    return list(dict.fromkeys((stage, key) for stage, key in refs))
-
-
-def stage_costs(records: Iterable[Mapping[str, Any]], store: Store) -> list[StageCost]:
+def stage_costs(trials: Iterable[TrialRecord], store: Store) -> list[StageCost]:
     """What the stages behind a run took, equal ones once, in order of first use; those without an artifact left out."""
-    uses = Counter(ref for record in records for ref in refs_of(record))
-    found: dict[str, dict[tuple[str, str], Artifact | None]] = {}
+    uses = Counter(ref for trial in trials for ref in trial.refs())
+    found: dict[str, dict[Ref, Artifact | None]] = {}
     for ref in uses:
-        found.setdefault(ref[0], {})[ref] = store.get(*ref)
+        found.setdefault(ref.stage, {})[ref] = store.get(*ref)
     costs = []
     for stage, artifacts in found.items():
         made = {ref: artifact.seconds for ref, artifact in artifacts.items() if artifact is not None}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ddgd_ray.plan.plan import arm_name
+from ddgd_ray.run.objective import Worth
 from ddgd_ray.spec.sweep import Sweep
 
 Origin = Literal["first", "sampler", "random", "grid"]
@@ -21,19 +22,6 @@ class Proposal:
     params: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a configuration is worth: one value for each objective, in the order of the spec.
-
-    excess: by how much each constraint is broken, 0 or less where it holds.
-    """
-
-    values: tuple[float, ...]
-    excess: tuple[float, ...] = ()
-    rung: int | None = None
-    """Measured at a rung's cheaper setting, where the configuration went out; not comparable with values of the full one."""
-
-
 class Search(Protocol):
     @property
     def note(self) -> str:
@@ -46,7 +34,7 @@ class Search(Protocol):
     def ask(self) -> Proposal | None:
         """The next configuration, or None while it depends on results that are not in."""
 
-    def tell(self, proposal: Proposal, score: Score | None) -> None:
+    def tell(self, proposal: Proposal, score: Worth | None) -> None:
         """The score of a proposal, None when it failed. Each proposal is told once."""
 
 
@@ -65,7 +53,7 @@ class GridSearch:
     def ask(self) -> Proposal | None:
         return self._open.pop(0) if self._open else None
 
-    def tell(self, proposal: Proposal, score: Score | None) -> None:
+    def tell(self, proposal: Proposal, score: Worth | None) -> None:
         pass
 
 
@@ -126,4 +114,4 @@ class Known:
     run: str
     arm: str
     params: Mapping[str, Any]
-    score: Score
+    score: Worth

@@ -1,13 +1,13 @@
 """What a search will take: which configurations it tries, the results decide, so each counts as one at the preset's values."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ddgd_ray.plan.costs import Rates
 from ddgd_ray.plan.forecast import Forecast, forecast
 from ddgd_ray.plan.plan import Trial, arm_name, plan_arm
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.search.ask_tell import Proposal
 from ddgd_ray.search.rungs import rung_trials
 from ddgd_ray.spec.points import identity, size
@@ -89,12 +89,12 @@ def _sum(one: Sequence[float], other: Sequence[float], times: float = 1) -> list
     return [a + times * b for a, b in zip(one, other, strict=True)]
 
 
-def tried(sweep: Sweep, lines: Iterable[Mapping[str, Any]], store: Store) -> set[str]:
-    """Identities of the points of a run's ledger that are done, and of the search's first points that are published."""
+def tried(sweep: Sweep, trials: Iterable[TrialRecord], store: Store) -> set[str]:
+    """Identities of the points that are done by a run's records, and of the search's first points that are published."""
     states: dict[str, set[str]] = {}
-    for line in lines:
-        if not line["is_control"] and not line.get("folder"):
-            states.setdefault(identity(line["params"]), set()).add(line["state"])
+    for trial in trials:
+        if not trial.is_control and not trial.folder:
+            states.setdefault(identity(trial.params), set()).add(trial.state)
     assert sweep.spec.search is not None
     published = {
         identity(point)

@@ -8,7 +8,8 @@ from typing import Any
 
 import optuna
 
-from ddgd_ray.search.ask_tell import Drawn, Known, Proposal, Proposals, Score
+from ddgd_ray.run.objective import Worth
+from ddgd_ray.search.ask_tell import Drawn, Known, Proposal, Proposals
 from ddgd_ray.search.samplers import KEEPS_NOTES, distributions, quiet, sampler_for, suggest
 from ddgd_ray.spec.points import Point, draw, identity, points, size
 from ddgd_ray.spec.sweep import Sweep
@@ -46,7 +47,7 @@ class OptunaSearch:
         self._numbers: dict[str, int] = {}  # {point: number of the proposal}
         self._batch: list[Proposal] = []
         self._drawn: list[Drawn] = []
-        self._scores: dict[int, Score | None] = {}
+        self._scores: dict[int, Worth | None] = {}
         self._trials: dict[int, optuna.Trial] = {}  # proposals that the study knows as under way
         self._repeats: dict[int, list[optuna.Trial]] = {}
         self._late: dict[int, list[Mapping[str, Any]]] = {}  # repeats read from the file, by the number of the replacement
@@ -86,7 +87,7 @@ class OptunaSearch:
         self._num_handed += 1
         return self._batch.pop(0)
 
-    def tell(self, proposal: Proposal, score: Score | None) -> None:
+    def tell(self, proposal: Proposal, score: Worth | None) -> None:
         assert proposal.number not in self._scores, "a proposal is told once"
         if score is not None and not all(map(math.isfinite, (*score.values, *score.excess))):
             log.warning("%s counts as failed: its objective is %s", proposal.arm, score.values)
@@ -118,7 +119,7 @@ class OptunaSearch:
         for repeat in self._repeats.pop(number, ()):
             self._finish(repeat, score)
 
-    def _finish(self, trial: optuna.Trial, score: Score | None) -> None:
+    def _finish(self, trial: optuna.Trial, score: Worth | None) -> None:
         if score is None:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return
@@ -131,7 +132,7 @@ class OptunaSearch:
             trial.report(score.values[0], score.rung)
         self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
-    def _finished(self, params: Mapping[str, Any], score: Score | None) -> optuna.trial.FrozenTrial:
+    def _finished(self, params: Mapping[str, Any], score: Worth | None) -> optuna.trial.FrozenTrial:
         states = optuna.trial.TrialState
         state = states.FAIL if score is None else states.COMPLETE if score.rung is None else states.PRUNED
         reached: dict[int, float] = {}

@@ -6,14 +6,15 @@ timing: a second start, or one with an emptied run folder, comes to the same one
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ddgd_ray.plan.plan import Trial, plan_arm
 from ddgd_ray.run.folder import RunFolder
-from ddgd_ray.run.objective import trial_value
+from ddgd_ray.run.objective import sign_of, value_of
+from ddgd_ray.run.records import DropRecord, PlannedRecord, RaceRecord
 from ddgd_ray.search.ask_tell import Proposal
 from ddgd_ray.search.elimination import Drop, Elimination
-from ddgd_ray.search.seed_policy import Arm, End, Ledger
+from ddgd_ray.search.seed_policy import Arm, End, planned_record, write_decisions
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.storage.store import Store
 
@@ -25,18 +26,19 @@ class Race:
         assert sweep.spec.race is not None
         self._sweep, self._store, self._race = sweep, store, sweep.spec.race
         self._num_seeds = len(sweep.spec.seeds.distill)
-        self._sign = 1 if sweep.spec.objective.direction == "maximize" else -1
+        self._sign = sign_of(sweep.spec.objective.direction)
         self._trials: dict[str, list[Trial]] = {}
         self._num_arms = len(sweep.spec.grid())
         num_looks = self._num_seeds - self._race.first_seeds
         self._elimination = Elimination(self._race, self._num_arms, num_looks)
-        self._ledger = Ledger(folder, "race")
+        self._folder = folder
+        self._full: list[PlannedRecord] = []
         self._drops: list[Drop] = []
         self._failed: list[str] = []
 
     def first(self, proposal: Proposal) -> list[Trial]:
         self._trials[proposal.arm] = plan_arm(self._sweep, proposal.arm, proposal.params)
-        self._ledger.plan(self._trials[proposal.arm])
+        self._full += map(planned_record, self._trials[proposal.arm])
         return self._trials[proposal.arm][: self._race.first_seeds]
 
     def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
@@ -66,9 +68,9 @@ class Race:
     def _values(self, arm: Arm) -> list[float] | None:
         """One a seed, in order of the seeds, larger is better; None where one failed or measured nothing."""
         found, spec = [], self._sweep.spec
-        for record in arm.records:
-            is_done = record.state == "done"
-            value = trial_value(record, spec.objective.metric, self._store, spec.resources) if is_done else None
+        for trial in arm.trials:
+            is_done = trial.state == "done"
+            value = value_of(trial, spec.objective.metric, self._store, spec.resources) if is_done else None
             if value is None:
                 return None
             found.append(self._sign * value)
@@ -76,8 +78,18 @@ class Race:
 
     def _write(self, left: list[str], *, is_over: bool) -> None:
         objective = self._sweep.spec.objective
-        head = {"metric": objective.metric, "direction": objective.direction, "settings": self._race.canonical()}
-        rates = {"alpha": self._elimination.alpha, "num_arms": self._num_arms, "num_looks": self._elimination.num_looks}
-        state = {"is_over": is_over, "left": left, "failed": self._failed}
-        drops = [asdict(drop) | {"difference": self._sign * drop.difference} for drop in self._drops]
-        self._ledger.write({**head, **rates, **state, "drops": drops})
+        drops = (replace(drop, difference=self._sign * drop.difference) for drop in self._drops)
+        decisions = RaceRecord(
+            metric=objective.metric,
+            direction=objective.direction,
+            settings=self._race,
+            alpha=self._elimination.alpha,
+            num_arms=self._num_arms,
+            num_looks=self._elimination.num_looks,
+            is_over=is_over,
+            left=tuple(left),
+            failed=tuple(self._failed),
+            drops=tuple(DropRecord(**asdict(drop)) for drop in drops),
+            full=tuple(self._full),
+        )
+        write_decisions(self._folder, decisions)

@@ -9,14 +9,13 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ddgd_ray.plan.plan import Trial, plan_arm
 from ddgd_ray.run.folder import RunFolder
-from ddgd_ray.run.objective import score_of
-from ddgd_ray.run.objectives import Worth, in_order
+from ddgd_ray.run.objective import Worth, in_order, worth_at_the_end
+from ddgd_ray.run.records import PlannedRecord, RungDecision, RungsRecord
 from ddgd_ray.search.ask_tell import Proposal
-from ddgd_ray.search.seed_policy import Arm, End, Ledger
+from ddgd_ray.search.seed_policy import Arm, End, planned_record, write_decisions
 from ddgd_ray.spec.fidelity import at_rung
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.storage.store import Store
@@ -38,12 +37,13 @@ class Rungs:
         self._sweep, self._store, self._spec = sweep, store, sweep.spec.rungs
         self._last = len(self._spec.settings) - 1
         self._rung: dict[str, int] = {}
-        self._ledger = Ledger(folder, "rungs")
-        self._decisions: list[dict[str, Any]] = []
+        self._folder = folder
+        self._full: list[PlannedRecord] = []
+        self._decisions: list[RungDecision] = []
 
     def first(self, proposal: Proposal) -> list[Trial]:
         self._rung[proposal.arm] = 0
-        self._ledger.plan(plan_arm(self._sweep, proposal.arm, proposal.params))
+        self._full += map(planned_record, plan_arm(self._sweep, proposal.arm, proposal.params))
         return rung_trials(self._sweep, 0, proposal)
 
     def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
@@ -54,8 +54,14 @@ class Rungs:
         for rung in sorted({self._rung[arm.proposal.arm] for arm in live}):
             verdicts += self._decide(rung, [arm for arm in live if self._rung[arm.proposal.arm] == rung])
         objective = self._sweep.spec.objective
-        head = {"metric": objective.metric, "direction": objective.direction, "settings": self._spec.canonical()}
-        self._ledger.write({**head, "decisions": self._decisions})
+        decisions = RungsRecord(
+            metric=objective.metric,
+            direction=objective.direction,
+            settings=self._spec,
+            decisions=tuple(self._decisions),
+            full=tuple(self._full),
+        )
+        write_decisions(self._folder, decisions)
         yield from verdicts
 
     def _decide(self, rung: int, bracket: list[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
@@ -64,19 +70,22 @@ class Rungs:
         With several objectives front after front, by the first of them within one; who breaks a constraint comes last.
         """
         spec = self._sweep.spec
-        scores = {arm.proposal.arm: score_of(arm.records, spec.objective, self._store, spec.resources) for arm in bracket}
-        values = {name: score.values[0] for name, score in scores.items() if score is not None}
-        worths = {name: Worth(score.values, score.excess) for name, score in scores.items() if score is not None}
+        worths: dict[str, Worth] = {}
+        for arm in bracket:
+            worth = worth_at_the_end(arm.trials, spec.objective, self._store, spec.resources)
+            if worth is not None:
+                worths[arm.proposal.arm] = worth
         ranked = in_order(worths, spec.objective.directions)
         going_on = set(ranked[: math.ceil(len(bracket) / self._spec.eta)]) if rung < self._last else set()
         for arm in bracket:
             name = arm.proposal.arm
-            outcome = "goes on" if name in going_on else "failed" if name not in values else "out"
-            if rung == self._last and name in values:
+            outcome = "goes on" if name in going_on else "failed" if name not in worths else "out"
+            if rung == self._last and name in worths:
                 outcome = "complete"
-            place = ranked.index(name) + 1 if name in values else 0
-            line = {"rung": rung, "arm": name, "value": values.get(name), "place": place, "of": len(bracket)}
-            self._decisions.append(line | {"outcome": outcome})
+            place = ranked.index(name) + 1 if name in worths else 0
+            value = worths[name].values[0] if name in worths else None
+            decision = RungDecision(rung=rung, arm=name, value=value, place=place, of=len(bracket), outcome=outcome)
+            self._decisions.append(decision)
             if name in going_on:
                 self._rung[name] = rung + 1
                 yield arm, rung_trials(self._sweep, rung + 1, arm.proposal)

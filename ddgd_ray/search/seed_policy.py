@@ -1,12 +1,13 @@
 """How much each configuration gets: which of its trials run at first, and, once these are over, whether more of them do."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from ddgd_ray.plan.plan import Trial, plan_arm
-from ddgd_ray.run.folder import ALLOTMENT, RunFolder, TrialRecord
+from ddgd_ray.run.folder import RunFolder, TrialProgress
+from ddgd_ray.run.reading import SEED_POLICY
+from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord
 from ddgd_ray.search.ask_tell import Proposal
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.storage.store import write_atomically
@@ -17,10 +18,15 @@ class Arm:
     """A configuration under way. records: its trials so far. end: why it gets no more of them, "" while it may."""
 
     proposal: Proposal
-    records: list[TrialRecord] = field(default_factory=list)
+    records: list[TrialProgress] = field(default_factory=list)
     num_open: int = 0
     """Trials that are not over."""
     end: str = ""
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """What is on record of its trials."""
+        return [progress.record for progress in self.records]
 
     @property
     def is_at_rest(self) -> bool:
@@ -60,24 +66,18 @@ class AllSeeds:
         return ((arm, End()) for arm in rested)
 
 
-class Ledger:
-    """`allotment.json` of a run: decisions, and the full grid's calls to hold them against. Each start writes it anew."""
-
-    def __init__(self, folder: RunFolder, kind: str) -> None:
-        self._path = folder.path / ALLOTMENT
-        self._kind = kind
-        self._full: list[dict[str, Any]] = []
-
-    def plan(self, trials: Iterable[Trial]) -> None:
-        """Trials that run when every configuration gets everything."""
-        for trial in trials:
-            calls = [list(call.ref) for call in trial.calls()]
-            judged = [list(item.call.ref) for item in trial.evaluators if item.is_main]
-            self._full.append({"arm": trial.arm, "seed": trial.seed, "calls": calls, "evaluators": judged})
-
-    def write(self, content: Mapping[str, Any]) -> None:
-        write_atomically(self._path, json.dumps({"kind": self._kind, **content, "full": self._full}, indent=1))
+def planned_record(trial: Trial) -> PlannedRecord:
+    """What the run keeps of a trial that runs when every configuration gets everything."""
+    judged = tuple(item.call.ref for item in trial.evaluators if item.is_main)
+    calls = tuple(call.ref for call in trial.calls())
+    return PlannedRecord(arm=trial.arm, seed=trial.seed, calls=calls, evaluators=judged)
 
 
-def forget_ledger(folder: RunFolder) -> None:
-    (folder.path / ALLOTMENT).unlink(missing_ok=True)
+def write_decisions(folder: RunFolder, decisions: RaceRecord | RungsRecord) -> None:
+    """Keep what a race or rungs decided so far; each start of a sweep writes it anew."""
+    write_atomically(folder.path / SEED_POLICY, decisions.as_text(sort_keys=False))
+
+
+def forget_decisions(folder: RunFolder) -> None:
+    """Drop what an earlier start of the run decided under `race` or `rungs`, which it has no longer."""
+    (folder.path / SEED_POLICY).unlink(missing_ok=True)

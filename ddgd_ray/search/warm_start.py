@@ -10,11 +10,12 @@ from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError, SpecErrors
 from ddgd_ray.plan.plan import plan_arm
-from ddgd_ray.report.build import read_run
-from ddgd_ray.run.folder import RunFolder, TrialRecord
-from ddgd_ray.run.objective import score_of
-from ddgd_ray.search.ask_tell import Known, Score
-from ddgd_ray.spec.load import Document
+from ddgd_ray.run.folder import RunFolder, TrialProgress
+from ddgd_ray.run.objective import Worth, worth_at_the_end
+from ddgd_ray.run.reading import Run, read_run
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.search.ask_tell import Known
+from ddgd_ray.spec.load import Document, as_tuples
 from ddgd_ray.spec.points import compose, why_not
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import SeedsSpec
@@ -40,12 +41,12 @@ def known_trials(sweep: Sweep, folder: RunFolder, store: Store) -> list[Known]:
     if path.is_file():
         kept = json.loads(path.read_text())
         if kept["schema"] == SCHEMA and kept["runs"] == list(names):
-            return [Known(**one | {"score": _score_of(one["score"])}) for one in kept["trials"]]
+            return [Known(**one | {"score": _worth_of(one["score"])}) for one in kept["trials"]]
     known: list[Known] = []
     skipped: dict[str, Counter[str]] = {}
     for place, name in enumerate(names):
         skipped[name] = Counter()
-        found = list(_known(sweep, name, _records(sweep, folder, name, place), store, skipped[name]))
+        found = list(_known(sweep, name, _read(sweep, folder, name, place, store), store, skipped[name]))
         known += found
         why = ", ".join(f"{number} {reason}" for reason, number in skipped[name].items())
         log.info("warm start: %d configurations of %s%s", len(found), name, f"; skipped: {why}" if why else "")
@@ -60,46 +61,43 @@ def known_trials(sweep: Sweep, folder: RunFolder, store: Store) -> list[Known]:
     return known
 
 
-def _score_of(kept: Mapping[str, Any]) -> Score:
-    return Score(tuple(kept["values"]), tuple(kept["excess"]))
+def _worth_of(kept: Mapping[str, Any]) -> Worth:
+    return Worth(tuple(kept["values"]), tuple(kept["excess"]))
 
 
-def _records(sweep: Sweep, folder: RunFolder, name: str, place: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _read(sweep: Sweep, folder: RunFolder, name: str, place: int, store: Store) -> Run:
     path = next((path for path in (folder.run_dir / name, Path(name)) if path.is_dir()), folder.run_dir / name)
     where = sweep.source.where(("search", "warm_start", place))
     if path.absolute() == folder.path:
         raise SpecError("a run cannot start from itself", code="warm-start", where=where, fix="it goes on by itself: remove it")
     try:
-        return read_run(path)
+        return read_run(path, store)
     except ArtifactError as err:
         raise SpecError(
             f"{path}: {err.what}", code="warm-start", where=where, fix="give NAME of a run beside this one"
         ) from err
 
 
-def _known(
-    sweep: Sweep, name: str, run: tuple[dict[str, Any], list[dict[str, Any]]], store: Store, skipped: Counter[str]
-) -> Iterator[Known]:
-    written, records = run
-    theirs = dataclasses.replace(sweep, preset=Document(_plain(written["identity"]["settings"]), name), places={})
-    of_arm: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        if not record["is_control"] and not record["folder"]:
-            of_arm.setdefault(record["arm"], []).append(record)
+def _known(sweep: Sweep, name: str, run: Run, store: Store, skipped: Counter[str]) -> Iterator[Known]:
+    theirs = dataclasses.replace(sweep, preset=Document(as_tuples(run.sweep.settings), name), places={})
+    of_arm: dict[str, list[TrialRecord]] = {}
+    for trial in run.trials:
+        if not trial.is_control and not trial.folder:
+            of_arm.setdefault(trial.arm, []).append(trial)
     for arm, found in of_arm.items():
-        if any(record["state"] != "done" for record in found):
+        if any(trial.state != "done" for trial in found):
             skipped["failed or unfinished"] += 1
             continue
         try:
-            params = _in_space(sweep, theirs, found[0]["params"])
+            params = _in_space(sweep, theirs, found[0].params)
             reason = why_not(params, sweep.space)
-            score = None if reason else _score(sweep, written, params, found, store)
+            worth = None if reason else _worth(sweep, run, params, found, store)
         except SpecErrors:
-            reason, score = "", None
-        if score is None:
+            reason, worth = "", None
+        if worth is None:
             skipped["outside the space" if reason else OTHER_SETTINGS] += 1
         else:
-            yield Known(name, arm, params, score)
+            yield Known(name, arm, params, worth)
 
 
 def _in_space(sweep: Sweep, theirs: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,22 +113,12 @@ def _in_space(sweep: Sweep, theirs: Sweep, params: Mapping[str, Any]) -> dict[st
     return compose(sweep.space, lambda path, distribution: params[path] if path in params else value_of(path))
 
 
-def _score(
-    sweep: Sweep, written: Mapping[str, Any], params: Mapping[str, Any], records: Sequence[Mapping[str, Any]], store: Store
-) -> Score | None:
-    """As this sweep would score it at their seeds; None unless all that this takes is published."""
-    their = written["spec"]
-    seeds = SeedsSpec(distill=tuple(record["seed"] for record in records), evaluate=tuple(their["seeds"]["evaluate"]))
-    spec = sweep.spec.model_copy(update={"seeds": seeds, "test": their["test"]})
-    trials = plan_arm(dataclasses.replace(sweep, spec=spec), "known", params)
-    if not all(store.has(*call.ref) for trial in trials for call in trial.calls()):
+def _worth(sweep: Sweep, run: Run, params: Mapping[str, Any], trials: Sequence[TrialRecord], store: Store) -> Worth | None:
+    """The worth that this sweep would find at their seeds; None unless all that this takes is published."""
+    seeds = SeedsSpec(distill=tuple(trial.seed for trial in trials), evaluate=run.spec.seeds.evaluate)
+    spec = sweep.spec.model_copy(update={"seeds": seeds, "test": run.spec.test})
+    planned = plan_arm(dataclasses.replace(sweep, spec=spec), "known", params)
+    if not all(store.has(*call.ref) for trial in planned for call in trial.calls()):
         return None
-    done = [TrialRecord(trial, state="done") for trial in trials]
-    return score_of(done, sweep.spec.objective, store, sweep.spec.resources)
-
-
-def _plain(data: Any) -> Any:
-    """JSON as the specs want it: lists are tuples there."""
-    if isinstance(data, dict):
-        return {name: _plain(value) for name, value in data.items()}
-    return tuple(map(_plain, data)) if isinstance(data, list) else data
+    done = [TrialProgress(trial, state="done").record for trial in planned]
+    return worth_at_the_end(done, sweep.spec.objective, store, sweep.spec.resources)

@@ -168,6 +168,13 @@ def parse(text: str, source: str) -> Document:
     return Document(data, source, places)
 
 
+def as_tuples(data: Any) -> Any:
+    """JSON data as YAML is read here: lists are tuples."""
+    if isinstance(data, Mapping):
+        return {name: as_tuples(value) for name, value in data.items()}
+    return tuple(map(as_tuples, data)) if isinstance(data, list) else data
+
+
 def _refused(event: Any, depth: int) -> str:
     """What this parser event holds that our files may not, or ""."""
     if getattr(event, "anchor", None) is not None:

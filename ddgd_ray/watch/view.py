@@ -16,10 +16,10 @@ from rich.text import Text
 
 from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.conduct.events import Event
-from ddgd_ray.run.folder import TrialRecord
-from ddgd_ray.run.objective import trial_value
+from ddgd_ray.run.folder import TrialProgress
+from ddgd_ray.run.objective import measure, rank, value_of
 from ddgd_ray.stages.base import read_newest_point
-from ddgd_ray.watch.snapshot import STATES, Best, Running, Snapshot, seconds_left
+from ddgd_ray.watch.snapshot import STATES, Best, Running, Snapshot, best_of, seconds_left
 
 HEARTBEAT_S = 60.0
 MAX_RUNNING = 16
@@ -35,8 +35,8 @@ class Tally:
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._seconds: dict[str, list[float]] = {}
-        self._values: dict[float, dict[str, list[float]]] = {}
-        """{rung, infinity for the last: {arm: a value a seed}}."""
+        self._measured: dict[float, dict[str, dict[int, tuple[float, ...]]]] = {}
+        """{rung, infinity for the full setting: {arm: {seed: what its trial measured}}}."""
 
     def start(self, conductor: Conductor) -> None:
         self.conductor = conductor
@@ -60,28 +60,22 @@ class Tally:
         elif event.record is not None and event.record.state == "done":
             self._see_value(conductor, event.record)
 
-    def _see_value(self, conductor: Conductor, record: TrialRecord) -> None:
+    def _see_value(self, conductor: Conductor, record: TrialProgress) -> None:
         if record.trial.is_control or record.is_finalist:  # a finalist was seen before its test
             return
         spec = conductor.sweep.spec
-        value = trial_value(record, spec.objective.metric, conductor.store, spec.resources)
-        if value is not None:
-            rung = math.inf if record.trial.rung is None else record.trial.rung
-            self._values.setdefault(rung, {}).setdefault(record.trial.arm, []).append(value)
+        rung = math.inf if record.trial.rung is None else record.trial.rung
+        values = measure(record.record, spec.objective, conductor.store, spec.resources)
+        self._measured.setdefault(rung, {}).setdefault(record.trial.arm, {})[record.trial.seed] = values
 
     @property
     def best(self) -> Best | None:
-        """Of the highest rung that was reached, among the arms that have most seeds there."""
+        """The best arm of the highest rung that was reached."""
         assert self.conductor is not None
-        objective = self.conductor.sweep.spec.objective
-        sign = 1 if objective.direction == "maximize" else -1
-        values = self._values[max(self._values)] if self._values else {}
-        most = max(map(len, values.values()), default=0)
-        means = {arm: sum(found) / most for arm, found in values.items() if len(found) == most}
-        if not means:
+        if not self._measured:
             return None
-        arm = max(means, key=lambda arm: sign * means[arm])
-        return Best(arm, objective.metric, means[arm], most)
+        objective = self.conductor.sweep.spec.objective
+        return best_of(rank(self._measured[max(self._measured)], objective))
 
     def left_s(self) -> float | None:
         assert self.conductor is not None
@@ -267,7 +261,7 @@ def _trial_line(event: Event, conductor: Conductor) -> str:
     if event.record.state == "failed":
         return f"trial  {event.record.trial.name}  failed"
     for metric in (conductor.sweep.spec.objective.metric, "top1_last"):
-        value = trial_value(event.record, metric, conductor.store, conductor.sweep.spec.resources)
+        value = value_of(event.record.record, metric, conductor.store, conductor.sweep.spec.resources)
         if value is not None:
             return f"trial  {event.record.trial.name}  {metric} {value:.3f}"
     return f"trial  {event.record.trial.name}  done"

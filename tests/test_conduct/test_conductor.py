@@ -9,8 +9,8 @@ from ddgd_ray.conduct.sweep import planned_trials
 from ddgd_ray.conduct.work import run_job
 from ddgd_ray.errors import StageError
 from ddgd_ray.plan.jobs import Job, Outcome, jobs_of
-from ddgd_ray.run.objective import trial_value
-from ddgd_ray.search.ask_tell import GridSearch, Proposal, Score
+from ddgd_ray.run.objective import Worth, value_of
+from ddgd_ray.search.ask_tell import GridSearch, Proposal
 from ddgd_ray.spec.sweep import read_sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from tests.fake_store import FakeStore, conduct, drain, finish
@@ -165,7 +165,7 @@ def test_the_search_is_told_the_mean_over_seeds_once_per_configuration(tiny: Any
     told: list[tuple[str, float | None]] = []
 
     class Listening(GridSearch):
-        def tell(self, proposal: Proposal, score: Score | None) -> None:
+        def tell(self, proposal: Proposal, score: Worth | None) -> None:
             told.append((proposal.arm, score.values[0] if score else None))
 
     sweep = tiny()
@@ -176,7 +176,7 @@ def test_the_search_is_told_the_mean_over_seeds_once_per_configuration(tiny: Any
 
 
 def test_a_configuration_that_cannot_run_counts_as_failed_and_the_search_goes_on(tiny: Any, tmp_path: Path) -> None:
-    told: dict[str, Score | None] = {}
+    told: dict[str, Worth | None] = {}
 
     class Jointly(GridSearch):
         """Proposes what a file's check cannot know of: each value alone is fine."""
@@ -185,7 +185,7 @@ def test_a_configuration_that_cannot_run_counts_as_failed_and_the_search_goes_on
             super().__init__(sweep)
             self._open.insert(1, Proposal(9, "empty", {"finetune.t_min": 600, "finetune.t_max": 500}))
 
-        def tell(self, proposal: Proposal, score: Score | None) -> None:
+        def tell(self, proposal: Proposal, score: Worth | None) -> None:
             told[proposal.arm] = score
 
     sweep, store = tiny(), FakeStore()
@@ -285,5 +285,5 @@ def test_another_protocol_does_not_enter_the_objective(tiny: Any, tmp_path: Path
     store = FakeStore(value=lambda key: 0.5 if key in main else 0.9)
     conductor = conduct(sweep, tmp_path, store)
     drain(conductor, store)
-    assert {trial_value(record, "val_top1", conductor.store) for record in conductor.records} == {0.5}
+    assert {value_of(record, "val_top1", conductor.store) for record in conductor.records} == {0.5}
     assert {len(record.trial.evaluators) for record in conductor.records} == {2}

@@ -5,26 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ddgd_ray.run.objectives import Worth, front_of, in_order, made_of, value_of
 
 from ddgd_ray.conduct.sweep import planned_trials, run_sweep
 from ddgd_ray.conduct.work import run_in_process
-from ddgd_ray.run.folder import TrialRecord, open_store
-from ddgd_ray.run.objective import trial_value
-from ddgd_ray.run.objectives import Worth, front_of, in_order, made_of, value_of
+from ddgd_ray.run.folder import TrialProgress, open_store
+from ddgd_ray.run.objective import value_of
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from tests.fake_store import FakeStore
 
 
 def test_a_trial_costs_the_same_in_a_report_as_in_a_search(tiny: Any) -> None:
     trial = planned_trials(tiny({"quality": ("latents",), "evaluate.also": ("noaug",)}))[-1]
-    record, store = TrialRecord(trial, "done"), FakeStore({call.ref for call in trial.calls()})
-    searched = trial_value(record, "seconds", store)  # type: ignore[arg-type]
+    record, store = TrialProgress(trial, "done"), FakeStore({call.ref for call in trial.calls()})
+    searched = value_of(record, "seconds", store)  # type: ignore[arg-type]
     reported = value_of(made_of(record.as_json()), "seconds", store, ResourcesSpec())  # type: ignore[arg-type]
     assert searched == reported == 6.0, "fine-tuning, sampling, two classifiers, features and their comparison"
 
 
 def test_a_line_of_before_has_no_features(tiny: Any) -> None:
-    record = TrialRecord(planned_trials(tiny({"quality": ("latents",)}))[-1], "done").as_json()
+    record = TrialProgress(planned_trials(tiny({"quality": ("latents",)}))[-1], "done").as_json()
     stages = [stage for stage, _ in made_of(record).own]
     del record["measures"]
     assert [stage for stage, _ in made_of(record).own] == [stage for stage in stages if stage != "features"]
@@ -37,14 +37,14 @@ def test_hours_go_by_what_the_jobs_held_whatever_the_sweep_says_today(tiny: Any,
     seconds = {call.stage: store.get(*call.ref).seconds for call in record.trial.calls()}  # type: ignore[union-attr]
     held = 2.0 * seconds["finetune"] + 0.5 * (seconds["sample"] + seconds["evaluate"])
     for today in (ResourcesSpec(), ResourcesSpec(cpus=64, gpus=8)):
-        assert trial_value(record, "core_hours", store, today) == pytest.approx(held / 3600)
-        assert trial_value(record, "gpu_hours", store, today) == 0.0
+        assert value_of(record, "core_hours", store, today) == pytest.approx(held / 3600)
+        assert value_of(record, "gpu_hours", store, today) == 0.0
 
 
 def test_hours_of_artifacts_that_do_not_say_what_was_held_go_by_the_sweep(tiny: Any) -> None:
     trial = planned_trials(tiny())[-1]
     store = FakeStore({call.ref for call in trial.calls()})
-    value = trial_value(TrialRecord(trial, "done"), "core_hours", store, ResourcesSpec(cpus=3))  # type: ignore[arg-type]
+    value = value_of(TrialProgress(trial, "done"), "core_hours", store, ResourcesSpec(cpus=3))  # type: ignore[arg-type]
     assert value == 3 * 3 / 3600, "fine-tuning, sampling, one classifier of a second each"
 
 

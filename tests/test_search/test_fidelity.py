@@ -15,7 +15,8 @@ from ddgd_ray.plan.jobs import Outcome
 from ddgd_ray.plan.plan import Trial, plan_arm
 from ddgd_ray.report.build import write_report
 from ddgd_ray.run.folder import open_store
-from ddgd_ray.search.ask_tell import GridSearch, Proposal, Score
+from ddgd_ray.run.objective import Worth
+from ddgd_ray.search.ask_tell import GridSearch, Proposal
 from ddgd_ray.search.rungs import rung_trials
 from ddgd_ray.spec.fidelity import at_rung
 from ddgd_ray.spec.sweep import Sweep
@@ -243,7 +244,7 @@ def test_the_search_is_told_at_which_rung_a_configuration_went_out(tiny: Any, tm
     told: dict[str, int | None] = {}
 
     class Listening(GridSearch):
-        def tell(self, proposal: Proposal, score: Score | None) -> None:
+        def tell(self, proposal: Proposal, score: Worth | None) -> None:
             assert score is not None
             told[proposal.arm] = score.rung
 

@@ -9,7 +9,8 @@ from typing import Any
 import optuna
 import pytest
 
-from ddgd_ray.search.ask_tell import Known, Proposal, Proposals, Score
+from ddgd_ray.run.objective import Worth
+from ddgd_ray.search.ask_tell import Known, Proposal, Proposals
 from ddgd_ray.search.optuna import OptunaSearch
 from ddgd_ray.spec.points import identity, why_not
 from ddgd_ray.spec.sweep import Sweep, read_sweep
@@ -30,7 +31,7 @@ FINITE = (
 )  # 3 of max_similarity, 9 of fifo
 POP, SIZE, LAMBDA = "finetune.memory_real.pop", "finetune.memory_real.size", "finetune.lambda_g"
 State = optuna.trial.TrialState
-Values = Callable[[Any], Score | None]
+Values = Callable[[Any], Worth | None]
 
 
 @pytest.fixture
@@ -56,11 +57,11 @@ def sweep(make: Callable[..., Sweep]) -> Sweep:
     return make()
 
 
-def objective(params: Any) -> Score | None:
+def objective(params: Any) -> Worth | None:
     """None (failed) for one corner, otherwise best at a large memory."""
     if params.get(POP) == "fifo" and params[SIZE] < 12:
         return None
-    return Score((float(params[SIZE]) / 256,))
+    return Worth((float(params[SIZE]) / 256,))
 
 
 def run(search: OptunaSearch, order: random.Random, values: Values = objective, most: int = 10**6) -> list[Proposal]:
@@ -106,7 +107,7 @@ def test_a_batch_waits_for_the_one_before(sweep: Sweep) -> None:
     assert search.ask() is None
     for proposal in batch:
         assert proposal is not None
-        search.tell(proposal, Score((0.5,)))
+        search.tell(proposal, Worth((0.5,)))
     assert search.ask() is not None
 
 
@@ -130,7 +131,7 @@ def test_what_went_out_at_a_rung_is_no_complete_trial_and_guides_the_search_all_
             made.append(proposal)
             went_out = rung is not None and len(made) % 3 != 1
             value = float(proposal.params["finetune.memory_real.size"])
-            search.tell(proposal, Score((1000 - value,), rung=rung) if went_out else Score((value,)))
+            search.tell(proposal, Worth((1000 - value,), rung=rung) if went_out else Worth((value,)))
         proposals.append(made)
     assert all(len(made) == 12 for made in proposals)
     assert proposals[0][:3] == proposals[1][:3]
@@ -219,7 +220,7 @@ def test_fixed_points_that_are_added_later_come_next(algorithm: str, make: Calla
 def test_a_whole_number_is_the_same_point_of_a_float_range(make: Callable[..., Sweep]) -> None:
     space = "finetune.lambda_g: {type: float, low: 0, high: 1, step: 0.5}\n"
     search = OptunaSearch(make(space, algorithm="grid", first=({LAMBDA: 0},)))
-    proposed = run(search, random.Random(0), lambda params: Score((params[LAMBDA],)))
+    proposed = run(search, random.Random(0), lambda params: Worth((params[LAMBDA],)))
     assert [one.params[LAMBDA] for one in proposed] == [0, 0.5, 1.0]
 
 
@@ -248,12 +249,12 @@ def test_a_repeated_proposal_is_answered_from_the_first_and_replaced(make: Calla
 
 
 @pytest.mark.parametrize("mode", ["deterministic", "asynchronous"])
-@pytest.mark.parametrize("bad", [None, Score((math.nan,)), Score((math.inf,)), Score((0.5,), (math.nan,))])
+@pytest.mark.parametrize("bad", [None, Worth((math.nan,)), Worth((math.inf,)), Worth((0.5,), (math.nan,))])
 def test_failed_and_non_finite_results_are_failures_and_never_best(
-    bad: Score | None, mode: str, make: Callable[..., Sweep]
+    bad: Worth | None, mode: str, make: Callable[..., Sweep]
 ) -> None:
     search = OptunaSearch(make(mode=mode))
-    run(search, random.Random(0), lambda params: bad if params[SIZE] > 40 else Score((params[SIZE] / 256,)))
+    run(search, random.Random(0), lambda params: bad if params[SIZE] > 40 else Worth((params[SIZE] / 256,)))
     assert_no_zombie(search)
     for trial in search.study.trials:
         assert (trial.state is State.FAIL) == (trial.params[SIZE] > 40)
@@ -269,7 +270,7 @@ def test_samplers_keep_away_from_what_breaks_a_constraint(
     def share_allowed(excess: Callable[[Any], tuple[float, ...]]) -> float:
         objectives = {"constraints": ({"metric": "seconds", "max": 100.0},)}
         sweep = make(RANGES, algorithm=algorithm, trials=trials, startup=10, population=10, objective=objectives)
-        late = run(OptunaSearch(sweep), random.Random(0), lambda p: Score((p[SIZE] / 256,), excess(p)))[-30:]
+        late = run(OptunaSearch(sweep), random.Random(0), lambda p: Worth((p[SIZE] / 256,), excess(p)))[-30:]
         return sum(proposal.params[SIZE] <= 100 for proposal in late) / len(late)
 
     assert share_allowed(lambda params: (params[SIZE] - 100.0,)) > share_allowed(lambda params: ()) + gain
@@ -278,7 +279,7 @@ def test_samplers_keep_away_from_what_breaks_a_constraint(
 def test_several_objectives_end_in_a_front(make: Callable[..., Sweep]) -> None:
     also = ({"metric": "seconds", "direction": "minimize"},)
     search = OptunaSearch(make(algorithm="nsga2", population=6, trials=20, objective={"also": also}))
-    run(search, random.Random(0), lambda params: Score((params[SIZE] / 256, float(params[SIZE]))))
+    run(search, random.Random(0), lambda params: Worth((params[SIZE] / 256, float(params[SIZE]))))
     front = {identity(trial.params) for trial in search.study.best_trials}
     assert len(front) == 20  # size alone decides both, one the other's reverse
     assert_no_zombie(search)
@@ -309,7 +310,7 @@ def test_an_asynchronous_search_goes_on_with_what_it_proposed(make: Callable[...
 def test_a_search_learns_from_known_configurations(make: Callable[..., Sweep]) -> None:
     """With ten known results, tpe needs no random start and goes where they are good."""
     known = [
-        Known("other", f"arm{size}", {SIZE: size, LAMBDA: size / 256}, Score((size / 256,))) for size in range(16, 256, 12)
+        Known("other", f"arm{size}", {SIZE: size, LAMBDA: size / 256}, Worth((size / 256,))) for size in range(16, 256, 12)
     ]
     search = OptunaSearch(make(RANGES, trials=6), known=known)
     sizes = [proposal.params[SIZE] for proposal in run(search, random.Random(0))]
