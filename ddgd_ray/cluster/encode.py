@@ -9,14 +9,15 @@ from typing import Any
 from ddgd_ray.cluster.key_values import names, packed, stop_file_here, tell, told, unpacked
 from ddgd_ray.cluster.train import Width, forget, leave_word, verdict_of
 from ddgd_ray.errors import DdgdError, Stopped
-from ddgd_ray.stages.base import Context, StageCall, publish_call, shares_of
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import publish_call, shares_of
 from ddgd_ray.storage.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
 
 def encode_over_cluster(call: StageCall, store: Store, ctx: Context, width: Width) -> tuple[Artifact, bool]:
-    """Like stages.base.publish_call, byte for byte; width.workers processes make the shards, this one gathers them.
+    """Like stages.publish.publish_call, byte for byte; width.workers processes make the shards, this one gathers them.
 
     Shards are kept in the store's storage, a folder or a URL: what is interrupted goes on with those that are missing.
     """

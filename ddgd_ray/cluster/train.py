@@ -17,7 +17,8 @@ from ddgd_ray.cluster.key_values import drop, names, stop_file_here, store_name,
 from ddgd_ray.cluster.placement import Amounts, Placement
 from ddgd_ray.errors import DdgdError, EngineError, NoRoom, StageError, Stopped
 from ddgd_ray.spec.sweep_spec import WIDE_STAGES
-from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import make, publish_call, run_call
 from ddgd_ray.storage.store import Artifact, Store
 
 NODE = "ray.io/node-id"
@@ -42,7 +43,7 @@ class Width:
 
 
 def publish_with_train(call: StageCall, store: Store, ctx: Context, width: Width) -> tuple[Artifact, bool]:
-    """Like stages.base.publish_call; a fine-tuning, and with several workers a sampling, runs under a TorchTrainer.
+    """Like stages.publish.publish_call; a fine-tuning, and with several workers a sampling, runs under a TorchTrainer.
 
     One worker is Train's local mode: this process, no start-up. More are processes of their own, gloo or NCCL between them.
     """

@@ -14,7 +14,8 @@ def pretrain_command(args: argparse.Namespace) -> int:
     from ddgd_ray.plan.plan import shared_calls
     from ddgd_ray.run.folder import BUNDLED, open_store
     from ddgd_ray.spec.preset import build_preset, read_preset
-    from ddgd_ray.stages.base import Context, publish_call
+    from ddgd_ray.stages.base import Context
+    from ddgd_ray.stages.publish import publish_call
 
     errors: list[SpecError] = []
     preset = build_preset(read_preset(args.preset), errors)

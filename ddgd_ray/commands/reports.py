@@ -47,7 +47,8 @@ def _portray(folder: Path, store: "Store", args: argparse.Namespace) -> None:
     from ddgd_ray.report.memories import portrait_inputs
     from ddgd_ray.report.page import portrayed_arms
     from ddgd_ray.run.reading import open_for_report
-    from ddgd_ray.stages.base import Context, StageCall, publish_call
+    from ddgd_ray.stages.base import Context, StageCall
+    from ddgd_ray.stages.publish import publish_call
 
     run = open_for_report(folder, store)
     store.prepare()

@@ -14,7 +14,7 @@ from typing import Any
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.stages.base import whole_lines
+from ddgd_ray.stages.curves import whole_lines
 
 FILE = "spend.jsonl"
 ALIVE = "alive"

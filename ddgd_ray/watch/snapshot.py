@@ -13,7 +13,7 @@ from ddgd_ray.report.compare import chosen_arm
 from ddgd_ray.run.accounts import Spent, mean_seconds, read_spent
 from ddgd_ray.run.folder import RunFolder, open_store
 from ddgd_ray.run.results import rows_of
-from ddgd_ray.stages.base import read_newest_point
+from ddgd_ray.stages.curves import read_newest_point
 from ddgd_ray.storage.store import Store
 
 STATES = ("done", "running", "waiting", "failed")

@@ -12,8 +12,9 @@ from ddgd_ray.cluster.encode import encode_over_cluster
 from ddgd_ray.cluster.train import Width
 from ddgd_ray.errors import Stopped
 from ddgd_ray.spec.stages import EncodeSpec, ImagesSpec
-from ddgd_ray.stages.base import Context, Outside, StageCall, publish_call
+from ddgd_ray.stages.base import Context, Outside, StageCall
 from ddgd_ray.stages.parts.backbone import save_identity
+from ddgd_ray.stages.publish import publish_call
 from ddgd_ray.storage.store import Artifact, Store
 
 CLASSES = ("a", "b", "c")

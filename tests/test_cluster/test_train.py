@@ -12,7 +12,7 @@ from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.conduct.sweep import Result, run_sweep
 from ddgd_ray.conduct.work import run_job
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.stages.base import make
+from ddgd_ray.stages.publish import make
 from ddgd_ray.storage.store import Store
 
 ONE_ARM = {"controls": (), "seeds.distill": (0,), "vary": {"finetune.memory_real.pop": ("max_similarity",)}}

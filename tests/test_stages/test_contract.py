@@ -11,7 +11,9 @@ import pytest
 from ddgd_ray.conduct.sweep import planned_trials
 from ddgd_ray.spec.evaluation import STAGE_SPECS, PortraySpec
 from ddgd_ray.spec.stages import AdoptSpec
-from ddgd_ray.stages.base import CURVES, Context, Outside, StageCall, publish_call, run_call
+from ddgd_ray.stages.base import Context, Outside, StageCall
+from ddgd_ray.stages.curves import CURVES
+from ddgd_ray.stages.publish import publish_call, run_call
 from ddgd_ray.storage.store import Store, file_sha256
 
 

@@ -15,7 +15,8 @@ from ddgd_ray.conduct.work import run_job
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
 from ddgd_ray.spec.stages import PretrainSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.stages.base import Context, StageCall, publish_call
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import publish_call
 from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Artifact, Store, file_sha256, key_of
 
