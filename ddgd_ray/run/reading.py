@@ -12,6 +12,7 @@ from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.report.compare import CEILING, by_arm, contenders
 from ddgd_ray.report.tables import in_order_of, main_metric
 from ddgd_ray.run.results import Row, over_seeds, protocols_of, rows_of
+from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.load import Document
 from ddgd_ray.spec.preset import Preset, build_preset
 from ddgd_ray.storage.store import Store
@@ -104,7 +105,7 @@ class Run:
         """What the arms share, defaults filled in; None where today's specs have another form than the run's."""
         errors: list[SpecError] = []
         try:
-            settings = _with_tuples(self.sweep["identity"]["settings"])
+            settings = as_tuples(self.sweep["identity"]["settings"])
             return build_preset(Document(settings, str(self.path / "sweep.json")), errors)
         except (SpecError, KeyError, TypeError, ValueError):
             return None
@@ -122,13 +123,6 @@ class Run:
         for record in sorted(self.records, key=lambda record: record["seed"]):
             found.setdefault(record["arm"], record)
         return found
-
-
-def _with_tuples(value: Any) -> Any:
-    """As YAML is read here: lists are tuples."""
-    if isinstance(value, Mapping):
-        return {name: _with_tuples(inner) for name, inner in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def open_for_report(path: Path, store: Store) -> Run:

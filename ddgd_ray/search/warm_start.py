@@ -14,6 +14,7 @@ from ddgd_ray.report.build import read_run
 from ddgd_ray.run.folder import RunFolder, TrialRecord
 from ddgd_ray.run.objective import score_of
 from ddgd_ray.search.ask_tell import Known, Score
+from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.load import Document
 from ddgd_ray.spec.points import compose, why_not
 from ddgd_ray.spec.sweep import Sweep
@@ -81,7 +82,7 @@ def _known(
     sweep: Sweep, name: str, run: tuple[dict[str, Any], list[dict[str, Any]]], store: Store, skipped: Counter[str]
 ) -> Iterator[Known]:
     written, records = run
-    theirs = dataclasses.replace(sweep, preset=Document(_plain(written["identity"]["settings"]), name), places={})
+    theirs = dataclasses.replace(sweep, preset=Document(as_tuples(written["identity"]["settings"]), name), places={})
     of_arm: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if not record["is_control"] and not record["folder"]:
@@ -127,10 +128,3 @@ def _score(
         return None
     done = [TrialRecord(trial, state="done") for trial in trials]
     return score_of(done, sweep.spec.objective, store, sweep.spec.resources)
-
-
-def _plain(data: Any) -> Any:
-    """JSON as the specs want it: lists are tuples there."""
-    if isinstance(data, dict):
-        return {name: _plain(value) for name, value in data.items()}
-    return tuple(map(_plain, data)) if isinstance(data, list) else data
