@@ -1,4 +1,4 @@
-"""Strict YAML 1.2: every value with the line it stands on, and every error at once.
+"""Documents of strict YAML 1.2: every value with the line it stands on, and every error at once.
 
 Refused: duplicate keys, tags, anchors and aliases, several documents, invisible characters, files over 1 MB, deep nesting.
 """
@@ -169,7 +169,7 @@ def parse(text: str, source: str) -> Document:
 
 
 def _refused(event: Any, depth: int) -> str:
-    """What this parser event holds that our files may not, or ""."""
+    """The problem with a parser event that our files may not hold, or ""."""
     if getattr(event, "anchor", None) is not None:
         return "anchors and aliases are not supported"
     if getattr(event, "tag", None) is not None:
