@@ -28,8 +28,8 @@ def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
     from ddgd_ray.report.build import write_report
     from ddgd_ray.run.folder import RunFolder, open_store
 
-    place = RunFolder(folder.parent, folder.name).place
-    place.pull()
+    copy = RunFolder(folder.parent, folder.name).remote_copy
+    copy.pull()
     store = open_store(folder.parent)
     if args.memories:
         _portray(folder, store, args)
@@ -38,7 +38,7 @@ def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
     for file in (report.page, *report.tables, report.results, *report.pictures):
         print(file)
     if to is None:
-        place.push()
+        copy.push()
     return 0
 
 
