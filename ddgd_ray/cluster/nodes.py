@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def cluster_nodes() -> list[Node]:
-    """Those that are alive, with all they offer."""
+    """The nodes that are alive, with all they offer."""
     import ray
 
     return [Node(one["NodeID"], one["Resources"], one["NodeManagerHostname"]) for one in ray.nodes() if one["Alive"]]
 
 
 def await_nodes(num: int, is_stopped: Callable[[], bool]) -> bool:
-    """Whether `num` nodes that offer CPUs have joined; False when stopped before. Raises ClusterError after JOIN_S.
+    """Wait until `num` nodes that offer CPUs have joined, and return True; False when told to stop before.
 
-    A head that runs no job offers none.
+    A head that runs no jobs offers no CPUs and does not count. Raises ClusterError after JOIN_S seconds.
     """
     deadline, num_before = time.monotonic() + JOIN_S, -1
     while (num_joined := sum("CPU" in node.offers for node in cluster_nodes())) < num:
@@ -59,17 +59,17 @@ Ask = Callable[[SharedFiles, str, bytes, list[Node]], Mapping[str, str]]
 
 
 class NodeChecks:
-    """Which nodes can work on this run. Those that join are asked in a thread of their own: an answer may take minutes."""
+    """The nodes that can work on this run. New ones are asked in a thread of its own: an answer may take minutes."""
 
     def __init__(self, store: Store, nodes: list[Node]) -> None:
-        """nodes: those that were checked already."""
+        """nodes: nodes that were checked already."""
         self._store = store
         self._sound = {node.id for node in nodes}
         self._refused: dict[str, float] = {}
         self._asking: threading.Thread | None = None
 
     def sound(self, nodes: list[Node]) -> list[Node]:
-        """Those of them that are known to be; the others are asked, and those that could not asked again after a while."""
+        """The nodes among these that are known to be able; others are asked, those that were not able again after AGAIN_S."""
         before = time.monotonic() - AGAIN_S
         new = [node for node in nodes if node.id not in self._sound and self._refused.get(node.id, -math.inf) < before]
         if new and (self._asking is None or not self._asking.is_alive()):
@@ -94,17 +94,18 @@ class NodeChecks:
 
 
 def check_nodes(store: Store, nodes: list[Node]) -> None:
-    """Each of them must have this package and see our storage. Raises ClusterError that names those that do not."""
+    """Raises ClusterError that names the nodes which lack this package or do not see our storage."""
     files = _files_of(store)
     check_shared(files, str(files), nodes, ask_nodes)
 
 
 def problems_of(store: Store, nodes: list[Node]) -> Mapping[str, str]:
-    """{node id: what keeps it from working on this run, or ""}."""
+    """{node id: what keeps this node from working on the run, or ""}."""
     return problems_on(_files_of(store), nodes, ask_nodes)
 
 
 def _files_of(store: Store) -> SharedFiles:
+    """The storage that the driver and the nodes should share."""
     return store.remote or FolderFiles(store.root / "scratch")  # behind a URL, what is there counts, not this cache
 
 
@@ -123,7 +124,11 @@ def check_shared(files: SharedFiles, where: str, nodes: list[Node], ask: Ask) ->
 
 
 def problems_on(files: SharedFiles, nodes: list[Node], ask: Ask) -> Mapping[str, str]:
-    """ask(files, name, text, nodes): {node id: "" or what went wrong there}; a node reads the note and leaves one as answer."""
+    """{node id: the problem of this node, "" without one}.
+
+    ask(files, name, text, nodes): has each node read the text under `name` and write it under its own name, and returns
+    {node id: problem}.
+    """
     text = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}".encode()
     name = f"shared-{time.time_ns()}"
     files.write(name, text)
@@ -155,7 +160,7 @@ def answer_of(name: str, node_id: str) -> str:
 
 
 def look(files: SharedFiles, name: str, text: bytes, node_id: str, version: str) -> str:
-    """On a node: "" when all is well, or what is wrong."""
+    """The problem of the node that this runs on, "" without one."""
     if version != __version__:
         return f"it has ddgd-ray {__version__}, the driver {version}"
     found = _wait_for(files, name)
@@ -176,7 +181,7 @@ def _wait_for(files: SharedFiles, name: str) -> bytes | None:
 
 
 def ask_nodes(files: SharedFiles, name: str, text: bytes, nodes: list[Node]) -> Mapping[str, str]:
-    """`look` on each of them."""
+    """{node id: problem}: what `look` returns on each node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
