@@ -171,7 +171,7 @@ class Ours:
         spec = self.specs[0]
         train = read_set(self.root / "train", spec.images, spec.ipc, size=self.args.size)
         training = evaluate.Training([spec], train, self.args.size, None, [self.context])
-        draws = steps_of(spec.protocol, training.course, self.args.size, [1], self.args.device)
+        draws = steps_of(spec.protocol, training.plan, self.args.size, [1], self.args.device)
         steps = list(itertools.islice(draws, 8))
 
         def work() -> None:

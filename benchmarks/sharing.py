@@ -38,7 +38,8 @@ from ddgd_ray.search.ask_tell import GridSearch
 from ddgd_ray.search.race import Race
 from ddgd_ray.spec.stages import FinetuneSpec
 from ddgd_ray.spec.sweep import Sweep, read_sweep
-from ddgd_ray.stages.base import Context, StageCall, make
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import make
 from ddgd_ray.storage.store import Store
 
 ABLATIONS = ("memory", "size", "lambda_r", "lambda_g")

@@ -1,4 +1,4 @@
-"""What can go wrong for a user: where, what was expected, what came, what to do. Exit codes: README, "Exit codes"."""
+"""Errors for users: where, what was expected, what came, what to do. Exit codes: README, "Exit codes"."""
 
 
 class DdgdError(Exception):
@@ -37,7 +37,7 @@ class SpecError(DdgdError):
 
 
 class SpecErrors(SpecError):
-    """Every error of one configuration at once."""
+    """All errors of one configuration at once."""
 
     def __init__(self, errors: list[SpecError]) -> None:
         super().__init__(f"{len(errors)} configuration errors")
@@ -86,7 +86,7 @@ class DamagedArtifact(ArtifactError):
 
 
 class ClusterError(EngineError):
-    """Found before any work: the cluster cannot be reached, has no room for a stage, or its nodes share no storage."""
+    """Ray cannot serve the sweep: it does not start or answer, has no room for a stage, or its nodes share no storage."""
 
     exit_code = 5
     default_code = "cluster"

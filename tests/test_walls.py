@@ -34,6 +34,8 @@ STILL_UPWARD = {  # until the typed run is there
     ("run/reading.py", "ddgd_ray.report.tables"),
 }
 METHOD_IS_SEEN_BY = {"stages", "method"}
+# modules of the stages that rooms above them import: the types, the curves on disk, the way to execute a stage
+INTERFACE = ("base", "curves", "publish")
 # files above the stages -> what they use of the stages' parts: to look at inputs as a stage does, to write a model for others
 PARTS_SEEN_BY = {
     "doctor/inputs.py": {f"ddgd_ray.stages.parts.{part}" for part in ("pictures", "readers", "tensor_files")},
@@ -94,7 +96,14 @@ ABOVE_THE_STAGES = [path for path in MODULES if FLOOR_OF.get(room_of(path), 0) >
 @pytest.mark.parametrize("path", ABOVE_THE_STAGES, ids=name_of)
 def test_rooms_above_the_stages_see_their_interface_alone(path: Path) -> None:
     seen = {module for module in imports(path) if module.startswith(("ddgd_ray.stages", "torch"))}
-    assert seen <= {"ddgd_ray.stages.base"} | PARTS_SEEN_BY.get(name_of(path), set())
+    assert seen <= {f"ddgd_ray.stages.{name}" for name in INTERFACE} | PARTS_SEEN_BY.get(name_of(path), set())
+
+
+@pytest.mark.parametrize("name", INTERFACE)
+def test_the_interface_of_the_stages_is_free_of_torch(name: str) -> None:
+    allowed = {f"ddgd_ray.stages.{other}" for other in INTERFACE}
+    seen = {module for module in imports(ROOT / "stages" / f"{name}.py") if module.startswith(("ddgd_ray.stages", "torch"))}
+    assert seen <= allowed
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path).startswith("method")], ids=name_of)

@@ -1,28 +1,28 @@
-"""Which jobs may run at once, and where. Pure: executors tell it the nodes, the conductor asks it for each job.
+"""Admission: which jobs may run at once, and where. Pure: executors tell it the nodes, the conductor asks it for each job.
 
-Ray alone lets wide jobs starve behind narrow ones and waits for ever for what no node has. Here a job that has been passed
-PATIENCE times is promised its seats: nothing that would still hold them when those who sit there now have left may start.
+Ray alone lets wide jobs starve behind narrow ones and waits for ever for what no node has. Here a job that PATIENCE others
+have passed gets a reservation: what is reserved counts as taken for all jobs but the one that waits for it.
 """
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import get_args
 
-from ddgd_ray.cluster.placement import Amounts, Demand, Node, Rooms, Seat
+from ddgd_ray.cluster.placement import Allocation, Amounts, ClusterCapacity, Demand, Node
 from ddgd_ray.errors import ClusterError
 from ddgd_ray.plan.jobs import Job
 from ddgd_ray.spec.sweep_spec import AmountsSpec, ResourcesSpec, StageName
 
 PATIENCE = 4
-WAITER: Amounts = {"memory": 1.0}  # one byte: what a process holds that only waits for workers; Ray refuses nothing at all
+COORDINATOR: Amounts = {"memory": 1.0}  # one byte: a process that only waits for workers; Ray refuses one that asks for nothing
 UNITS = {"memory": ("GB", 1e9)}
 
 log = logging.getLogger(__name__)
 
 
 def amounts_of(spec: AmountsSpec) -> Amounts:
-    """What one worker asks Ray for."""
+    """The amounts that one worker asks Ray for."""
     amounts = {"CPU": spec.cpus, "GPU": spec.gpus, "memory": spec.memory_gb * 1e9}
     if spec.accelerator:
         amounts[f"accelerator_type:{spec.accelerator}"] = 0.001
@@ -30,36 +30,34 @@ def amounts_of(spec: AmountsSpec) -> Amounts:
 
 
 def demand_of(stage: str, resources: ResourcesSpec) -> Demand:
-    """What a job of this stage holds while it runs."""
+    """The demand of a job of this stage."""
     spec = resources.of(stage)
     if spec.workers == 1:
         return Demand(amounts_of(spec))
-    return Demand(amounts_of(spec), spec.workers, resources.placement, WAITER)
+    return Demand(amounts_of(spec), spec.workers, resources.placement, COORDINATOR)
 
 
 def is_spread_over_cluster(stage: str, resources: ResourcesSpec) -> bool:
-    """Whether its parts are made by tasks of their own, as many at once as the empty cluster holds."""
+    """A job of this stage is made by tasks of its own, as many at once as the empty cluster holds."""
     return stage == "encode" and resources.encode == "cluster"
 
 
 @dataclass
-class _Wait:
-    """A job that did not fit. seats: what it was promised. beside: who has started since and must leave these free."""
+class _Waiting:
+    """A job that did not fit. num_passed: jobs that have started since. reserved: what is kept for it, () before PATIENCE."""
 
-    job_id: str
     num_passed: int = 0
-    seats: tuple[Seat, ...] = ()
-    beside: set[str] = field(default_factory=set)
+    reserved: tuple[Allocation, ...] = ()
 
 
 class Admission:
-    """`fits` seats a job or refuses it; `retain` says, before each round of asking, who still runs."""
+    """`fits` allocates what a job needs, or refuses it; `retain` says, before each round of asking, which jobs still run."""
 
     def __init__(self, nodes: Iterable[Node], resources: ResourcesSpec, patience: int = PATIENCE) -> None:
-        """Raises ClusterError when jobs of some stage could never run, with what would."""
+        """Raises ClusterError when jobs of some stage could never run, and says what could."""
         self._resources, self._patience = resources, patience
-        self._seats: dict[str, tuple[Seat, ...]] = {}
-        self._waits: dict[str, _Wait] = {}
+        self._allocations: dict[str, tuple[Allocation, ...]] = {}
+        self._waiting: dict[str, _Waiting] = {}  # {job id: ...}, who has waited longest first
         self._asked: set[str] = set()
         self._has_started = False
         self._most: int | None = None  # tasks of a stage that is spread over the nodes
@@ -68,95 +66,85 @@ class Admission:
             refuse_what_never_fits(stage, self.demand(stage), self.nodes)
 
     def demand(self, stage: str) -> Demand:
+        """The demand of a job of this stage; a stage that is spread over the cluster takes all of it."""
         demand = demand_of(stage, self._resources)
         if is_spread_over_cluster(stage, self._resources):
             if self._most is None:
-                self._most = Rooms.empty(self.nodes).most(demand.each, WAITER)
+                self._most = ClusterCapacity.empty(self.nodes).most(demand.each, COORDINATOR)
             if self._most:
-                return Demand(demand.each, self._most, "spread", WAITER)
+                return Demand(demand.each, self._most, "spread", COORDINATOR)
         return demand
 
     def set_nodes(self, nodes: Iterable[Node]) -> None:
-        """The nodes that are there now. What was promised on others is promised anew."""
+        """Take note of the nodes that are alive now. Reservations on the old ones are made anew when their jobs ask again."""
         self.nodes = {node.id: node for node in nodes}
         self._most = None
-        self._free = Rooms.empty(self.nodes)
-        for seats in self._seats.values():
-            self._free.take(seats)
-        for wait in self._waits.values():
-            wait.seats = ()
+        self._free = ClusterCapacity.empty(self.nodes)
+        for allocations in self._allocations.values():
+            self._free.take(allocations)
+        for waiting in self._waiting.values():
+            waiting.reserved = ()
 
-    def seats(self, job_id: str) -> tuple[Seat, ...]:
-        """Where a running job sits: its workers', and last that of the process that waits for them."""
-        return self._seats.get(job_id, ())
+    def allocations(self, job_id: str) -> tuple[Allocation, ...]:
+        """The allocations of a running job: one for each worker and, last, that of the process that waits for them."""
+        return self._allocations.get(job_id, ())
 
     def retain(self, running: Collection[str]) -> None:
-        """Free the seats of all jobs but these. A new round: who waits and was not asked for in vain is forgotten."""
-        for job_id in [one for one in self._seats if one not in running]:
-            self._free.take(self._seats.pop(job_id), sign=1)
-            for wait in self._waits.values():
-                wait.beside.discard(job_id)
+        """Begin a new round: free what all jobs but these hold.
+
+        A job that waits but was not asked for in the round before, in which none could start, does not wait any more.
+        """
+        for job_id in [one for one in self._allocations if one not in running]:
+            self._free.take(self._allocations.pop(job_id), sign=1)
         if self._asked and not self._has_started:
-            self._waits = {job_id: wait for job_id, wait in self._waits.items() if job_id in self._asked}
+            self._waiting = {job_id: waiting for job_id, waiting in self._waiting.items() if job_id in self._asked}
         self._asked, self._has_started = set(), False
 
     def fits(self, job: Job) -> bool:
-        """Whether `job` may start now; if so, its seats are taken."""
+        """True when `job` may start now; its allocations are then taken."""
         self._asked.add(job.id)
         demand = self.demand(job.stage)
-        seats = self._open_to(job.id).place(demand)
-        if seats is None:
+        allocations = self._open_to(job.id, self._free).place(demand)
+        if allocations is None:
             self._make_wait(job.id, demand)
             return False
         self._has_started = True
-        self._seats[job.id] = seats
-        self._free.take(seats)
-        self._waits.pop(job.id, None)
-        for wait in self._waits.values():
-            wait.num_passed += 1
-            wait.beside.add(job.id)
+        self._allocations[job.id] = allocations
+        self._free.take(allocations)
+        self._waiting.pop(job.id, None)
+        for waiting in self._waiting.values():
+            waiting.num_passed += 1
         return True
 
-    def _open_to(self, job_id: str) -> Rooms:
-        """What is free and promised to nobody before this job."""
-        free = self._free
-        for wait in self._waits.values():
-            if wait.job_id == job_id:
-                break  # those behind it cannot hold it up
-            if wait.seats:
-                free = free.least(self._left_by(wait))
-        return free
-
-    def _left_by(self, wait: _Wait) -> Rooms:
-        """The cluster once it holds the promised job and who started beside it, and all before it have left."""
-        left = Rooms.empty(self.nodes)
-        left.take(wait.seats)
-        for job_id in wait.beside:
-            left.take(self._seats.get(job_id, ()))
-        return left
+    def _open_to(self, job_id: str, capacity: ClusterCapacity) -> ClusterCapacity:
+        """The capacity without what is reserved for jobs that have waited longer than this one."""
+        reserved: list[Allocation] = []
+        for other, waiting in self._waiting.items():
+            if other == job_id:
+                break
+            reserved += waiting.reserved
+        if not reserved:
+            return capacity
+        rest = capacity.copy()
+        rest.take(tuple(reserved))
+        return rest
 
     def _make_wait(self, job_id: str, demand: Demand) -> None:
-        wait = self._waits.setdefault(job_id, _Wait(job_id))
-        if wait.num_passed < self._patience or wait.seats:
+        """Take note that a job waits; reserve what it needs once enough others have passed it."""
+        waiting = self._waiting.setdefault(job_id, _Waiting())
+        if waiting.num_passed < self._patience or waiting.reserved:
             return
-        room = Rooms.empty(self.nodes)
-        for other in self._waits.values():
-            if other is wait:
-                break
-            if other.seats:
-                room = room.least(self._left_by(other))
-        wait.seats = room.place(demand) or ()
-        wait.beside = set()
-        if wait.seats:
-            log.info("%s has waited while %d others started: room is kept for it", job_id[:8], wait.num_passed)
+        waiting.reserved = self._open_to(job_id, ClusterCapacity.empty(self.nodes)).place(demand) or ()
+        if waiting.reserved:
+            log.info("%s has waited while %d others started: room is kept for it", job_id[:8], waiting.num_passed)
 
 
 def refuse_what_never_fits(stage: str, demand: Demand, nodes: Mapping[str, Node]) -> None:
-    """Raises ClusterError when not even the empty cluster has room; Ray would wait for ever."""
-    empty = Rooms.empty(nodes)
+    """Raises ClusterError when even the empty cluster has no room for the demand; Ray would wait for ever."""
+    empty = ClusterCapacity.empty(nodes)
     if empty.place(demand) is not None:
         return
-    num = empty.most(demand.each, demand.waiter)
+    num = empty.most(demand.each, demand.coordinator)
     workers = f"{demand.num} workers with {shown(demand.each)} each" if demand.num > 1 else shown(demand.each)
     nearest = f"resources.workers: {num}" if num else f"{_nearest(demand.each, nodes)} a worker"
     raise ClusterError(
@@ -168,7 +156,7 @@ def refuse_what_never_fits(stage: str, demand: Demand, nodes: Mapping[str, Node]
 
 
 def shown(amounts: Amounts) -> str:
-    """1 CPU, 0.5 GPU, 8 GB memory, an H100."""
+    """Amounts as text, for example `1 CPU, 0.5 GPU, 8 GB memory, a node with H100`."""
     parts = []
     for name, amount in amounts.items():
         unit, size = UNITS.get(name, ("", 1))
@@ -180,7 +168,7 @@ def shown(amounts: Amounts) -> str:
 
 
 def _offers(each: Amounts, nodes: Mapping[str, Node]) -> str:
-    """Of each node, in the amounts that were asked for."""
+    """The offers of all nodes as text, in the amounts that were asked for; equal nodes are counted."""
     kinds: dict[str, int] = {}
     for node in nodes.values():
         has = [name.partition(":")[2] for name in node.offers if name.startswith("accelerator_type:")]
@@ -191,7 +179,7 @@ def _offers(each: Amounts, nodes: Mapping[str, Node]) -> str:
 
 
 def _nearest(each: Amounts, nodes: Mapping[str, Node]) -> str:
-    """What is asked for, lowered to what the node has that lacks the fewest kinds, then the least."""
+    """The amounts asked for, lowered to what the nearest node offers: it lacks the fewest kinds of amounts, then the least."""
 
     def lacks(node: Node) -> tuple[int, float]:
         missing = {

@@ -3,15 +3,17 @@
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.conduct.signals import kept_signals
 from ddgd_ray.errors import ClusterError, SpecError
 from ddgd_ray.spec.load import read
 
@@ -29,6 +31,7 @@ SETTINGS = {
 
 ANSWER_S = 4.5  # the user hears within 5 s
 ASK_S = 20.0  # a process that imports ray and asks the head for its versions: 1-2 s, more on busy cores
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 HTTP2_SETTINGS = 4
 
@@ -77,8 +80,25 @@ def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None)
         ray.init(address=found, **quiet)
 
 
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Put our handlers of SIGINT and SIGTERM back afterwards.
+
+    ray.init makes SIGTERM end the process at once, with exit code 1 or 15; our handlers let a sweep drain.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python sets no handlers elsewhere, so ray sets none
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
 def hush() -> None:
-    """ray puts a handler for stderr on its logger, at import and at init; what it says goes to the run's log file instead."""
+    """Keep ray off stderr: it gives its logger a handler, at import and at init. The run's log file has what it says."""
     for name in ("_private.authentication.authentication_token_setup", "tune.analysis.experiment_analysis"):
         logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # advice for who calls ray himself; metrics are in our store
     logger = logging.getLogger("ray")
@@ -114,7 +134,7 @@ def resolve(address: str) -> str:
 
 
 def knock(found: str, address: str) -> None:
-    """Raises ClusterError when nobody is there, or somebody who does not speak gRPC. ray.init would hang for minutes."""
+    """Raises ClusterError when nobody answers, or what answers does not speak gRPC. ray.init would hang for minutes."""
     host, _, port = found.rpartition(":")
     fix = "expected HOST:PORT of a Ray head, usually port 6379"
     deadline = time.monotonic() + ANSWER_S
@@ -178,7 +198,10 @@ def refuse_other_versions(head: Mapping[str, str], address: str) -> None:
 
 
 def token_source() -> str:
-    """Where Ray takes its token from, "" for nowhere. Raises ClusterError when it cannot be read. Never its value."""
+    """The variable or file that Ray takes its token from, "" without one; never its value.
+
+    Raises ClusterError when the token cannot be read, or is asked for and missing.
+    """
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return ""
     if os.environ.get("RAY_AUTH_TOKEN"):

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ddgd_ray.cluster import key_values
 from ddgd_ray.cluster.admission import Admission
-from ddgd_ray.cluster.key_values import StopRelay, drop, job_note, names
+from ddgd_ray.cluster.key_values import job_key
 from ddgd_ray.cluster.nodes import NodeChecks, check_nodes, cluster_nodes, refuse_shards_apart
 from ddgd_ray.cluster.placement import Node
+from ddgd_ray.cluster.stop_order import StopRelay
 from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.errors import EngineError
 from ddgd_ray.plan.jobs import Job, Outcome
@@ -26,30 +28,30 @@ log = logging.getLogger(__name__)
 
 
 class ClusterDriver:
-    """Conductor, admission and the nodes that are alive, in this process alone."""
+    """The conductor, the admission and the nodes that are alive; they live in this process alone."""
 
     def __init__(self, conductor: Conductor, store: Store, resources: ResourcesSpec) -> None:
-        """Raises ClusterError: no room for a stage, or nodes that do not share our storage. One node is this machine."""
+        """Raises ClusterError when no node has room for some stage, or nodes do not share our storage."""
         self.conductor, self.store = conductor, store
         nodes = cluster_nodes()
         self.admission = Admission(nodes, resources)
         self.is_pinned = len(nodes) > 1
-        """With several nodes every job is told its own, so that we know what is free on each of them."""
+        """Each job is told its node, so that we know what is free on each. A single node needs no telling."""
         if self.is_pinned:
             check_nodes(store, nodes)
             refuse_shards_apart(store, resources)
         self._stop_relay = StopRelay(store, conductor.folder.stop_file)
         self._checks = NodeChecks(store, nodes)
         self.trials: dict[str, str] = {}
-        """{Tune's trial: its job} of all that are under way."""
+        """{id of a trial of Tune's: id of its job} of the trials that are under way."""
         self._gone_since: dict[str, float] = {}
         self.error: Exception | None = None
-        """What ends the sweep and is raised once Tune has let go of it."""
+        """The error that ends the sweep; it is raised once Tune has returned."""
         self._looked = self._moved = time.monotonic()
         self._has_lost = False
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keeps the conductor, and with it the view and its locks, out of what Tune pickles."""
+        """A stand-in: the conductor, and with it the view and its locks, stays out of what Tune pickles."""
         return (object, ())
 
     @property
@@ -58,7 +60,10 @@ class ClusterDriver:
 
     @contextmanager
     def keeping_error(self) -> Iterator[None]:
-        """Tune takes what is raised in its loop for a trial's failure and goes on without the job, or ends at once."""
+        """Keep the first error that is raised inside, and go on.
+
+        Tune would take it for a trial's failure and go on without the job, or end at once.
+        """
         try:
             yield
         except Exception as err:
@@ -67,7 +72,7 @@ class ClusterDriver:
             self.error = self.error or err
 
     def tend(self) -> None:
-        """What has to be done though no trial starts or ends."""
+        """Do what is due though no trial starts or ends: orders to stop, nodes that went or came."""
         self._stop_relay.look()
         if self.is_over:
             return
@@ -77,14 +82,14 @@ class ClusterDriver:
             self._let_go_of_unstarted()
 
     def _let_go_of_unstarted(self) -> None:
-        """Jobs whose process has not come up: on a cluster that others use too, it may not for hours."""
-        waiting = set(names(job_note("")))
-        for trial in [trial for trial in self.trials if job_note(trial) in waiting]:
-            if drop(job_note(trial)):  # else it has started in this moment
+        """Give up jobs whose process has not come up: on a cluster that others use too, it may not for hours."""
+        waiting = set(key_values.keys(job_key("")))
+        for trial in [trial for trial in self.trials if job_key(trial) in waiting]:
+            if key_values.remove(job_key(trial)):  # else its process has taken it up in this moment
                 self.conductor.ended(self.trials.pop(trial), Outcome("it had not started", is_lost=True, has_held=False))
 
     def next(self) -> Job | None:
-        """The next job that has room; None: nothing now, or never again."""
+        """The next job that may start; None when none may start now, or ever again."""
         if self.is_over:
             return None
         self.look()
@@ -102,9 +107,9 @@ class ClusterDriver:
         return job
 
     def trial(self, job: Job) -> dict[str, Any]:
-        """What Tune hands to the worker process."""
-        *workers, last = self.admission.seats(job.id)
-        nodes = [seat.node for seat in workers] if self.is_pinned else []
+        """The configuration of the trial that runs this job, as Tune hands it to the worker process."""
+        *workers, last = self.admission.allocations(job.id)
+        nodes = [worker.node for worker in workers] if self.is_pinned else []
         return {
             "label": job.label,
             "holds": dict(last.amounts),
@@ -114,18 +119,19 @@ class ClusterDriver:
         }
 
     def ended(self, job_id: str, outcome: Outcome) -> None:
+        """Pass an outcome on to the conductor; an error on a node that is gone becomes the loss of the node."""
         if job_id not in self.conductor.running:
             return
         if outcome.error and not outcome.is_lost:
             self.look(force=True)
-            gone = self._lost_seats(job_id)
+            gone = self._lost_nodes(job_id)
             if gone:  # no fault of the job's: it uses up no attempt
                 nodes = ", ".join(sorted(node[:8] for node in gone))
                 outcome = dataclasses.replace(outcome, error=f"node {nodes} was lost", is_lost=True, is_final=False)
         self.conductor.ended(job_id, outcome)
 
     def look(self, force: bool = False) -> None:
-        """See which nodes are alive; jobs that wait on one that is gone are let go."""
+        """Look which nodes are alive, at most every LOOK_S seconds; jobs that wait on a node that is gone are given up."""
         if not force and time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
@@ -141,26 +147,29 @@ class ClusterDriver:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Who was about to start on a node when it was cut off waits for ever: Ray says nothing. Its job is handed out anew."""
+        """Give up jobs that sit on nodes which have been gone for GONE_S seconds.
+
+        A process that was about to start on a node when this was cut off waits for ever, and Ray says nothing.
+        """
         now = time.monotonic()
-        gone = {trial for trial, job_id in self.trials.items() if self._lost_seats(job_id)}
+        gone = {trial for trial, job_id in self.trials.items() if self._lost_nodes(job_id)}
         self._gone_since = {trial: self._gone_since.get(trial, now) for trial in gone}
         for trial in [trial for trial, since in self._gone_since.items() if now - since > GONE_S]:
-            drop(job_note(trial))
+            key_values.remove(job_key(trial))
             self.conductor.ended(self.trials.pop(trial), Outcome("its node was lost", is_lost=True))
 
-    def _lost_seats(self, job_id: str) -> set[str]:
-        """Nodes on which the job sits, and which are gone."""
-        return {seat.node for seat in self.admission.seats(job_id)} - self.admission.nodes.keys()
+    def _lost_nodes(self, job_id: str) -> set[str]:
+        """The ids of the nodes that the job runs on and that are gone."""
+        return {worker.node for worker in self.admission.allocations(job_id)} - self.admission.nodes.keys()
 
     def _checked(self, nodes: list[Node]) -> list[Node]:
-        """Those that are known to be able to work on this run."""
+        """The nodes among these that are known to be able to work on this run."""
         self.is_pinned = self.is_pinned or len(nodes) > 1
         return self._checks.sound(nodes)
 
 
 def _release_unplaceable() -> None:
-    """Remove our placement groups that wait for a node that is gone: who waits for one then fails, and is handed out anew."""
+    """Remove our placement groups that wait for a node that is gone. Their jobs then fail, and are handed out anew."""
     import ray
     from ray import PlacementGroupID
     from ray.util import placement_group_table, remove_placement_group

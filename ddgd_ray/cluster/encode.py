@@ -6,50 +6,54 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
-from ddgd_ray.cluster.key_values import names, packed, stop_file_here, tell, told, unpacked
-from ddgd_ray.cluster.train import Width, forget, leave_word, verdict_of
+from ddgd_ray.cluster import key_values
+from ddgd_ray.cluster.stop_order import stop_file_here
+from ddgd_ray.cluster.train import WorkerGroup
+from ddgd_ray.cluster.verdicts import leave_verdict, verdict_of
 from ddgd_ray.errors import DdgdError, Stopped
-from ddgd_ray.stages.base import Context, StageCall, publish_call, shares_of
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import publish_call, shares_of
 from ddgd_ray.storage.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
 
-def encode_over_cluster(call: StageCall, store: Store, ctx: Context, width: Width) -> tuple[Artifact, bool]:
-    """Like stages.base.publish_call, byte for byte; width.workers processes make the shards, this one gathers them.
+def encode_over_cluster(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> tuple[Artifact, bool]:
+    """The same as of stages.publish.publish_call, byte for byte; the workers of `group` make the shards.
 
-    Shards are kept in the store's storage, a folder or a URL: what is interrupted goes on with those that are missing.
+    Shards are kept in the store's storage, a folder or a URL; an encode that was interrupted makes those that are missing.
     """
     found = store.get(*call.ref)
     if found is not None:
         return found, True
     with store.lease(call.key):
         if not store.has(*call.ref):
-            _make_shares(call, store, ctx, width)
+            _make_shares(call, store, ctx, group)
     return publish_call(call, store, ctx)
 
 
-def _make_shares(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
+def _make_shares(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> None:
     import ray.data
 
     name = f"{call.key[:16]}-{uuid.uuid4().hex[:6]}"
     num = len(shares_of(call, store, replace(ctx, device="cpu")))
+    num_makers = min(group.num_workers, num)
     settings = ray.data.DataContext.get_current()
     settings.enable_progress_bars = False
     settings.max_errored_blocks = 0
-    rest = {name: amount for name, amount in width.each.items() if name not in ("CPU", "GPU", "memory")}
+    rest = {name: amount for name, amount in group.each.items() if name not in ("CPU", "GPU", "memory")}
     places = ray.data.from_items([{"place": place} for place in range(num)], override_num_blocks=num)
     maker: Any = _Maker
     made = places.map(
         maker,
         fn_constructor_args=(call, store, ctx, name),
-        concurrency=min(width.workers, num),
-        num_cpus=width.each.get("CPU", 0),
-        num_gpus=width.each.get("GPU", 0) or None,
-        memory=width.each.get("memory") or None,
+        concurrency=num_makers,
+        num_cpus=group.each.get("CPU", 0),
+        num_gpus=group.each.get("GPU", 0) or None,
+        memory=group.each.get("memory") or None,
         resources=rest,
     )
-    log.info("%s encode: %d shards by %d processes", call.key[:8], num, min(width.workers, num))
+    log.info("%s encode: %d shards by %d processes", call.key[:8], num, num_makers)
     try:
         made.materialize()
     except Exception as err:
@@ -59,27 +63,27 @@ def _make_shares(call: StageCall, store: Store, ctx: Context, width: Width) -> N
         raise
     finally:
         _end_makers(name)
-        forget(name)
+        key_values.remove_all(f"{name}/")
 
 
 def _end_makers(name: str) -> None:
-    """After an error Ray Data's processes live, and hold their GPUs, as long as something remembers its traceback."""
+    """End the processes that Ray Data started: after an error they live, and hold GPUs, while its traceback is remembered."""
     import ray
 
-    for key in names(f"{name}/maker/"):
+    for key in key_values.keys(f"{name}/maker/"):
         with suppress(Exception):
-            ray.kill(unpacked(told(key)))
+            ray.kill(key_values.unpacked(key_values.get(key)))
 
 
 class _Maker:
-    """In a process of its own: images are listed and the autoencoder loaded once."""
+    """A process that makes shards; it lists the images and loads the autoencoder once."""
 
     def __init__(self, call: StageCall, store: Store, ctx: Context, name: str) -> None:
         from ray import get_runtime_context
 
         self.where, self.name = f"encode {call.key[:8]}", name
         maker = get_runtime_context().current_actor
-        tell(f"{name}/maker/{uuid.uuid4().hex}", packed(maker))
+        key_values.put(f"{name}/maker/{uuid.uuid4().hex}", key_values.packed(maker))
         self._until_the_end = ExitStack()
         self.stop_file = self._until_the_end.enter_context(stop_file_here(store, ctx.stop_file))
         self.store, self.key, self.shares = store, call.key, shares_of(call, store, ctx)
@@ -92,6 +96,6 @@ class _Maker:
             self.shares.make([place])
             self.store.push_kept(self.key, self.shares.shards[place].name)
         except DdgdError as err:
-            leave_word(self.name, place, err)
+            leave_verdict(self.name, place, err)
             raise
         return row

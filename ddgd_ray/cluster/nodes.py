@@ -7,13 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ddgd_ray import __version__
 from ddgd_ray.cluster.placement import Node
 from ddgd_ray.errors import ClusterError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.storage.shared_files import FolderFiles, SharedFiles
 from ddgd_ray.storage.store import Store
 
 NODES_S = 120.0  # a node may have to install the runtime environment first
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def cluster_nodes() -> list[Node]:
-    """Those that are alive, with all they offer."""
+    """The nodes that are alive, with all they offer."""
     import ray
 
     return [Node(one["NodeID"], one["Resources"], one["NodeManagerHostname"]) for one in ray.nodes() if one["Alive"]]
 
 
 def await_nodes(num: int, is_stopped: Callable[[], bool]) -> bool:
-    """Whether `num` nodes that offer CPUs have joined; False when stopped before. Raises ClusterError after JOIN_S.
+    """Wait until `num` nodes that offer CPUs have joined, and return True; False when told to stop before.
 
-    A head that runs no job offers none.
+    A head that runs no jobs offers no CPUs and does not count. Raises ClusterError after JOIN_S seconds.
     """
     deadline, num_before = time.monotonic() + JOIN_S, -1
     while (num_joined := sum("CPU" in node.offers for node in cluster_nodes())) < num:
@@ -55,51 +55,21 @@ def await_nodes(num: int, is_stopped: Callable[[], bool]) -> bool:
     return True
 
 
-class Board(Protocol):
-    """Where driver and nodes leave each other notes: the storage that they should share."""
-
-    def read(self, name: str) -> bytes | None: ...
-
-    def write(self, name: str, data: bytes) -> None: ...
-
-    def remove(self, name: str) -> None: ...
-
-
-class FolderBoard:
-    """A folder at the same path on all nodes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            os.listdir(self.folder)  # makes a network file system look again
-            return (self.folder / name).read_bytes()
-        except OSError:
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        (self.folder / name).write_bytes(data)
-
-    def remove(self, name: str) -> None:
-        (self.folder / name).unlink(missing_ok=True)
-
-
-Ask = Callable[[Board, str, bytes, list[Node]], Mapping[str, str]]
+Ask = Callable[[SharedFiles, str, bytes, list[Node]], Mapping[str, str]]
 
 
 class NodeChecks:
-    """Which nodes can work on this run. Those that join are asked in a thread of their own: an answer may take minutes."""
+    """The nodes that can work on this run. New ones are asked in a thread of its own: an answer may take minutes."""
 
     def __init__(self, store: Store, nodes: list[Node]) -> None:
-        """nodes: those that were checked already."""
+        """nodes: nodes that were checked already."""
         self._store = store
         self._sound = {node.id for node in nodes}
         self._refused: dict[str, float] = {}
         self._asking: threading.Thread | None = None
 
     def sound(self, nodes: list[Node]) -> list[Node]:
-        """Those of them that are known to be; the others are asked, and those that could not asked again after a while."""
+        """The nodes among these that are known to be able; others are asked, those that were not able again after AGAIN_S."""
         before = time.monotonic() - AGAIN_S
         new = [node for node in nodes if node.id not in self._sound and self._refused.get(node.id, -math.inf) < before]
         if new and (self._asking is None or not self._asking.is_alive()):
@@ -124,23 +94,24 @@ class NodeChecks:
 
 
 def check_nodes(store: Store, nodes: list[Node]) -> None:
-    """Each of them must have this package and see our storage. Raises ClusterError that names those that do not."""
-    board = _board(store)
-    check_shared(board, str(store.remote or board.folder), nodes, ask_nodes)
+    """Raises ClusterError that names the nodes which lack this package or do not see our storage."""
+    files = _files_of(store)
+    check_shared(files, str(files), nodes, ask_nodes)
 
 
 def problems_of(store: Store, nodes: list[Node]) -> Mapping[str, str]:
-    """{node id: what keeps it from working on this run, or ""}."""
-    return problems_on(_board(store), nodes, ask_nodes)
+    """{node id: what keeps this node from working on the run, or ""}."""
+    return problems_on(_files_of(store), nodes, ask_nodes)
 
 
-def _board(store: Store) -> Any:
-    return store.remote or FolderBoard(store.root / "scratch")  # behind a URL, what is there counts, not this cache
+def _files_of(store: Store) -> SharedFiles:
+    """The storage that the driver and the nodes should share."""
+    return store.remote or FolderFiles(store.root / "scratch")  # behind a URL, what is there counts, not this cache
 
 
-def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
+def check_shared(files: SharedFiles, where: str, nodes: list[Node], ask: Ask) -> None:
     """Raises ClusterError that names the nodes with problems."""
-    problems = problems_on(board, nodes, ask)
+    problems = problems_on(files, nodes, ask)
     bad = [f"{node.name or 'node'} ({node.id[:8]}): {problems[node.id]}" for node in nodes if problems[node.id]]
     if bad:
         lines = "\n".join(f"    {line}" for line in bad)
@@ -152,21 +123,25 @@ def check_shared(board: Board, where: str, nodes: list[Node], ask: Ask) -> None:
         )
 
 
-def problems_on(board: Board, nodes: list[Node], ask: Ask) -> Mapping[str, str]:
-    """ask(board, name, text, nodes): {node id: "" or what went wrong there}; a node reads the note and leaves one as answer."""
+def problems_on(files: SharedFiles, nodes: list[Node], ask: Ask) -> Mapping[str, str]:
+    """{node id: the problem of this node, "" without one}.
+
+    ask(files, name, text, nodes): has each node read the text under `name` and write it under its own name, and returns
+    {node id: problem}.
+    """
     text = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}".encode()
     name = f"shared-{time.time_ns()}"
-    board.write(name, text)
+    files.write(name, text)
     try:
-        found = ask(board, name, text, nodes)
+        found = ask(files, name, text, nodes)
         problems = {node.id: found.get(node.id, "no answer") for node in nodes}
         for node in nodes:
             answer = answer_of(name, node.id)
-            if not problems[node.id] and _wait_for(board, answer) != text:
+            if not problems[node.id] and _wait_for(files, answer) != text:
                 problems[node.id] = "what it writes cannot be seen here"
-            board.remove(answer)
+            files.remove(answer)
     finally:
-        board.remove(name)
+        files.remove(name)
     return problems
 
 
@@ -184,29 +159,29 @@ def answer_of(name: str, node_id: str) -> str:
     return f"{name}.{node_id[:16]}"
 
 
-def look(board: Board, name: str, text: bytes, node_id: str, version: str) -> str:
-    """On a node: "" when all is well, or what is wrong."""
+def look(files: SharedFiles, name: str, text: bytes, node_id: str, version: str) -> str:
+    """The problem of the node that this runs on, "" without one."""
     if version != __version__:
         return f"it has ddgd-ray {__version__}, the driver {version}"
-    found = _wait_for(board, name)
+    found = _wait_for(files, name)
     if found != text:
         return "it does not see what the driver wrote: not the same storage"
     try:
-        board.write(answer_of(name, node_id), text)
+        files.write(answer_of(name, node_id), text)
     except OSError as err:
         return f"it cannot write there: {err.strerror}"
     return ""
 
 
-def _wait_for(board: Board, name: str) -> bytes | None:
+def _wait_for(files: SharedFiles, name: str) -> bytes | None:
     deadline = time.monotonic() + SEEN_S
-    while (found := board.read(name)) is None and time.monotonic() < deadline:
+    while (found := files.read(name)) is None and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 
 
-def ask_nodes(board: Board, name: str, text: bytes, nodes: list[Node]) -> Mapping[str, str]:
-    """`look` on each of them."""
+def ask_nodes(files: SharedFiles, name: str, text: bytes, nodes: list[Node]) -> Mapping[str, str]:
+    """{node id: problem}: what `look` returns on each node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -214,7 +189,7 @@ def ask_nodes(board: Board, name: str, text: bytes, nodes: list[Node]) -> Mappin
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(node.id, soft=False)
         pinned: Any = task.options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-        asked[node.id] = pinned.remote(board, name, text, node.id, __version__)
+        asked[node.id] = pinned.remote(files, name, text, node.id, __version__)
     deadline, found = time.monotonic() + NODES_S, {}
     for node_id, answer in asked.items():
         try:

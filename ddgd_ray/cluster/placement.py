@@ -1,4 +1,4 @@
-"""What is left of each node, GPU by GPU, and where a job's workers find room. Pure.
+"""Free amounts of each node, GPU by GPU, and a place on the nodes for each worker of a job. Pure.
 
 Amounts are named as Ray names them: CPU, GPU, memory (bytes), accelerator_type:H100 and so on.
 """
@@ -17,7 +17,7 @@ Placement = Literal["pack", "spread"]
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of the cluster and all that it offers."""
+    """One machine of the cluster and all that it offers, used or not."""
 
     id: str
     offers: Amounts
@@ -26,175 +26,175 @@ class Node:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a job holds at once: `num` workers with `each`. waiter: what the process holds that only waits for them."""
+    """The workers of a job, which hold their amounts at once: `num` of them with `each`.
+
+    coordinator: amounts of one more process, which starts the workers and waits for them; {} where the job has none.
+    """
 
     each: Amounts
     num: int = 1
     placement: Placement = "pack"
-    waiter: Amounts = field(default_factory=dict)
+    coordinator: Amounts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A worker's place: a node, and which of its GPUs."""
+class Allocation:
+    """The part of a node that one worker holds. gpus: indices of the node's GPUs that it uses."""
 
     node: str
     amounts: Amounts
     gpus: tuple[int, ...] = ()
 
 
-class Room:
-    """What is left of one node. A GPU may be shared by fractions; more than one are whole ones."""
+class NodeCapacity:
+    """Amounts that are free on one node. A GPU may be shared by workers that ask for fractions of one.
+
+    A free amount falls below zero where more is subtracted than there is: by what is reserved for a job that still waits.
+    """
 
     def __init__(self, offers: Amounts) -> None:
-        self.rest = {name: amount for name, amount in offers.items() if name != "GPU"}
+        self.amounts = {name: amount for name, amount in offers.items() if name != "GPU"}
         self.gpus = [1.0] * int(offers.get("GPU", 0))
+        """The free share of each GPU."""
 
-    def copy(self) -> "Room":
-        made = Room({})
-        made.rest, made.gpus = dict(self.rest), list(self.gpus)
-        return made
-
-    def least(self, other: "Room") -> "Room":
-        """What is left in both."""
-        made = Room({})
-        made.rest = {name: min(amount, other.rest[name]) for name, amount in self.rest.items()}
-        made.gpus = [min(pair) for pair in zip(self.gpus, other.gpus, strict=True)]
-        return made
+    def copy(self) -> "NodeCapacity":
+        twin = NodeCapacity({})
+        twin.amounts, twin.gpus = dict(self.amounts), list(self.gpus)
+        return twin
 
     def find(self, amounts: Amounts) -> tuple[int, ...] | None:
-        """The GPUs, none or more, that a worker with these amounts would get; None when it does not fit.
+        """Indices of the GPUs that a worker with these amounts would use, maybe none; None when the worker does not fit.
 
-        A fraction goes to the GPU with the least left that holds it, as Ray does it.
+        A fraction goes to the GPU with the smallest free share that holds it, as Ray does it.
         """
-        if any(amount > self.rest.get(name, 0) + EPSILON for name, amount in amounts.items() if name != "GPU"):
+        if any(amount > self.amounts.get(name, 0) + EPSILON for name, amount in amounts.items() if name != "GPU"):
             return None
         wanted = amounts.get("GPU", 0)
         if not wanted:
             return ()
         share = min(wanted, 1.0)
-        holding = [place for place, left in enumerate(self.gpus) if left + EPSILON >= share]
-        holding.sort(key=lambda place: self.gpus[place])
+        holding = [index for index, free in enumerate(self.gpus) if free + EPSILON >= share]
+        holding.sort(key=lambda index: self.gpus[index])
         num = max(1, round(wanted))
         return tuple(holding[:num]) if len(holding) >= num else None
 
-    def take(self, seat: Seat, sign: int = -1) -> None:
-        """Count a worker in; with sign 1, out."""
-        for name, amount in seat.amounts.items():
+    def take(self, allocation: Allocation, sign: int = -1) -> None:
+        """Subtract what a worker holds from what is free; with sign 1, add it."""
+        for name, amount in allocation.amounts.items():
             if name != "GPU":
-                self.rest[name] = self.rest.get(name, 0) + sign * amount
-        for place in seat.gpus:
-            self.gpus[place] += sign * min(seat.amounts["GPU"], 1.0)
+                self.amounts[name] = self.amounts.get(name, 0) + sign * amount
+        for index in allocation.gpus:
+            self.gpus[index] += sign * min(allocation.amounts["GPU"], 1.0)
 
     @property
     def size(self) -> tuple[float, float]:
-        """GPUs and CPUs that are left: what nodes are compared by."""
-        return sum(self.gpus), self.rest.get("CPU", 0)
+        """Free GPUs and free CPUs: nodes are compared by these."""
+        return sum(self.gpus), self.amounts.get("CPU", 0)
 
 
-class Rooms:
-    """All nodes of the cluster."""
+class ClusterCapacity:
+    """Amounts that are free on each node of the cluster: {node id: NodeCapacity}."""
 
-    def __init__(self, rooms: dict[str, Room]) -> None:
-        self.rooms = rooms
+    def __init__(self, nodes: dict[str, NodeCapacity]) -> None:
+        self.nodes = nodes
 
     @classmethod
     def empty(cls, nodes: Mapping[str, Node]) -> Self:
-        return cls({node_id: Room(node.offers) for node_id, node in nodes.items()})
+        """The capacity of a cluster on which nothing runs."""
+        return cls({node_id: NodeCapacity(node.offers) for node_id, node in nodes.items()})
 
-    def copy(self) -> "Rooms":
-        return Rooms({node_id: room.copy() for node_id, room in self.rooms.items()})
+    def copy(self) -> "ClusterCapacity":
+        return ClusterCapacity({node_id: node.copy() for node_id, node in self.nodes.items()})
 
-    def least(self, other: "Rooms") -> "Rooms":
-        return Rooms({node_id: room.least(other.rooms[node_id]) for node_id, room in self.rooms.items()})
+    def take(self, allocations: tuple[Allocation, ...], sign: int = -1) -> None:
+        """Subtract what these workers hold; with sign 1, add it. Workers on nodes that are gone are passed over."""
+        for allocation in allocations:
+            if allocation.node in self.nodes:
+                self.nodes[allocation.node].take(allocation, sign)
 
-    def take(self, seats: tuple[Seat, ...], sign: int = -1) -> None:
-        """Workers on nodes that are gone count for nothing."""
-        for seat in seats:
-            if seat.node in self.rooms:
-                self.rooms[seat.node].take(seat, sign)
-
-    def place(self, demand: Demand) -> tuple[Seat, ...] | None:
-        """Seats for all workers and, last, for the one that waits for them; None when they do not fit at once."""
-        left = self.copy() if demand.num > 1 or demand.waiter else self
-        choices = left._spread(demand.each) if demand.placement == "spread" else left._pack(demand.each, demand.num)
-        seats: list[Seat] = []
-        for seat in islice(choices, demand.num):
-            seats.append(seat)
-            if left is not self:
-                left.rooms[seat.node].take(seat)
-        if len(seats) < demand.num:
+    def place(self, demand: Demand) -> tuple[Allocation, ...] | None:
+        """An allocation for each worker and, last, for the coordinator; None when they do not all fit at once."""
+        free = self.copy() if demand.num > 1 or demand.coordinator else self
+        choices = free._spread(demand.each) if demand.placement == "spread" else free._pack(demand.each, demand.num)
+        allocations: list[Allocation] = []
+        for allocation in islice(choices, demand.num):
+            allocations.append(allocation)
+            if free is not self:
+                free.nodes[allocation.node].take(allocation)
+        if len(allocations) < demand.num:
             return None
-        if demand.waiter:
-            node = seats[0].node if left.rooms[seats[0].node].find(demand.waiter) is not None else ""
-            node = node or left._has_room(demand.waiter)
-            if not node:
+        if demand.coordinator:
+            first = allocations[0].node
+            node_id = first if free.nodes[first].find(demand.coordinator) is not None else free._first_with(demand.coordinator)
+            if not node_id:
                 return None
-            seats.append(Seat(node, demand.waiter))
-        return tuple(seats)
+            allocations.append(Allocation(node_id, demand.coordinator))
+        return tuple(allocations)
 
-    def most(self, each: Amounts, waiter: Amounts) -> int:
-        """How many workers fit at once beside the one that waits for them."""
-        left, seats = self.copy(), []
-        for seat in left._spread(each):
-            left.rooms[seat.node].take(seat)
-            seats.append(seat)
-        while seats and not left._has_room(waiter):
-            seat = seats.pop()
-            left.rooms[seat.node].take(seat, sign=1)
-        return len(seats)
+    def most(self, each: Amounts, coordinator: Amounts) -> int:
+        """The largest number of workers that fit at once beside their coordinator."""
+        free, allocations = self.copy(), []
+        for allocation in free._spread(each):
+            free.nodes[allocation.node].take(allocation)
+            allocations.append(allocation)
+        while allocations and not free._first_with(coordinator):
+            allocation = allocations.pop()
+            free.nodes[allocation.node].take(allocation, sign=1)
+        return len(allocations)
 
-    def _has_room(self, amounts: Amounts) -> str:
-        """The first node that holds them, "" of none."""
-        return next((node_id for node_id, room in self.rooms.items() if room.find(amounts) is not None), "")
+    def _first_with(self, amounts: Amounts) -> str:
+        """The id of the first node on which these amounts are free; "" when there is none."""
+        return next((node_id for node_id, node in self.nodes.items() if node.find(amounts) is not None), "")
 
-    def _pack(self, each: Amounts, num: int) -> Iterator[Seat]:
-        """On the node that has the least left of those that hold all `num`; if none does, where most of them fit.
+    def _pack(self, each: Amounts, num: int) -> Iterator[Allocation]:
+        """Allocations on the fullest node that holds all `num` workers; if none does, on the one that holds most of them.
 
-        Each seat is to be taken before the next is asked for.
+        The caller takes each allocation before it asks for the next.
         """
-        taken: set[str] = set()
+        used: set[str] = set()
         for num_left in range(num, 0, -1):
             found = self._fitting(each)
             if not found:
                 return
-            counts = {node_id: _count(self.rooms[node_id], each, num_left) if num_left > 1 else 1 for node_id in found}
+            counts = {node_id: _count(self.nodes[node_id], each, num_left) if num_left > 1 else 1 for node_id in found}
             most = max(counts.values())
             best = (one for one in found if counts[one] == most)
-            node_id = min(best, key=lambda one: (one not in taken, self.rooms[one].size, one))
-            yield Seat(node_id, each, found[node_id])
-            taken.add(node_id)
+            node_id = min(best, key=lambda one: (one not in used, self.nodes[one].size, one))
+            yield Allocation(node_id, each, found[node_id])
+            used.add(node_id)
 
-    def _spread(self, each: Amounts) -> Iterator[Seat]:
-        """On the node with the fewest workers of this job, then with the most left, while there is room.
+    def _spread(self, each: Amounts) -> Iterator[Allocation]:
+        """Allocations as long as there is room, each on the node with the fewest workers of this job, then the emptiest.
 
-        Each seat is to be taken before the next is asked for. A node that is full is not asked again: workers may be thousands.
+        The caller takes each allocation before it asks for the next. A node that is full is not asked again: there may be
+        thousands of workers.
         """
 
         def ranked(node_id: str, num: int) -> tuple[int, float, float, str]:
-            gpus, cpus = self.rooms[node_id].size
+            gpus, cpus = self.nodes[node_id].size
             return num, -gpus, -cpus, node_id
 
-        queue = [ranked(node_id, 0) for node_id in self.rooms]
+        queue = [ranked(node_id, 0) for node_id in self.nodes]
         heapify(queue)
         while queue:
             num, *_, node_id = heappop(queue)
-            gpus = self.rooms[node_id].find(each)
+            gpus = self.nodes[node_id].find(each)
             if gpus is not None:
-                yield Seat(node_id, each, gpus)
+                yield Allocation(node_id, each, gpus)
                 heappush(queue, ranked(node_id, num + 1))
 
     def _fitting(self, each: Amounts) -> dict[str, tuple[int, ...]]:
-        found = {node_id: room.find(each) for node_id, room in self.rooms.items()}
+        """{node id: indices of GPUs} of the nodes on which one more worker fits."""
+        found = {node_id: node.find(each) for node_id, node in self.nodes.items()}
         return {node_id: gpus for node_id, gpus in found.items() if gpus is not None}
 
 
-def _count(room: Room, each: Amounts, most: int) -> int:
-    """How many workers fit, `most` at most."""
-    left = room.copy()
+def _count(node: NodeCapacity, each: Amounts, most: int) -> int:
+    """The number of workers that fit on a node, `most` at most."""
+    free = node.copy()
     for num in range(most):
-        gpus = left.find(each)
+        gpus = free.find(each)
         if gpus is None:
             return num
-        left.take(Seat("", each, gpus))
+        free.take(Allocation("", each, gpus))
     return most

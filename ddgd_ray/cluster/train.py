@@ -1,6 +1,5 @@
 """The door to Ray Train: fine-tuning and sampling on one or several workers."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -12,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray import errors
-from ddgd_ray.cluster.key_values import drop, names, stop_file_here, store_name, tell, told
+from ddgd_ray.cluster import key_values
 from ddgd_ray.cluster.placement import Amounts, Placement
+from ddgd_ray.cluster.stop_order import stop_file_here
+from ddgd_ray.cluster.verdicts import leave_verdict, num_verdicts, verdict_of
 from ddgd_ray.errors import DdgdError, EngineError, NoRoom, StageError, Stopped
-from ddgd_ray.spec.sweep_spec import WIDE_STAGES
-from ddgd_ray.stages.base import Context, StageCall, make, publish_call, run_call
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import make, publish_call, run_call
 from ddgd_ray.storage.store import Artifact, Store
 
 NODE = "ray.io/node-id"
@@ -28,34 +28,36 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Width:
-    """The workers of one stage. nodes: where each must run, in order; none: Ray chooses. max_failures: losses to make up for.
+class WorkerGroup:
+    """The workers of one job.
 
-    On pinned nodes Train makes up for none: with the node the place is gone, and the job is handed out again as a whole.
+    each: amounts of one worker. nodes: the node of each worker, in order; () lets Ray choose. max_failures: how many losses of
+    workers Train makes up for. Where nodes are given it makes up for none: with a node its place is gone, and the whole job is
+    handed out anew.
     """
 
-    workers: int = 1
+    num_workers: int = 1
     each: Amounts = field(default_factory=dict)
     placement: Placement = "pack"
     nodes: tuple[str, ...] = ()
     max_failures: int = 0
 
 
-def publish_with_train(call: StageCall, store: Store, ctx: Context, width: Width) -> tuple[Artifact, bool]:
-    """Like stages.base.publish_call; a fine-tuning, and with several workers a sampling, runs under a TorchTrainer.
+def publish_with_train(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> tuple[Artifact, bool]:
+    """The same as of stages.publish.publish_call. A fine-tuning, and what has several workers, runs under Train.
 
     One worker is Train's local mode: this process, no start-up. More are processes of their own, gloo or NCCL between them.
     """
-    if call.stage != "finetune" and not (call.stage in WIDE_STAGES and width.workers > 1):
+    if call.stage != "finetune" and group.num_workers == 1:
         return publish_call(call, store, ctx)
     with store.lease(call.key):
         found = store.get(*call.ref)
         if found is not None:
             return found, True
-        if width.workers == 1:
+        if group.num_workers == 1:
             _fit_here(call, store, ctx)
         else:
-            _fit(call, store, ctx, width)
+            _fit(call, store, ctx, group)
         made = store.get(*call.ref)
         assert made is not None
         return made, False
@@ -79,24 +81,26 @@ def _fit_here(call: StageCall, store: Store, ctx: Context) -> None:
         _raising_ours(trainer)
 
 
-def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
-    """Raises what a rank raised of ours; EngineError when workers were lost more often than Train may make up for, RuntimeError
-    when it made up for none or failed itself: the job may be tried again.
+def _fit(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> None:
+    """Run a stage on several workers.
+
+    Raises the DdgdError that a rank raised; EngineError when workers were lost more often than Train may make up for;
+    RuntimeError when Train made up for no loss or failed itself, after which the job may be tried again.
     """
     from ray.train import RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig, ScalingConfig  # what ray.train gives is typed as the older one
 
-    each, gpus = dict(width.each), width.each.get("GPU", 0)
+    each, gpus = dict(group.each), group.each.get("GPU", 0)
     scaling = ScalingConfig(
-        num_workers=width.workers,
+        num_workers=group.num_workers,
         use_gpu=bool(gpus),
         resources_per_worker=each,
-        placement_strategy=width.placement.upper(),
-        label_selector=[{NODE: node} for node in width.nodes] or None,
+        placement_strategy=group.placement.upper(),
+        label_selector=[{NODE: node} for node in group.nodes] or None,
     )
     is_whole = gpus >= 1 and ctx.device != "cpu"  # NCCL refuses two ranks on one GPU
-    retries, preemptions = (0, 0) if width.nodes else (width.max_failures, -1)
+    retries, preemptions = (0, 0) if group.nodes else (group.max_failures, -1)
     _remove_groups(_name_of(call, store))  # of a process that died before it could
     with _run_name(call, store) as name:
         run = RunConfig(
@@ -127,7 +131,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, width: Width) -> None:
 
 @contextmanager
 def _run_name(call: StageCall, store: Store) -> Iterator[str]:
-    """Name of one of Train's runs; what it leaves behind is gone afterwards.
+    """A name for one of Train's runs. What the run leaves behind is removed afterwards.
 
     Train resumes silently under a name it knows, with another configuration too: the checkpoints are the stage's own
     (stages/checkpoint.py), so every attempt has a new name.
@@ -139,11 +143,11 @@ def _run_name(call: StageCall, store: Store) -> Iterator[str]:
         shutil.rmtree(_train_folder(store) / name, ignore_errors=True)
         if store.remote is not None:
             store.remote.discard(f"train/{name}")
-        forget(name)
+        key_values.remove_all(f"{name}/")
 
 
 def _name_of(call: StageCall, store: Store) -> str:
-    return f"{store_name(store)}-{call.key[:16]}"
+    return f"{key_values.store_name(store)}-{call.key[:16]}"
 
 
 def _train_folder(store: Store) -> Path:
@@ -151,7 +155,7 @@ def _train_folder(store: Store) -> Path:
 
 
 def _storage(store: Store) -> dict[str, Any]:
-    """Where all workers see what Train writes: the store's folder, or what is behind its URL."""
+    """The storage in which all workers see what Train writes: the store's folder, or the place behind its URL."""
     if store.remote is None:
         return {"storage_path": str(_train_folder(store))}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -171,10 +175,10 @@ def _raising_ours(trainer: Any) -> None:
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """One rank. Rank 0 publishes; the others compute their share and drop what they wrote.
+    """Do the work of one rank. Rank 0 publishes; the others compute their share and drop what they wrote.
 
-    An error of ours ends the run and is not repeated: each rank leaves word of it. When all do so at once, they return; one
-    alone raises, so that Train ends the others, which wait for it.
+    A DdgdError ends the run and is not repeated: each rank leaves it as a verdict. When all ranks do so within AGREE_S seconds,
+    they return; one rank alone raises, so that Train ends the others, which wait for it.
     """
     from ray import train
 
@@ -190,9 +194,9 @@ def _worker(settings: dict[str, Any]) -> None:
             mine = {"device": _device(settings["ctx"]), "rank": rank, "num_ranks": num_ranks, "stop_file": stop_file}
             _run_rank(call, store, replace(settings["ctx"], **mine))
     except DdgdError as err:
-        leave_word(name, rank, err)
+        leave_verdict(name, rank, err)
         deadline = time.monotonic() + AGREE_S
-        while len(names(f"{name}/verdict/")) < num_ranks:
+        while num_verdicts(name) < num_ranks:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -220,50 +224,33 @@ def _device(ctx: Context) -> str:
     return ctx.device if ctx.device == "cpu" else str(get_device())
 
 
-def leave_word(name: str, rank: int, err: DdgdError) -> None:
-    """For the process that waits for us: what Ray makes of an error on its way there keeps its text alone."""
-    said = {"class": type(err).__name__, "what": err.what, "code": err.code, "where": err.where, "fix": err.fix}
-    tell(f"{name}/verdict/{rank}", json.dumps(said))
-
-
-def verdict_of(name: str) -> DdgdError | None:
-    """The error of ours that a rank left word of; the lowest rank's."""
-    for key in sorted(names(f"{name}/verdict/")):
-        said = json.loads(told(key) or "{}")
-        cls = getattr(errors, said.pop("class"), EngineError)
-        return cls(said.pop("what"), **said)
-    return None
-
-
 def _record_group(name: str) -> None:
-    """Train's placement group has no name; without a dashboard it outlives a trial that was stopped, and holds its GPUs."""
+    """Leave the id of the placement group that this rank runs in.
+
+    Train gives its groups no name, and without Ray's dashboard a group outlives a process that died, and holds its GPUs.
+    """
     from ray.util import get_current_placement_group
 
     group = get_current_placement_group()
     if group is not None:
-        tell(f"{name}/group/{group.id.hex()}", "")
+        key_values.put(f"{name}/group/{group.id.hex()}", "")
 
 
 def _remove_groups(prefix: str) -> None:
-    """Those recorded under names that begin so."""
+    """Remove the placement groups that were recorded under names with this prefix."""
     from ray import PlacementGroupID
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    for key in names(prefix):
+    for key in key_values.keys(prefix):
         kind, _, hex_id = key.partition("/")[2].partition("/")
         if kind == "group":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hex_id)))
-            drop(key)
-
-
-def forget(name: str) -> None:
-    for key in names(f"{name}/"):
-        drop(key)
+            key_values.remove(key)
 
 
 def _named(err: Exception, retries: int, where: str) -> Exception:
-    """What became of a run of Train's, in one line; an EngineError is final."""
+    """The error that says in one line what became of a run of Train's. An EngineError is final."""
     failures = getattr(err, "worker_failures", None)
     if type(getattr(err, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
         return NoRoom(
@@ -288,7 +275,7 @@ def _last_line(err: BaseException) -> str:
 
 
 def _ours(err: BaseException) -> DdgdError | None:
-    """The DdgdError behind what Train raises: workers' errors come wrapped."""
+    """The DdgdError behind an error of Train's, which wraps those of workers; None when there is none."""
     if isinstance(err, DdgdError):
         return err
     behind = [*getattr(err, "worker_failures", {}).values(), err.__cause__, err.__context__, getattr(err, "cause", None)]

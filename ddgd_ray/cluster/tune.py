@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddgd_ray.cluster import key_values
 from ddgd_ray.cluster.admission import amounts_of, is_spread_over_cluster
-from ddgd_ray.cluster.connect import SETTINGS as SETTINGS
 from ddgd_ray.cluster.connect import hush, start_ray
 from ddgd_ray.cluster.driver import ClusterDriver
 from ddgd_ray.cluster.encode import encode_over_cluster
-from ddgd_ray.cluster.key_values import drop, job_note, packed, stop_file_here, tell, told, unpacked
+from ddgd_ray.cluster.key_values import job_key, packed, unpacked
 from ddgd_ray.cluster.nodes import await_nodes
-from ddgd_ray.cluster.train import NODE, Width, publish_with_train
+from ddgd_ray.cluster.stop_order import stop_file_here
+from ddgd_ray.cluster.train import NODE, WorkerGroup, publish_with_train
 from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.conduct.work import run_job
 from ddgd_ray.plan.jobs import Job, Outcome
@@ -38,7 +39,7 @@ def run_with_tune(
 ) -> None:
     """Run all jobs as trials of one new Tune experiment; returns when the conductor has nothing left or was told to stop.
 
-    work: what a worker does with a job; with the arguments of run_job. min_nodes: that have to join before anything is asked.
+    work: what a worker does with a job; it has the arguments of run_job. min_nodes: number of nodes to wait for at the start.
 
     Raises ClusterError before any work: no cluster, another version, too few nodes, no room for a stage, storage that nodes do
     not share.
@@ -82,7 +83,7 @@ def _stopper(cluster: ClusterDriver) -> Any:
     from ray.tune import Stopper
 
     class Over(Stopper):
-        """Tune would wait for trials that were given up. It asks at every step of its loop, whatever waits there."""
+        """The end of the experiment. Tune asks at each step of its loop; by itself it would wait for trials that we gave up."""
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
@@ -99,7 +100,7 @@ def _forgetter() -> Any:
     from ray.tune import Callback
 
     class Forgetter(Callback):
-        """Tune keeps 100 kB of running averages and reports for each trial that ever ran; ours are in the store."""
+        """Deletes the 100 kB of running averages that Tune keeps for each trial that ever ran; our results are in the store."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             for name in ("metric_analysis", "metric_n_steps"):
@@ -121,7 +122,7 @@ def _searcher(cluster: ClusterDriver) -> Any:
                 job = cluster.next()
                 if job is not None:
                     cluster.trials[trial_id] = job.id
-                    tell(job_note(trial_id), packed(job))  # Tune would keep seven copies of it until the end
+                    key_values.put(job_key(trial_id), packed(job))  # Tune would keep seven copies of it until the end
                     return {"job": trial_id, **cluster.trial(job)}
             return Searcher.FINISHED if cluster.is_over else None
 
@@ -130,10 +131,10 @@ def _searcher(cluster: ClusterDriver) -> Any:
                 self._take(trial_id, result, error=error)
 
         def _take(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
-            drop(job_note(trial_id))
+            key_values.remove(job_key(trial_id))
             job_id = cluster.trials.pop(trial_id, None)
             if job_id is None:
-                return  # given up before
+                return  # it was given up before
             if error or result is None or "is_final" not in result:
                 outcome = Outcome("the worker process died")
             else:
@@ -141,7 +142,7 @@ def _searcher(cluster: ClusterDriver) -> Any:
             cluster.ended(job_id, outcome)
 
         def save(self, checkpoint_path: str) -> None:
-            Path(checkpoint_path).write_text("{}")  # nothing of ours lives here
+            Path(checkpoint_path).write_text("{}")  # the store holds all that a new start needs
 
         def restore(self, checkpoint_path: str) -> None:
             raise AssertionError("each start is a new experiment")
@@ -150,7 +151,7 @@ def _searcher(cluster: ClusterDriver) -> Any:
 
 
 def _request(config: Mapping[str, Any]) -> Any:
-    """What the trial's own process holds, and where. Tune reuses a process for trials with an equal request alone."""
+    """The placement group of the trial's own process. Tune reuses a process only for trials with an equal one."""
     from ray.tune import PlacementGroupFactory
 
     where: dict[str, Any] = {"bundle_label_selector": [{NODE: config["node"]}]} if config["node"] else {}
@@ -162,7 +163,7 @@ def _trainable() -> type:
 
     class JobTrainable(tune.Trainable):
         def setup(self, config: dict[str, Any], **given: Any) -> None:
-            self.store: Store = given["store"]  # all come by tune.with_parameters
+            self.store: Store = given["store"]  # what tune.with_parameters was given
             self.resources: ResourcesSpec = given["resources"]
             self.stop_file: Path | None = given["stop_file"]
             self.work: Callable[..., Outcome] = given["work"]
@@ -177,13 +178,13 @@ def _trainable() -> type:
             pass
 
         def step(self) -> dict[str, Any]:
-            note = job_note(self.config["job"])
-            text = told(note)
-            if not drop(note):  # from here on it has started
-                return {"done": True, **vars(Outcome("it was let go before it started", is_lost=True))}
+            key = job_key(self.config["job"])
+            text = key_values.get(key)
+            if not key_values.remove(key):  # from here on the job has started: the driver does not give it up any more
+                return {"done": True, **vars(Outcome("it was given up before it started", is_lost=True))}
             job: Job = unpacked(text)
             amounts = self.resources.of(job.stage)
-            width = Width(
+            group = WorkerGroup(
                 self.config["num_workers"],
                 amounts_of(amounts),
                 self.resources.placement,
@@ -193,8 +194,8 @@ def _trainable() -> type:
 
             def publish(call: Any, store: Store, ctx: Any) -> Any:
                 if is_spread_over_cluster(call.stage, self.resources):
-                    return encode_over_cluster(call, store, ctx, width)
-                return publish_with_train(call, store, ctx, width)
+                    return encode_over_cluster(call, store, ctx, group)
+                return publish_with_train(call, store, ctx, group)
 
             with stop_file_here(self.store, self.stop_file) as stop_file:
                 outcome = self.work(job, self.store, self.resources, publish, stop_file=stop_file)

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from ddgd_ray.storage.remote import is_url, local_folder
+from ddgd_ray.storage.addresses import is_url, local_folder
 
 
 def run_dir_of(args: argparse.Namespace) -> Path:

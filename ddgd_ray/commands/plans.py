@@ -41,7 +41,7 @@ def plan_command(args: argparse.Namespace) -> int:
     search = None
     if sweep.spec.search:
         folder = RunFolder(run_dir_of(args), sweep.spec.name)
-        folder.place.pull()
+        folder.remote_copy.pull()
         num_tried = len(tried(sweep, folder.readable_trials(), store))
         search = search_forecast(sweep, trials, store, rates, num_tried, cores=cores, gpus=gpus)
     certain = search.certain if search else forecast(trials, store, rates, resources, cores=cores, gpus=gpus)

@@ -39,16 +39,16 @@ def stop_command(args: argparse.Namespace) -> int:
     from ddgd_ray.run.folder import RunFolder
 
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
-    folder.place.pull()
+    folder.remote_copy.pull()
     read_run(args.run_folder)
-    here, elsewhere = folder.holder(), folder.place.holder()
+    here, elsewhere = folder.holder(), folder.remote_copy.holder()
     if not here and not elsewhere:
         print(f"{args.run_folder.name} is not running")
         return 0
     if here:
         folder.order_stop(now=args.now)
     else:
-        folder.place.order_stop(now=args.now)
+        folder.remote_copy.order_stop(now=args.now)
     print(f"told the sweep of {here or elsewhere} to stop; the same command continues it")
     return 0
 

@@ -28,8 +28,8 @@ def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
     from ddgd_ray.report.build import write_report
     from ddgd_ray.run.folder import RunFolder, open_store
 
-    place = RunFolder(folder.parent, folder.name).place
-    place.pull()
+    copy = RunFolder(folder.parent, folder.name).remote_copy
+    copy.pull()
     store = open_store(folder.parent)
     if args.memories:
         _portray(folder, store, args)
@@ -38,7 +38,7 @@ def _report(folder: Path, to: Path | None, args: argparse.Namespace) -> int:
     for file in (report.page, *report.tables, report.results, *report.pictures):
         print(file)
     if to is None:
-        place.push()
+        copy.push()
     return 0
 
 
@@ -47,7 +47,8 @@ def _portray(folder: Path, store: "Store", args: argparse.Namespace) -> None:
     from ddgd_ray.report.memories import portrait_inputs
     from ddgd_ray.report.page import portrayed_arms
     from ddgd_ray.run.reading import open_for_report
-    from ddgd_ray.stages.base import Context, StageCall, publish_call
+    from ddgd_ray.stages.base import Context, StageCall
+    from ddgd_ray.stages.publish import publish_call
 
     run = open_for_report(folder, store)
     store.prepare()

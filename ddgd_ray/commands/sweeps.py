@@ -170,7 +170,7 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
     busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
     echo(f"this run  {result.num_ran} jobs in {seconds:.0f} s{busy}")
     echo(f"store     {store}")
-    result.folder.place.push()
+    result.folder.remote_copy.push()
     if result.note:
         echo(f"search    {result.note}")
     if result.failed:

@@ -112,7 +112,7 @@ def run_sweep(
     store, folder = open_store(run_dir), RunFolder(run_dir, sweep.spec.name)
     store.prepare()
     folder.prepare()
-    with folder.lock(force=force_unlock), folder.place.held():
+    with folder.lock(force=force_unlock), folder.remote_copy.held():
         folder.withdraw_stop()
         is_new = not folder.is_remembered
         folder.remember(sweep, amend=amend)

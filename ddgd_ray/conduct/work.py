@@ -11,7 +11,8 @@ from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.errors import DamagedArtifact, DdgdError, NoRoom, Stopped
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.stages.base import Context, StageCall, publish_call, publish_packed
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import publish_call, publish_packed
 from ddgd_ray.storage.store import Artifact, Store
 
 log = logging.getLogger(__name__)

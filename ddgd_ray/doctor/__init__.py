@@ -1,1 +1,1 @@
-"""Is everything there that a sweep needs? Each check gives findings; nothing is changed, and torch, ray and mlflow stay out."""
+"""Checks of everything that a sweep needs. Each gives findings; nothing is changed, and torch, ray and mlflow stay out."""

@@ -1,4 +1,4 @@
-"""What a check found, and the words in which it is told."""
+"""Findings: what a check found, and the words in which a user is told."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ Level = Literal["PASS", "WARN", "FAIL"]
 
 @dataclass(frozen=True)
 class Finding:
-    """WARN: a sweep may run, not as it should. FAIL: it cannot. fix: one action, empty for PASS."""
+    """One thing that was checked. WARN: a sweep may run, not as it should. FAIL: it cannot. fix: one action, empty for PASS."""
 
     check: str
     level: Level
@@ -30,6 +30,6 @@ def passed(check: str, what: str) -> Finding:
 
 
 def from_error(check: str, err: DdgdError) -> Finding:
-    """An error that the sweep would stop with, as a finding."""
+    """A FAIL made of the error that would stop the sweep."""
     place = f"{err.where}: " if err.where else ""
     return Finding(check, "FAIL", f"{place}{err.what}", err.fix or "see above")

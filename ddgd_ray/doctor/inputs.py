@@ -1,4 +1,4 @@
-"""What a preset takes from outside: images, every one of them decoded, and weights, opened so that nothing in them runs."""
+"""Inputs that a preset takes from outside: images, each decoded, and weights, opened so that nothing in them runs."""
 
 import importlib.util
 import os
@@ -57,7 +57,7 @@ def check_images(spec: ImagesSpec, *, decodes: bool = True) -> list[Finding]:
 
 
 def _folder(spec: ImagesSpec, root: Path, decodes: bool) -> list[Finding]:
-    """Raises StageError for classes without images and layouts that are none."""
+    """Findings of an image folder. Raises StageError for classes without images and layouts that are none."""
     files = image_files(spec, root)
     counts = [sum(map(len, split.values())) for split in (files.train, files.val)]
     found = f"{len(spec.classes)} classes, {counts[0]} images for training, {counts[1]} for testing in {root}"
@@ -105,7 +105,7 @@ def undecodable(files: ImageFiles, channels: int) -> Iterator[tuple[str, str]]:
 
 
 def check_weights(preset: Preset) -> list[Finding]:
-    """Of each part that is not trained here."""
+    """Findings of the weights of each part that is not trained here."""
     findings = []
     for part, weights in (("autoencoder", preset.autoencoder), ("backbone", preset.backbone)):
         if not isinstance(weights, WeightsSpec):

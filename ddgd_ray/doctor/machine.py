@@ -33,7 +33,7 @@ GPU_TIMEOUT_S = 60.0
 
 
 def check_packages(version_of: Callable[[str], str] = importlib.metadata.version) -> list[Finding]:
-    """Versions against the bounds that the package was installed with, extras where they are installed."""
+    """Findings of versions against the bounds that the package was installed with; of extras where they are installed."""
     try:
         package = importlib.metadata.metadata(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
@@ -68,7 +68,7 @@ def _compare(requirements: Iterable[str], version_of: Callable[[str], str]) -> l
 
 
 def check_cores(resources: ResourcesSpec | None, environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Cores that this process may use, and settings that make threads fight over them."""
+    """Findings of the cores that this process may use, and of settings that make threads fight over them."""
     cores = usable_cores()
     findings = []
     if resources is not None and resources.cpus > cores:
@@ -86,7 +86,7 @@ def check_cores(resources: ResourcesSpec | None, environment: Mapping[str, str] 
 
 
 def usable_cores() -> float:
-    """By affinity and by the container's quota; whole where nothing divides them."""
+    """The number of cores by affinity and by the container's quota, which may be a fraction."""
     cores: float = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -122,7 +122,7 @@ def check_gpus(
     driver: Path = Path("/proc/driver/nvidia/version"),
     environment: Mapping[str, str] = os.environ,
 ) -> list[Finding]:
-    """GPUs as torch sees them. None is worth a warning only when the sweep asks for some."""
+    """Findings of the GPUs that torch sees. Their absence is worth a warning only when the sweep asks for some."""
     asked = resources.held["gpus"] if resources is not None else 0
     is_amd = Path("/dev/kfd").exists()
     if not driver.exists() and not is_amd:

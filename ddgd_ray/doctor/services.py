@@ -1,4 +1,4 @@
-"""What a sweep talks to: a ray cluster, an MLflow server or database. No password is repeated."""
+"""Services that a sweep talks to: a ray cluster, an MLflow server or database. No password is repeated."""
 
 import base64
 import json
@@ -24,7 +24,7 @@ DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def check_ray(address: str, *, health: tuple[str, ...] = HEALTH) -> list[Finding]:
-    """Somebody listens, and it is a ray of this version that lets us in."""
+    """The finding whether a ray head of this version listens there and lets us in."""
     shown = f"{address}"
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -53,7 +53,7 @@ def check_ray(address: str, *, health: tuple[str, ...] = HEALTH) -> list[Finding
 
 
 def check_tracking(uri: str, environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """A server that is down is a WARN: what is tracked waits on disk. What cannot mend itself is a FAIL."""
+    """The finding of MLflow's place. A server that is down is a WARN: what is tracked waits on disk. The rest is a FAIL."""
     shown = redact(uri)
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]

@@ -1,4 +1,4 @@
-"""Where runs are written: room, and whether what the store relies on works there. What is written to find out is removed."""
+"""The place where runs are written: its room, and whether what the store relies on works there. Nothing stays behind."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs"
 
 
 def check_run_dir(run_dir: Path, *, is_on_cluster: bool = False, keeps_tracking: bool = True) -> list[Finding]:
-    """is_on_cluster: other machines must see it too. keeps_tracking: MLflow's database lies there."""
+    """Findings of a run directory. is_on_cluster: other machines must see it. keeps_tracking: MLflow's database lies there."""
     place = existing(run_dir)
     if not place.is_dir():
         what = f"{place} is no folder, and {run_dir} cannot lie in it"
@@ -59,7 +59,7 @@ finally:
 
 
 def check_url(url: str) -> list[Finding]:
-    """An object store: an object is written, read back and removed."""
+    """The finding of an object store in which an object was written, read back and removed."""
     shown = redact(url)
     try:
         ran = subprocess.run(
@@ -90,7 +90,7 @@ def _room(place: Path) -> Finding:
 
 
 def _rules(place: Path, run_dir: Path) -> Finding:
-    """Write, flush to disk, rename over, lock: the store publishes by these."""
+    """The finding whether writing, flushing to disk, renaming over and locking work: the store publishes by these."""
     step = "a folder made"
     fix = "choose another --run-dir"
     try:
@@ -123,7 +123,7 @@ def _rules(place: Path, run_dir: Path) -> Finding:
 
 
 def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """Its kind, such as ext4 or nfs4, by the mount that holds the path."""
+    """The kind of file system, such as ext4 or nfs4, of the mount that holds the path."""
     kind, longest = "unknown", -1
     resolved = path.resolve()
     try:
@@ -139,7 +139,7 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
 
 
 def check_token(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """ray writes its token readable for everybody; who reads it runs code on the cluster."""
+    """The finding of ray's token. ray writes it readable for everybody, and who reads it runs code on the cluster."""
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     try:
         mode = path.stat().st_mode

@@ -33,7 +33,7 @@ def embedded_fashion() -> Path:
 
 
 def resolve(root: str, where: str) -> Path:
-    """`~` and $VARIABLES filled in. Raises StageError for a variable that is not set. where: the field that holds it."""
+    """The path with `~` and $VARIABLES filled in. Raises StageError for a variable that is not set. where: its field."""
     path = os.path.expandvars(os.path.expanduser(root))
     if "$" in path:
         variable = root.partition("$")[2].partition("/")[0].strip("{}")
@@ -111,7 +111,7 @@ def training_images_per_class(spec: ImagesSpec, root: Path) -> int:
 
 
 def known_sha256(path: Path) -> str:
-    """From the cache of hashes, unless the file changed."""
+    """The SHA-256 of a file, from the cache of hashes unless the file has changed."""
     return next(contents([str(path)])).sha256
 
 
@@ -153,12 +153,12 @@ def _folder_source(spec: ImagesSpec, root: Path) -> str:
 
 
 def _is_image(content: Content | None) -> bool:
-    """By its beginning: ImageNet-1k itself holds a PNG and CMYK JPEGs under the name .JPEG."""
+    """Whether a file begins as images do. Its name does not tell: ImageNet-1k holds a PNG under the name .JPEG."""
     return content is not None and content.beginning.startswith(IMAGE_BEGINNINGS)
 
 
 def _contents(paths: list[str]) -> Iterator[Content | None]:
-    """What each file holds; None for a broken link."""
+    """The content of each file; None for a broken link."""
     is_there = [not os.path.islink(path) or os.path.exists(path) for path in paths]
     found = contents([path for path, here in zip(paths, is_there, strict=True) if here])
     return (next(found) if here else None for here in is_there)
@@ -179,7 +179,7 @@ def _refuse_bad(spec: ImagesSpec, root: Path, bad: list[str], num_files: int) ->
 
 
 def _refuse_small(spec: ImagesSpec, root: Path, name: str, paths: list[str], bad: set[str]) -> None:
-    """A class must leave something to distill beside its validation images, corrupt files not counted."""
+    """Raises StageError when a class leaves nothing to distill beside its validation images, corrupt files not counted."""
     left = len(paths) - spec.validation_per_class
     if left > 0 and not all(path in bad for path in paths[:left]):
         return

@@ -27,7 +27,7 @@ PerClass = Mapping[str, list[str]]
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Absolute paths per class, sorted by name. train and val: those of `ImagesSpec.classes`, in that order."""
+    """{class: absolute paths, sorted by name} of each split, classes in the order of `ImagesSpec.classes`."""
 
     train: PerClass
     val: PerClass

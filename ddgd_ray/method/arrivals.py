@@ -1,4 +1,4 @@
-"""A batch of labelled rows, grouped by class on the host and sent to the device in one copy that nobody waits for.
+"""A batch of labelled rows, grouped by class on the host and sent to the device in one copy that the host does not wait for.
 
 Shapes: B batch, P classes of the batch.
 """
@@ -32,7 +32,10 @@ class Arrivals:
 
 
 def arrivals(labels: Sequence[int], surplus_of: dict[int, int], seen: dict[int, int], device: torch.device) -> Arrivals:
-    """surplus_of: rows that each class must lose. seen: insertions into each class before this batch."""
+    """The batch with these labels, class by class.
+
+    surplus_of: rows to lose. seen: insertions into each class before this batch.
+    """
     found = members_of(labels)
     members = {label: found[label] for label in sorted(found, key=lambda label: (-surplus_of[label], label))}
     place = [(row, label, group, nth) for group, (label, rows) in enumerate(members.items()) for nth, row in enumerate(rows)]
@@ -53,11 +56,11 @@ def members_of(labels: Sequence[int]) -> dict[int, list[int]]:
 
 
 def staged(host: Tensor, device: torch.device) -> Tensor:
-    """On the device by a copy that the host does not wait for: CUDA's needs pinned memory for that."""
+    """The tensor on the device, by a copy that the host does not wait for: for that, CUDA needs pinned memory."""
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def sent(device: torch.device, *columns: Sequence[int]) -> tuple[Tensor, ...]:
-    """int64 columns on the device, all in one copy."""
+    """The columns on the device as int64, all in one copy."""
     packed = torch.tensor([number for column in columns for number in column], dtype=torch.int64)
     return staged(packed, device).split([len(column) for column in columns])

@@ -43,13 +43,13 @@ def draw_mirrored(num: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_shifts(num: int, max_shift: int, *, generator: torch.Generator) -> Tensor:
-    """Pixels down and right, (num, 2) int64 in -max_shift..max_shift."""
+    """Shifts down and right in pixels, (num, 2) int64 in -max_shift..max_shift."""
     uniform = torch.rand(num, 2, generator=generator, dtype=torch.float64)
     return (uniform * (2 * max_shift + 1)).long() - max_shift
 
 
 def draw_factors(num: int, strengths: tuple[float, float, float], *, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation (num, 3): uniform in 1 - strength..1 + strength, strengths at most 1."""
+    """Factors of brightness, contrast and saturation (num, 3): uniform in 1 - strength..1 + strength, strengths at most 1."""
     assert all(0 <= strength <= 1 for strength in strengths)
     return 1 + (2 * torch.rand(num, 3, generator=generator) - 1) * torch.tensor(strengths)
 
@@ -101,7 +101,7 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:
-    """Move each image by its row of `draw_shifts`; the edge is filled with the image's least value."""
+    """Images moved by their rows of `draw_shifts`; the edge is filled with the image's least value."""
     num, channels, size, _ = images.shape
     source = torch.arange(size, device=images.device) - offsets[:, :, None]  # (N, [row, column], S)
     inside = (source >= 0) & (source < size)
@@ -114,7 +114,7 @@ def shift(images: Tensor, offsets: Tensor) -> Tensor:
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, *, clamped: bool = True) -> Tensor:
-    """torchvision's ColorJitter without hue, in each sample's own order. images: (N, 1 or 3, S, S) float in [0, 1].
+    """Images after torchvision's ColorJitter without hue, in each sample's own order. images: (N, 1 or 3, S, S) in [0, 1].
 
     Every step is f * x + (1 - f) * blend: blend is black for brightness, the mean gray for contrast, gray for saturation, which
     leaves a one-channel image as it is. `clamped=False` leaves the steps unclamped, as the code of IDC and Minimax Diffusion.
@@ -138,7 +138,7 @@ def _gray(images: Tensor) -> Tensor:
 
 
 def lighting(images: Tensor, alphas: Tensor) -> Tensor:
-    """Add each sample's alphas along the principal components of RGB (Krizhevsky et al. 2012); one channel has none."""
+    """Images plus their alphas along the principal components of RGB (Krizhevsky et al. 2012); one channel has none."""
     if images.shape[1] == 1:
         return images
     scaled = alphas * _on(alphas, RGB_EIGENVALUES)
@@ -147,7 +147,7 @@ def lighting(images: Tensor, alphas: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """By mean and deviation of ImageNet; one channel from [0, 1] to [-1, 1]."""
+    """Images normalised by mean and deviation of ImageNet; one channel goes from [0, 1] to [-1, 1]."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if images.shape[1] == 3 else ((0.5,), (0.5,))
     scale = _on(images, tuple(1 / value for value in std))[:, None, None]
     offset = _on(images, tuple(-m / s for m, s in zip(mean, std, strict=True)))[:, None, None]
@@ -155,7 +155,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def cutmix_boxes(images: Tensor, partner: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """CutMix with one box a seed: the box of each image is its partner's. Returns images and the share kept, (K,) float32.
+    """Images whose box shows their partner (CutMix), and the share of itself that an image keeps, (K,) float32; one box a seed.
 
     images: (K, B, C, S, S); partner: (K, B), a permutation inside each seed's batch; boxes: (K, 4) of `draw_boxes`.
     """
@@ -170,5 +170,5 @@ def cutmix_boxes(images: Tensor, partner: Tensor, boxes: Tensor) -> tuple[Tensor
 
 
 def _on(images: Tensor, values: tuple[float, ...]) -> Tensor:
-    """Filled on the device: `torch.tensor` would copy from the host and wait."""
+    """The values as a tensor, filled on the device: `torch.tensor` would copy from the host and wait."""
     return torch.stack([torch.full((), value, dtype=images.dtype, device=images.device) for value in values])

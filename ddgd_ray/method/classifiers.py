@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Sequential):
-    """`depth` x [conv 3x3, norm, ReLU, halve], then linear: the ConvNet of the distillation literature."""
+    """The ConvNet of the distillation literature: `depth` x [conv 3x3, norm, ReLU, halve], then linear."""
 
     def __init__(self, num_classes: int, channels: int, size: int, *, depth: int, width: int) -> None:
         layers: list[nn.Module] = []
@@ -94,7 +94,7 @@ class _StridedBlock(nn.Module):
 
 
 class ResNet18(nn.Sequential):
-    """torchvision's above 128 px; from 65 px a 3x3 stem of stride 1, below without pooling as well (IDC)."""
+    """ResNet-18: torchvision's above 128 px; from 65 px with a 3x3 stem of stride 1, below without pooling as well (IDC)."""
 
     def __init__(self, num_classes: int, channels: int, size: int, *, norm: Callable[[int], nn.Module]) -> None:
         side, stride = (7, 2) if size > 128 else (3, 1)
@@ -113,7 +113,7 @@ def _instance_norm(width: int) -> nn.Module:
 
 
 def _he(network: nn.Sequential) -> nn.Sequential:
-    """Convolutions anew from a normal of deviation sqrt(2 / (k * k * out)), as the code of IDC and Minimax Diffusion."""
+    """The network, its convolutions drawn from a normal of deviation sqrt(2 / (k * k * out)), as IDC does."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -131,7 +131,7 @@ def _convnet(name: str, depth: int, num_classes: int, channels: int, size: int) 
 
 
 def _convnet_by_size(num_classes: int, channels: int, size: int) -> nn.Module:
-    """Depth 3 up to 32 px, 4 up to 64, 5 up to 128, then 6."""
+    """A ConvNet of depth 3 up to 32 px, 4 up to 64, 5 up to 128, then 6."""
     depth = next((depth for depth, most in ((3, 32), (4, 64), (5, 128)) if size <= most), 6)
     return _convnet("convnet", depth, num_classes, channels, size)
 
@@ -155,7 +155,7 @@ def _resnet18_bn(num_classes: int, channels: int, size: int) -> nn.Module:
 
 
 def _resnet_slim(num_classes: int, channels: int, size: int) -> nn.Module:
-    """Two residual stages behind a strided stem, batch norm: as dear as SlimConvNet at 32 px."""
+    """A network of two residual stages behind a strided stem, with batch norm: at 32 px it costs what SlimConvNet costs."""
     stem = nn.Sequential(nn.Conv2d(channels, 32, 5, stride=4, padding=2, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
     return ResNetAP(num_classes, stem, widths=(32, 64), norm=nn.BatchNorm2d)
 
@@ -191,7 +191,7 @@ def build_network(name: str, *, num_classes: int, channels: int, size: int) -> n
 
 
 def features(network: nn.Module, images: Tensor) -> Tensor:
-    """What the last linear layer of a network of `build_network` reads: (B, F)."""
+    """The features (B, F) that the last linear layer of a network of `build_network` reads."""
     if not isinstance(network, ConvNet | SlimConvNet | ResNetAP | ResNet18):
         return network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]  # timm
     for layer in list(network)[:-1]:

@@ -36,10 +36,11 @@ def herding(features_NF: Tensor, num: int) -> Tensor:
 
 @torch.no_grad()
 def k_center(features_NF: Tensor, num: int, *, first: int) -> Tensor:
-    """Greedy k-center (Sener & Savarese 2018, Alg. 1): each pick is the row farthest from its nearest pick; Euclidean.
+    """Rows picked by greedy k-center (Sener & Savarese 2018, Alg. 1): each is the one farthest from its nearest pick.
 
-    first: the row to start from. The largest distance of a row to its nearest pick is at most twice the least possible with
-    `num` rows. Returns (num,) int64; on a tie, the lowest index. Raises ValueError unless 1 <= num <= N and 0 <= first < N.
+    Distances are Euclidean. first: the row to start from. A row is at most twice as far from its nearest pick as the
+    best `num` rows allow. Returns (num,) int64; on a tie, the lowest index. Raises ValueError unless 1 <= num <= N and
+    0 <= first < N.
     """
     _check(features_NF, num)
     if not 0 <= first < len(features_NF):

@@ -1,4 +1,4 @@
-"""Cosine of rows to all slots of their own class, without a copy of the slots.
+"""Cosines of rows to all slots of their own class, without a copy of the slots.
 
 Shapes: K classes, S slots, D flat latent, B batch. `members`: rows of the batch by class; the rows stand class by class.
 """
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 class Slots(Protocol):
-    """unit_KSD: unit rows. num_pushes: how often rows came so far; a push only fills slots that were free before it."""
+    """Slots by class. unit_KSD: unit rows. num_pushes: pushes so far; a push only fills slots that were free before it."""
 
     unit_KSD: Tensor
     num_pushes: int
 
 
 def own_cosines(unit_BD: Tensor, unit_KSD: Tensor, members: dict[int, list[int]]) -> Tensor:
-    """(B, S) for rows that stand class by class: one product a class with its slots where they lie; nothing is copied."""
+    """Cosines (B, S) of rows that stand class by class: one product a class, with the class's slots where they lie."""
     parts = unit_BD.split([len(rows) for rows in members.values()])
     return torch.cat([part_BD @ unit_KSD[label].T for label, part_BD in zip(members, parts, strict=True)])
 
 
 class OwnCosines(torch.autograd.Function):
-    """`own_cosines`, differentiable in the rows although the memory's tensor changes before the backward pass.
+    """The cosines of `own_cosines`, differentiable in the rows although the memory's tensor changes before the backward pass.
 
     Autograd would keep a copy of all slots of the classes: more traffic than the products themselves.
     """

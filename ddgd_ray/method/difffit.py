@@ -1,6 +1,6 @@
-"""DiffFit on diffusers' DiT: which weights learn, scale factors, and folding them away.
+"""DiffFit on diffusers' DiT: the weights that learn, the scale factors, and their folding into the weights.
 
-Source: method.md section 3 after Xie et al. 2023. DiT's own layout has one timestep MLP and one label table; diffusers repeats
+Source: Xie et al. 2023. DiT's own layout has one timestep MLP and one label table; diffusers repeats
 both in every block, so they are tied first and count once.
 """
 
@@ -13,7 +13,7 @@ NUM_SCALED_BLOCKS = 14
 
 
 def tie_embedders(model: Any) -> None:
-    """Let all blocks share the first one's timestep and label embedder, and switch off its random label dropout.
+    """Lets all blocks share the first block's timestep and label embedder, and switches off its random label dropout.
 
     Raises ValueError when the blocks' copies differ: such a model is not a DiT.
     """
@@ -30,7 +30,7 @@ def tie_embedders(model: Any) -> None:
 
 
 class ScaledLinear(nn.Module):
-    """gamma * (x W^T + b); gamma is a product of one or two vectors of ones at the start."""
+    """A linear layer with a scale, gamma * (x W^T + b); gamma is a product of one or two vectors of ones at the start."""
 
     def __init__(self, linear: nn.Linear, num_gammas: int = 1) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ScaledLinear(nn.Module):
 
 
 def add_bitfit(model: Any) -> None:
-    """Freeze all but every bias and the label table: DiffFit's set without its scale factors.
+    """Freezes all but every bias and the label table: DiffFit's set without its scale factors.
 
     BitFit proper (Ben Zaken et al. 2022) trains biases alone; the table stays in so that the two differ by the scales only.
     """
@@ -70,7 +70,7 @@ def add_bitfit(model: Any) -> None:
 
 
 def add_difffit(model: Any) -> None:
-    """Freeze all but the biases and the label table, and put trainable scales into the first 14 blocks.
+    """Freezes all but the biases and the label table, and puts trainable scales into the first 14 blocks.
 
     A block gets scales on q, k, v, on the attention projection, on the attention branch and on the MLP branch. The last two
     stand on the branch's closing projection, before adaLN's gate: both multiply channel by channel, so the order is free.
@@ -84,7 +84,7 @@ def add_difffit(model: Any) -> None:
 
 
 def fold_difffit(model: Any) -> None:
-    """Multiply every scale into its projection; what remains is a plain diffusers DiT with the same outputs."""
+    """Multiplies every scale into its projection; what remains is a plain diffusers DiT with the same outputs."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, ScaledLinear):
@@ -97,7 +97,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def freeze_all_but(model: nn.Module, adapter: str) -> None:
-    """Prepare `model` for the named adapter: `difffit`, `bitfit`, or `full` where everything learns."""
+    """Prepares `model` for the named adapter: `difffit`, `bitfit`, or `full` where everything learns."""
     if adapter == "difffit":
         add_difffit(model)
     elif adapter == "bitfit":

@@ -19,7 +19,7 @@ Block = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 def dit_block(block: Any, x_BTD: Tensor, condition_BD: Tensor) -> Tensor:
-    """One adaLN-zero block (Peebles & Xie 2023, Fig. 3). condition_BD: after SiLU."""
+    """The tokens after one adaLN-zero block (Peebles & Xie 2023, Fig. 3). condition_BD: after SiLU."""
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = block.norm1.linear(condition_BD)[:, None].chunk(6, dim=2)
     x_BTD = x_BTD + gate * _attention(block.attn1, block.norm1.norm(x_BTD) * (1 + scale) + shift)
     hidden_BTD: Tensor = block.ff(block.norm3(x_BTD) * (1 + mlp_scale) + mlp_shift)
@@ -38,7 +38,7 @@ def _attention(attention: Any, x_BTD: Tensor) -> Tensor:
 def denoise(
     model: Any, z_t: Tensor, t_B: Tensor, labels_B: Tensor, *, block: Block = dit_block, recompute: bool = False
 ) -> Tensor:
-    """What `model(z_t, t, labels)` returns, (B, c or 2c, s, s), to rounding. For models without dropout.
+    """The output of `model(z_t, t, labels)`, (B, c or 2c, s, s), to rounding; for models without dropout.
 
     block: `dit_block` or a compiled version of it. recompute: keep each block's input alone for the backward pass.
     """

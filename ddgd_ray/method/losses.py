@@ -37,7 +37,7 @@ def per_class(
 
 
 def class_weights(num_present: int, aggregation: str, like: Tensor) -> Tensor:
-    """Weight of each class of the batch, (P,): 1/P, so that classes with an empty memory count in the divisor.
+    """The weight of each class of the batch, (P,): 1/P, so that classes with an empty memory count in the divisor.
 
     `cumulative` multiplies class k of n (ascending label, from 1) by n - k + 1: the public code of arXiv 2505.19469 adds the
     running sum inside its class loop.
@@ -49,10 +49,10 @@ def class_weights(num_present: int, aggregation: str, like: Tensor) -> Tensor:
 
 
 def real_loss(min_cosine_P: Tensor, has_value_P: Tensor, weights_P: Tensor) -> Tensor:
-    """L_real: raise the similarity to the least similar real latent (paper Eq. 4), weighted over classes."""
+    """L_real, which raises the similarity to the least similar real latent (paper Eq. 4), weighted over classes."""
     return (weights_P * torch.where(has_value_P, 1 - min_cosine_P, 0.0)).sum()
 
 
 def gen_loss(max_cosine_P: Tensor, has_value_P: Tensor, weights_P: Tensor) -> Tensor:
-    """L_gen: lower the similarity to the most similar generated latent (paper Eq. 5), weighted over classes."""
+    """L_gen, which lowers the similarity to the most similar generated latent (paper Eq. 5), weighted over classes."""
     return (weights_P * torch.where(has_value_P, max_cosine_P, 0.0)).sum()

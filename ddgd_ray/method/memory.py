@@ -27,7 +27,7 @@ _NO_PAIR = -2.0  # below any cosine
 
 @dataclass(frozen=True)
 class Rows:
-    """What a pop strategy may look at, for the P classes that must shrink; free slots hold garbage.
+    """The rows of the P classes that must shrink, as a pop strategy sees them; free slots hold garbage.
 
     sums_PS: summed cosine to all rows of the class. nearest_PS: greatest cosine to another row. born_PS: insertion number.
     chance_PS: uniform in [0, 1), drawn anew each pop. fate_PS: uniform in [0, 1), drawn once when the row came.
@@ -42,17 +42,20 @@ class Rows:
 
 
 def _fifo(rows: Rows) -> Tensor:
-    """Minimax Diffusion: the oldest leaves."""
+    """Scores by age: the oldest row leaves (Minimax Diffusion)."""
     return -rows.born_PS.double()
 
 
 def _max_similarity(rows: Rows) -> Tensor:
-    """Paper Eq. 7-8: the row most similar to all others leaves; a row's cosine to itself adds 1 to all and decides nothing."""
+    """Scores by summed cosine: the row most similar to all others leaves (paper Eq. 7-8).
+
+    The sum holds a row's cosine to itself, which is 1 for all rows and decides nothing.
+    """
     return rows.sums_PS
 
 
 def _min_similarity(rows: Rows) -> Tensor:
-    """The "min" of the paper's Table 3: the outlier leaves."""
+    """Scores against the summed cosine: the outlier leaves, the "min" of the paper's Table 3."""
     return -rows.sums_PS
 
 
@@ -61,12 +64,12 @@ def _random(rows: Rows) -> Tensor:
 
 
 def _reservoir(rows: Rows) -> Tensor:
-    """Keeping the N smallest of i.i.d. uniforms keeps a uniform sample of the whole stream (bottom-k sampling)."""
+    """Scores drawn once a row: the N smallest of such uniforms are a uniform sample of the whole stream (bottom-k sampling)."""
     return rows.fate_PS
 
 
 def _kcenter(rows: Rows) -> Tensor:
-    """One of the closest pair leaves: the older, by the rule for ties (greedy k-center)."""
+    """Scores by nearest row: of the closest pair the older leaves, by the rule for ties (greedy k-center)."""
     return rows.nearest_PS.double()
 
 
@@ -90,7 +93,7 @@ _USES = {
 
 
 class LatentMemory:
-    """Memory of all classes; `push` is the only thing that changes it."""
+    """The memory of all classes; `push` is the only thing that changes it."""
 
     def __init__(
         self,
@@ -141,7 +144,7 @@ class LatentMemory:
 
     @torch.no_grad()
     def push(self, z_BD: Tensor, labels_B: Tensor) -> None:
-        """Insert all latents, then let rows leave until each class has at most `capacity`.
+        """Inserts all latents, then lets rows leave until each class has at most `capacity`.
 
         z_BD: (B, D), detached here. labels_B: (B,) int64 on the host. A batch row counts as younger than those before it.
         """
@@ -168,7 +171,7 @@ class LatentMemory:
             self.sums_KS[new.classes_P] = sums_PS.masked_fill_(born_PS == FREE, 0.0)
 
     def _arrivals(self, labels: list[int]) -> Arrivals:
-        """Groups the batch and counts its rows as seen, evicted and held: all of that is known on the host."""
+        """The batch by class; its rows are counted as seen, evicted and held, all of which is known on the host."""
         rows = Counter(labels)
         held = {label: int(self.size_K[label]) + number for label, number in rows.items()}
         assert max(held.values()) <= self.born_KS.shape[1], "a class got more rows in one push than max_batch"
@@ -181,7 +184,10 @@ class LatentMemory:
         return arrivals(labels, surplus, seen, self.unit_KSD.device)
 
     def _insert_cosines(self, new: Arrivals, unit_BD: Tensor, slot_B: Tensor, born_PS: Tensor, sums_PS: Tensor) -> None:
-        """Enter the new rows into the Gram matrix; old rows gain their cosine to each new row, new rows the sum of theirs."""
+        """Enters the new rows into the Gram matrix.
+
+        An old row's sum gains its cosine to each new row, a new row gets the sum of its own.
+        """
         is_free_BS = (born_PS == FREE)[new.group_B]
         cosine_BS = _to_grid(own_cosines(unit_BD, self.unit_KSD, new.members)).masked_fill_(is_free_BS, self._no_cosine)
         if self._uses == "nearest":
@@ -194,7 +200,7 @@ class LatentMemory:
             sums_PS[new.group_B, slot_B] = exact_BS.sum(dim=1)
 
     def _make_symmetric(self, cosine_BS: Tensor, new: Arrivals, slot_B: Tensor) -> None:
-        """Two new rows of a class get one cosine, so that each is the other's nearest to the last bit; none is its own."""
+        """Gives two new rows of a class one cosine, so that each is the other's nearest to the last bit, and none its own."""
         cosine_BS.scatter_(1, slot_B[:, None], _NO_PAIR)
         stops = accumulate(len(rows) for rows in new.members.values())
         places = (range(stop - len(rows), stop) for rows, stop in zip(new.members.values(), stops, strict=True))
@@ -203,7 +209,7 @@ class LatentMemory:
         cosine_BS[late, slot_B[early]] = cosine_BS[early, slot_B[late]]
 
     def _pop_down(self, new: Arrivals, born_PS: Tensor, sums_PS: Tensor) -> None:
-        """In each turn one row leaves every class that is still too large."""
+        """Lets one row leave in each turn from every class that is still too large."""
         labels = list(new.members)
         for turn in range(new.surplus[0]):
             n = sum(surplus > turn for surplus in new.surplus)
@@ -289,7 +295,7 @@ class LatentMemory:
 
 
 def _to_grid(cosine: Tensor) -> Tensor:
-    """Rounded to multiples of 2^-24: float64 sums of up to 2^28 such numbers are exact."""
+    """The cosines, rounded to multiples of 2^-24: float64 sums of up to 2^28 such numbers are exact."""
     return (cosine * 2.0**24).round() * 2.0**-24
 
 

@@ -1,4 +1,4 @@
-"""How good a small set is, in a given feature space: PRDC, Vendi score, cosines, Frechet distance, copies of real rows.
+"""Measures of a small set in a given feature space: PRDC, Vendi score, cosines, Frechet distance, copies of real rows.
 
 Shapes: N real rows, M set rows, F features, R rows and X columns of a table of distances, C rows of one chunk of it.
 
@@ -18,7 +18,7 @@ _SLACK = 1e-12
 
 
 class Prdc(NamedTuple):
-    """precision, recall, coverage: shares. density: 0 and up, 1 expected when the set is drawn like the real rows."""
+    """Precision, recall and coverage are shares. Density is 0 or more, 1 expected when the set is drawn like the real rows."""
 
     precision: float
     recall: float
@@ -27,7 +27,10 @@ class Prdc(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """distance_M: to the nearest real row. nearest_M: int64, that row. share: rows of the set with distance <= threshold."""
+    """Rows of the set beside their nearest real rows.
+
+    distance_M: to that row. nearest_M: int64, that row. share: rows of the set with distance <= threshold.
+    """
 
     distance_M: Tensor
     nearest_M: Tensor
@@ -36,8 +39,10 @@ class Copies(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """Of real rows among themselves, computed once for all sets. square_NK: squared distances to the K nearest others, rising.
-    nearest_N: int64, the nearest of them."""
+    """Distances of real rows among themselves, computed once for all sets.
+
+    square_NK: squared distances to the K nearest other rows, rising. nearest_N: int64, the nearest other row.
+    """
 
     square_NK: Tensor
     nearest_N: Tensor
@@ -45,7 +50,7 @@ class Neighbours(NamedTuple):
 
 @torch.no_grad()
 def neighbours(real_NF: Tensor, k: int, *, chunk: int = 256) -> Neighbours:
-    """Raises ValueError unless 1 <= k < N."""
+    """The k nearest other rows of each real row. Raises ValueError unless 1 <= k < N."""
     (real_NF,) = _checked(real_NF)
     if not 1 <= k < len(real_NF):
         raise ValueError(f"neighbours: expected 1 <= k < {len(real_NF)} rows, got k={k}")
@@ -56,7 +61,7 @@ def neighbours(real_NF: Tensor, k: int, *, chunk: int = 256) -> Neighbours:
 
 @torch.no_grad()
 def prdc(real_NF: Tensor, set_MF: Tensor, *, k: int = 5, chunk: int = 256, real_neighbours: Neighbours | None = None) -> Prdc:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, Eq. 1-2), density and coverage (Naeem et al. 2020).
+    """The improved precision and recall (Kynkäänniemi et al. 2019, Eq. 1-2), density and coverage (Naeem et al. 2020).
 
     A row's ball reaches to its k-th nearest neighbour among the others of its own kind; its border belongs to it, as in Eq. 1
     of the former and unlike the latter's code: so a set equal to the real rows has coverage 1 even if rows repeat.
@@ -124,7 +129,7 @@ def class_similarities(set_MF: Tensor, labels_M: Tensor) -> dict[int, float]:
 
 @torch.no_grad()
 def frechet_distance(real_NF: Tensor, set_MF: Tensor) -> float:
-    """|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^1/2 S_2 S_1^1/2)^1/2), the S unbiased (Heusel et al. 2017); squared units.
+    """The distance |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1^1/2 S_2 S_1^1/2)^1/2), the S unbiased (Heusel et al. 2017), squared.
 
     Biased upward for small M, by more than most differences between methods: compare only at equal M and N. Fewer rows than
     features are no obstacle. Raises ValueError when N or M < 2: one row has no covariance.
@@ -150,7 +155,7 @@ def copies(
     quantile: float = 0.01,
     real_neighbours: Neighbours | None = None,
 ) -> Copies:
-    """Which rows of the set lie suspiciously near a real row: a set of real rows has share 1, fresh draws about `quantile`.
+    """The rows of the set that lie suspiciously near a real row: a set of real rows has share 1, fresh draws about `quantile`.
 
     The threshold is that quantile of the distances of the real rows to their nearest other real row; it is 0 where more than
     that share of them repeats another exactly. Raises ValueError when N < 2 or quantile is outside 0..1.
@@ -175,7 +180,7 @@ def copies(
 
 
 def _checked(*tables: Tensor) -> tuple[Tensor, ...]:
-    """In float64, on the device of the first."""
+    """The tables in float64 on the device of the first. Raises ValueError for shapes that do not fit and for nan or inf."""
     for table in tables:
         if table.dim() != 2 or 0 in table.shape or table.shape[1] != tables[0].shape[1]:
             shapes = " and ".join(str(tuple(table.shape)) for table in tables)
@@ -194,7 +199,7 @@ def _unit(set_MF: Tensor) -> Tensor:
 
 
 def _centred(real_NF: Tensor, set_MF: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances stay, and lose fewer digits: features after a ReLU lie far from 0."""
+    """Both tables minus the real mean: distances stay and lose fewer digits, as features after a ReLU lie far from 0."""
     mean_F = real_NF.mean(dim=0)
     return real_NF - mean_F, set_MF - mean_F
 
@@ -217,7 +222,7 @@ def _squared_distances_to_others(rows_RF: Tensor, chunk: int) -> Iterator[tuple[
 
 
 def _squared_radii(rows_RF: Tensor, k: int, chunk: int, radius_R: Tensor | None = None) -> Tensor:
-    """(R,): squared distance to the k-th nearest other row (radius_R where it is known), and the slack."""
+    """The squared distance (R,) to the k-th nearest other row (radius_R where it is known), and the slack."""
     if radius_R is None:
         chunks = _squared_distances_to_others(rows_RF, chunk)
         radius_R = torch.cat([square_CR.topk(k, dim=1, largest=False).values[:, -1] for _, square_CR in chunks])
@@ -225,13 +230,13 @@ def _squared_radii(rows_RF: Tensor, k: int, chunk: int, radius_R: Tensor | None 
 
 
 def _distances_to(real_NF: Tensor, nearest: Tensor, rows_RF: Tensor, chunk: int) -> Tensor:
-    """(R,): from differences, so that a copy is exactly 0 away."""
+    """The distances (R,), from differences, so that a copy is exactly 0 away."""
     parts = zip(rows_RF.split(chunk), nearest.split(chunk), strict=True)
     return torch.cat([(rows_CF - real_NF[nearest_C]).norm(dim=1) for rows_CF, nearest_C in parts])
 
 
 def _covariance_root(centred_RF: Tensor) -> Tensor:
-    """(min(R, F), F) with root^T root the unbiased covariance."""
+    """A matrix (min(R, F), F) whose root^T root is the unbiased covariance."""
     num_rows, num_features = centred_RF.shape
     if num_rows <= num_features:
         return centred_RF / (num_rows - 1) ** 0.5

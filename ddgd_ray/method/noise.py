@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """beta_t and abar_t = prod_{s<=t} (1 - beta_s), each (T,) float64."""
+    """A schedule: beta_t and abar_t = prod_{s<=t} (1 - beta_s), each (T,) float64."""
 
     beta_T: Tensor
     abar_T: Tensor
@@ -23,7 +23,7 @@ class NoiseSchedule:
 
 
 def linear_schedule(num_steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> NoiseSchedule:
-    """DDPM's linear betas, as DiT uses them (method.md section 1)."""
+    """The linear betas of DDPM, as DiT uses them."""
     return _schedule(torch.linspace(first, last, num_steps, dtype=torch.float64))
 
 
@@ -48,13 +48,13 @@ def _at(values_T: Tensor, t_B: Tensor, like: Tensor) -> Tensor:
 
 
 def add_noise(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
-    """z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps (paper Eq. 1)."""
+    """The noised latent z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps (paper Eq. 1)."""
     abar = schedule.abar_T
     return _at(abar.sqrt(), t_B, z0) * z0 + _at((1 - abar).sqrt(), t_B, z0) * eps
 
 
 def x0_prediction(schedule: NoiseSchedule, z_t: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
-    """The clean latent that explains z_t if `eps` is its noise: one step, unclipped, differentiable in eps.
+    """The clean latent that explains z_t if `eps` is the noise in z_t: one step, unclipped, differentiable in eps.
 
     At t = 999 of the linear schedule an error of eps is multiplied by 157.
     """
@@ -75,7 +75,10 @@ def posterior(schedule: NoiseSchedule, x0: Tensor, z_t: Tensor, t_B: Tensor) -> 
 
 
 def learned_log_variance(schedule: NoiseSchedule, v: Tensor, t_B: Tensor) -> Tensor:
-    """Interpolate in log space between the posterior variance (v = -1) and beta (v = 1): "learned range" of iDDPM, Eq. 15."""
+    """The log-variance, interpolated between the posterior variance (v = -1) and beta (v = 1).
+
+    "learned range" of iDDPM, Eq. 15.
+    """
     _, lowest = posterior(schedule, v, v, t_B)
     highest = _at(schedule.beta_T.log(), t_B, v)
     share = (v + 1) / 2
@@ -91,7 +94,10 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _discrete_nll(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """-log of the mass a normal puts on the 2/255-wide bin around x; the outer bins are open, as in DDPM section 3.3."""
+    """The -log of the mass that a normal puts on the 2/255-wide bin around x.
+
+    The outer bins are open, as in DDPM section 3.3.
+    """
     inverse_std = (-0.5 * log_variance).exp()
     above = _normal_cdf((x - mean + 1 / 255) * inverse_std)
     below = _normal_cdf((x - mean - 1 / 255) * inverse_std)

@@ -24,7 +24,7 @@ Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Sampler(Protocol):
-    """One way down from noise. Made anew for each batch: it may remember earlier steps.
+    """One way down from noise. A sampler is made anew for each batch, since it may remember earlier steps.
 
     timesteps: the model's t of each step, descending. num_noises: how many of the first steps take fresh noise.
     """
@@ -33,7 +33,10 @@ class Sampler(Protocol):
     num_noises: int
 
     def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
-        """z after step `place` (0 is the first, at the greatest t); eps: predicted noise, v: the learned variance's place."""
+        """The latents after step `place`, of which 0 is the first, at the greatest t.
+
+        eps: the predicted noise. v: the learned variance, as a place between its bounds.
+        """
         ...
 
 
@@ -55,7 +58,7 @@ class Ancestral:
 
 
 class Ddim:
-    """eta = 0 (Song et al. 2021, Eq. 12) on a respaced schedule, unclipped."""
+    """DDIM with eta = 0 (Song et al. 2021, Eq. 12) on a respaced schedule, unclipped."""
 
     num_noises = 0
 
@@ -79,8 +82,10 @@ def noise_stream(seed: int, class_name: str, index: int) -> torch.Generator:
 def guided(
     denoise: Denoiser, z_t: Tensor, t_B: Tensor, labels_B: Tensor, null_label: int, scale: float, cfg_channels: int
 ) -> tuple[Tensor, Tensor | None]:
-    """eps_u + scale (eps_c - eps_u) on the first `cfg_channels` channels, eps_c on the others, and the conditional variance
-    output if there is one. DiT guides three of its four channels (method.md section 4).
+    """The guided noise, and the conditional variance output if the model has one.
+
+    The noise is eps_u + scale (eps_c - eps_u) on the first `cfg_channels` channels and eps_c on the others: DiT guides three of
+    its four channels.
     """
     channels = z_t.shape[1]
     if scale == 1.0:

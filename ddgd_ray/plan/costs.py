@@ -1,4 +1,4 @@
-"""What stages will take: seconds and bytes by rates that published artifacts tell, or a calibration file.
+"""Seconds and bytes that stages will take, by rates that are read from published artifacts or a calibration file.
 
 A stage's work is counted in units that its seconds grow with: images seen in training, denoising steps times images. A rate is
 seconds a unit in one family of equal networks and sizes; a family never seen goes by its stage's others, with a wider range.
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 SHIPPED = Path(__file__).resolve().parent.parent / "data" / "calibration.json"
 MAX_READ = 400
-"""Artifacts of a stage that a calibration reads at most."""
+"""The most artifacts of one stage that a calibration reads."""
 UNSEEN = 3.0
-"""A family never seen may be so many times dearer or cheaper than its stage's others."""
+"""A family that was never seen may be this many times dearer or cheaper than others of its stage."""
 PER_CLASS_UNKNOWN = 1000
 
 
@@ -43,7 +43,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage call. is_known: by artifacts of its own family."""
+    """The cost of one stage call. is_known: it was estimated from artifacts of the call's own family."""
 
     seconds: float = 0.0
     low_s: float = 0.0
@@ -57,7 +57,7 @@ Rates = Mapping[str, Mapping[str, Rate]]
 
 
 def work_of(stage: str, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[str, float]:
-    """Family and units of a call, from its canonical spec and the keys of its inputs."""
+    """The family and the units of work of a call, from its canonical spec and the keys of its inputs."""
     images = spec.get("images") or {}
     num_classes = len(images.get("classes", ())) or 1
     if stage in ("finetune", "pretrain"):
@@ -88,7 +88,7 @@ def _training(spec: Mapping[str, Any], images: Mapping[str, Any], num_classes: i
 
 
 def rates_of(store: Store) -> Rates:
-    """What the store's artifacts took; of a stage with many, some of them."""
+    """Rates of the store's artifacts; of a stage with more than MAX_READ, some are left out."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for stage in STAGE_SPECS:
         for key in store.keys(stage)[:MAX_READ]:  # sorted by hash: a random choice
@@ -116,7 +116,7 @@ def _rate(values: Iterable[tuple[float, float]]) -> Rate:
 
 
 def known_rates(store: Store, file: Path | None = None) -> Rates:
-    """The shipped calibration, a file's in its place, and the store's own families over either."""
+    """Rates of the shipped calibration, or of `file` in its place; families that the store holds replace theirs."""
     rates = {stage: dict(families) for stage, families in read_calibration(file or SHIPPED).items()}
     for stage, families in rates_of(store).items():
         rates.setdefault(stage, {}).update(families)
@@ -124,7 +124,7 @@ def known_rates(store: Store, file: Path | None = None) -> Rates:
 
 
 def read_calibration(file: Path) -> Rates:
-    """Raises SpecError when it is none."""
+    """Rates of a calibration file. Raises SpecError when the file is none."""
     try:
         content = json.loads(file.read_text())
         if content["schema"] != SCHEMA:
@@ -144,7 +144,7 @@ def write_calibration(rates: Rates, file: Path) -> None:
 
 
 def cost_of(call: StageCall, rates: Rates) -> Cost | None:
-    """None where no artifact of its stage was ever seen."""
+    """The cost of a call; None where no artifact of its stage was ever seen."""
     families = rates.get(call.stage)
     if not families:
         return None

@@ -1,4 +1,4 @@
-"""What a planned sweep will take: by stage, in all, and on the clock."""
+"""The cost of a planned sweep: by stage, in all, and on the clock."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,21 +10,21 @@ from ddgd_ray.stages.base import StageCall
 from ddgd_ray.storage.store import Store
 
 START_S = 20.0
-"""Ray, and the imports of the first workers."""
+"""Seconds until Ray and the first workers have started."""
 JOB_S = 0.35
-"""Handing a job to a worker and back."""
+"""Seconds to hand a job to a worker and to take its outcome."""
 KINDS = ("seconds", "low_s", "high_s")
 
 
 @dataclass
 class StageForecast:
-    """Of the calls of one stage: how many are published, how many will run, and what these take."""
+    """The calls of one stage: how many are published (hits), how many will run (misses), and what the latter take."""
 
     stage: str
     hits: int = 0
     misses: int = 0
     unknown: int = 0
-    """Of the misses, those that nothing is known about."""
+    """The number of misses whose cost nothing is known about."""
     seconds: float = 0.0
     low_s: float = 0.0
     high_s: float = 0.0
@@ -34,7 +34,7 @@ class StageForecast:
 
 @dataclass
 class Forecast:
-    """Seconds of cores and GPUs over all that will run, and of the clock with `cores` and `gpus` to run it on."""
+    """Core-seconds and GPU-seconds of all calls that will run, and seconds of the clock on given cores and GPUs."""
 
     stages: list[StageForecast] = field(default_factory=list)
     core_s: float = 0.0
@@ -44,12 +44,12 @@ class Forecast:
     wall_high_s: float = 0.0
     size_bytes: float = 0.0
     busy_s: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Mean, low and high: how long the scarcest resource is held."""
+    """Seconds for which the scarcest resource is held: mean, low and high."""
     chain_s: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """The same of the longest chain of a trial."""
+    """Seconds of the longest chain of calls of one trial: mean, low and high."""
 
     def set_wall(self) -> None:
-        """The clock: the scarcest resource kept busy, or the longest chain if that is more."""
+        """Set the seconds of the clock: the scarcest resource kept busy, or the longest chain if that is more."""
         walls = [START_S + max(busy, chain) for busy, chain in zip(self.busy_s, self.chain_s, strict=True)]
         self.wall_s, self.wall_low_s, self.wall_high_s = walls
 
@@ -65,7 +65,7 @@ class Forecast:
 def forecast(
     trials: Sequence[Trial], store: Store | None, rates: Rates, resources: ResourcesSpec, *, cores: float, gpus: float
 ) -> Forecast:
-    """Equal calls count once. store: None takes nothing as published."""
+    """The forecast of these trials; equal calls count once. store: None stands for an empty one."""
     calls = {call.ref: call for trial in trials for call in trial.calls()}
     by_stage: dict[str, StageForecast] = {}
     costs: dict[tuple[str, str], Cost] = {}
@@ -102,7 +102,7 @@ def forecast(
 
 
 def _chain(trial: Trial, costs: dict[tuple[str, str], Cost], kind: str) -> float:
-    """Seconds of what a trial must do one after another: what it is built from, its set, its longest evaluator."""
+    """Seconds of the calls that a trial must run one after another: common calls, its set, its longest evaluator."""
 
     def seconds(calls: Iterable[StageCall]) -> float:
         return sum(float(getattr(costs[call.ref], kind)) for call in calls if call.ref in costs)

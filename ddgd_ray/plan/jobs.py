@@ -1,4 +1,4 @@
-"""A trial as jobs: what runs in one process, with what it needs before it, and how it may end."""
+"""The jobs of a trial: the calls that run in one process, the artifacts that they need first, and how a job may end."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.storage.manifest import Ref
 
-# earlier kinds start first among the ready: evaluators before new sets, so that results come in as the sweep goes
+# of jobs that are ready, earlier kinds start first: evaluators before new sets, so that results come in as the sweep goes
 KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "finetune")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage call, or some that run one after another or together in one process. The last one names it."""
+    """One stage call, or several that run one after another or together in one process. The key of the last one is its id."""
 
     kind: str
     label: str
@@ -27,12 +27,12 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """Of its last call; resources go by it."""
+        """The stage of the last call: the job holds the resources that the sweep gives to this stage."""
         return self.calls[-1].stage
 
     @cached_property
     def needs(self) -> frozenset[Ref]:
-        """What must be published before: inputs of the calls that no call of the job makes itself."""
+        """The artifacts that must be published first: inputs of the calls that no call of the job makes itself."""
         own = {call.ref for call in self.calls}
         inputs = (value for call in self.calls for value in call.inputs.values() if not isinstance(value, Outside))
         return frozenset(ref for ref in inputs if ref not in own)
@@ -40,9 +40,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. is_final: running it again would fail again. exit_code: of the error's class.
+    """How a job ended; with no error, its calls are published.
 
-    is_lost: nothing it did ended it, but the loss of its node, or an order to stop; that uses up no attempt.
+    is_final: the job would fail again. exit_code: the exit code that belongs to the error's class. is_lost: the job did not
+    fail, its node was lost or it was told to stop; this uses up no attempt.
     """
 
     error: str = ""
@@ -51,11 +52,11 @@ class Outcome:
     exit_code: int = 1
     is_lost: bool = False
     has_held: bool = True
-    """Whether it had what it asked for; while a job waits for room, it spends nothing."""
+    """The job held the resources that it asked for. A job that only waited for them has spent nothing."""
 
 
 def jobs_of(trial: Trial, resources: ResourcesSpec) -> Iterator[Job]:
-    """In an order in which they could run one after another; none for what is there without a job.
+    """The jobs of a trial, in an order in which they could run one after another.
 
     Evaluators that differ in their seeds alone are one job where a worker may train them at once.
     """
@@ -83,6 +84,7 @@ def _evaluations(trial: Trial, resources: ResourcesSpec) -> Iterator[Job]:
 
 
 def finalist_jobs(trial: Trial) -> Iterator[Job]:
+    """The jobs that show the test images to the classifiers of a finalist."""
     for item in trial.evaluators:
         if item.test is not None:
             label = f"{trial.name} {item.network} ipc{item.ipc or 'all'} seed{item.seed} test"

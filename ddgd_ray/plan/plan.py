@@ -11,7 +11,7 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.inputs.fingerprints import resolve, set_source, training_images_per_class
-from ddgd_ray.plan.shared_stages import Measure, Shared
+from ddgd_ray.plan.preset_calls import Measure, PresetCalls
 from ddgd_ray.spec.base import Spec, canonical_json
 from ddgd_ray.spec.evaluation import SelectSpec, TestSpec
 from ddgd_ray.spec.preset import Preset
@@ -25,7 +25,10 @@ from ddgd_ray.storage.manifest import Ref
 
 @dataclass(frozen=True)
 class Evaluator:
-    """One classifier to train on a trial's set. test: what looks at the test images for a finalist, if `call` does not."""
+    """One classifier to train on a trial's set.
+
+    test: the call that looks at the test images for a finalist; None where `call` looks at them itself.
+    """
 
     network: str
     ipc: int
@@ -33,15 +36,16 @@ class Evaluator:
     call: StageCall
     protocol: str
     is_main: bool = True
-    """Of the preset's protocol: the objective goes by these."""
+    """It follows the preset's own protocol; the objective looks at such evaluators alone."""
     test: StageCall | None = None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One distilled, control or ready-made set: an arm at one distillation seed, and what depends on it.
+    """One distilled, control or ready-made set: an arm at one distillation seed, with all calls that lead to its results.
 
-    prepare: what it shares with other trials, in an order in which it can be made.
+    prepare: the calls that the trial has in common with others, in an order in which they can be made. build: the calls that
+    make its set; none for a ready-made one.
     """
 
     arm: str
@@ -53,16 +57,16 @@ class Trial:
     evaluators: tuple[Evaluator, ...]
     measures: tuple[Measure, ...] = ()
     folder: str = ""
-    """Of a ready-made set."""
+    """The folder of a ready-made set; "" for others."""
     rung: int | None = None
-    """The rung whose cheaper setting this is; None: the full one."""
+    """The rung at whose cheaper setting this trial runs; None at the full setting."""
 
     @property
     def name(self) -> str:
         return f"{self.arm}-s{self.seed}" if self.rung is None else f"{self.arm}@r{self.rung}-s{self.seed}"
 
     def calls(self) -> Iterator[StageCall]:
-        """All but the finalists' tests."""
+        """All calls of the trial except the finalists' tests."""
         yield from self.prepare
         yield from self.build
         yield from (evaluator.call for evaluator in self.evaluators)
@@ -70,7 +74,7 @@ class Trial:
 
 
 def arm_name(params: Mapping[str, Any]) -> str:
-    """Short, unique for these values, and fit for a file name; strategies and numbers read as they are written."""
+    """A name that is short, unique for these values and fit for a file; strategies and numbers read as they are written."""
     words = [str(value).removesuffix("_similarity") for value in params.values()]
     plain = [re.sub(r"[^A-Za-z0-9.+-]", "-", word) for word in words]
     name = "_".join(plain) or "base"
@@ -80,45 +84,45 @@ def arm_name(params: Mapping[str, Any]) -> str:
 
 
 def plan_arm(sweep: Sweep, arm: str, params: Mapping[str, Any]) -> list[Trial]:
-    """One configuration at every distillation seed."""
-    shared = Shared(sweep.preset_with(params))
-    return [_distill(sweep, shared, arm, params, seed, is_control=False) for seed in sweep.spec.seeds.distill]
+    """The trials of one configuration, one for each distillation seed."""
+    common = PresetCalls(sweep.preset_with(params))
+    return [_distill(sweep, common, arm, params, seed, is_control=False) for seed in sweep.spec.seeds.distill]
 
 
 def plan_controls(sweep: Sweep) -> list[Trial]:
-    """The arms that are compared with: real images, and the recipes `plain` and `pretrained`; and the ready-made sets."""
-    shared = Shared(sweep.preset_with({}))
+    """The trials to compare with: real images, the recipes `plain` and `pretrained`, and the ready-made sets."""
+    common = PresetCalls(sweep.preset_with({}))
     largest = max(sweep.spec.evaluate.ipc)
     trials = []
     for control in sweep.spec.controls:
         method, _, space = control.partition("_")
         seeds = sweep.spec.seeds.distill
         if control == "full_data":
-            trials.append(_real(sweep, shared, control, shared.all_images(), seed=0))
+            trials.append(_real(sweep, common, control, common.all_images(), seed=0))
         elif control in ("pretrained", "plain"):
-            of_recipe = Shared(sweep.preset_with({RECIPE: control}))
+            of_recipe = PresetCalls(sweep.preset_with({RECIPE: control}))
             trials += [_distill(sweep, of_recipe, control, {}, seed, is_control=True) for seed in seeds]
         else:
-            _check_ipc(sweep, shared, control)
+            _check_ipc(sweep, common, control)
             # herding by latents draws nothing: one set, however many seeds
             for seed in seeds[:1] if control == "herding_latents" else seeds:
-                spec = SelectSpec(method=method, ipc=largest, images=shared.preset.images, seed=seed)  # type: ignore[arg-type]
-                inputs: dict[str, Ref | Outside] = {"images": shared.images}
+                spec = SelectSpec(method=method, ipc=largest, images=common.preset.images, seed=seed)  # type: ignore[arg-type]
+                inputs: dict[str, Ref | Outside] = {"images": common.images}
                 if method != "random":
-                    inputs["features"] = shared.real_features("latents" if space else "network", seed)
-                trials.append(_real(sweep, shared, control, StageCall(spec, inputs), seed))
+                    inputs["features"] = common.real_features("latents" if space else "network", seed)
+                trials.append(_real(sweep, common, control, StageCall(spec, inputs), seed))
     arms = {arm_name(params) for params in sweep.spec.grid()} if sweep.spec.sets else set()
     for name, folders in sweep.spec.sets.items():
         if name in arms:  # their records would be one
             where = sweep.source.where(("sets", name))
             raise SpecError(f"{name} is also an arm of `vary`", code="name-twice", where=where, fix="give the set another name")
         paths = folders if isinstance(folders, tuple) else (folders,)
-        trials += [_ready_made(sweep, shared, name, str(path), seed) for seed, path in enumerate(paths)]
+        trials += [_ready_made(sweep, common, name, str(path), seed) for seed, path in enumerate(paths)]
     return trials
 
 
-def _check_ipc(sweep: Sweep, shared: Shared, control: str) -> None:
-    available = training_images_per_class(shared.preset.images, Path(shared.images.path))
+def _check_ipc(sweep: Sweep, common: PresetCalls, control: str) -> None:
+    available = training_images_per_class(common.preset.images, Path(common.images.path))
     wanted = max(sweep.spec.evaluate.ipc)
     if wanted > available:
         raise SpecError(
@@ -129,30 +133,30 @@ def _check_ipc(sweep: Sweep, shared: Shared, control: str) -> None:
         )
 
 
-def shared_calls(preset: Preset) -> tuple[StageCall, ...]:
-    """What comes before any distilled set of a preset: autoencoder, latents, backbone."""
-    shared = Shared(preset)
-    tune = StageCall(preset.finetune, {"latents": shared.latents, "backbone": shared.backbone})
-    return shared.before([tune])
+def common_calls(preset: Preset) -> tuple[StageCall, ...]:
+    """The calls that every distilled set of a preset needs: autoencoder, latents, backbone."""
+    common = PresetCalls(preset)
+    tune = StageCall(preset.finetune, {"latents": common.latents, "backbone": common.backbone})
+    return common.needed_by([tune])
 
 
 def _with(spec: Any, **values: Any) -> Any:
-    """A copy with other values, validated."""
+    """A copy of a spec with these values in place of its own, validated."""
     assert isinstance(spec, Spec)
     return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **values})
 
 
-def _distill(sweep: Sweep, shared: Shared, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool) -> Trial:
-    preset = shared.preset
+def _distill(sweep: Sweep, common: PresetCalls, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool) -> Trial:
+    preset = common.preset
     _check_packages(preset)
     # without fine-tuning there is nothing random before sampling: all seeds share one adapter
     finetune = _with(preset.finetune, seed=seed if preset.finetune.steps else 0)
-    tune = StageCall(finetune, {"latents": shared.latents, "backbone": shared.backbone})
+    tune = StageCall(finetune, {"latents": common.latents, "backbone": common.backbone})
     drawn = StageCall(
         _with(preset.sample, seed=seed, ipc=max(sweep.spec.evaluate.ipc)),
-        {"backbone": shared.backbone, "adapter": tune.ref, "autoencoder": shared.autoencoder},
+        {"backbone": common.backbone, "adapter": tune.ref, "autoencoder": common.autoencoder},
     )
-    return _trial(sweep, shared, arm, params, seed, is_control, (tune, drawn), drawn.ref, sweep.spec.evaluate.ipc)
+    return _trial(sweep, common, arm, params, seed, is_control, (tune, drawn), drawn.ref, sweep.spec.evaluate.ipc)
 
 
 def _check_packages(preset: Preset) -> None:
@@ -165,14 +169,14 @@ def _check_packages(preset: Preset) -> None:
         )
 
 
-def _real(sweep: Sweep, shared: Shared, arm: str, select: StageCall, seed: int) -> Trial:
+def _real(sweep: Sweep, common: PresetCalls, arm: str, select: StageCall, seed: int) -> Trial:
     all_ipc = sweep.spec.evaluate.ipc if arm != "full_data" else (0,)
-    return _trial(sweep, shared, arm, {}, seed, True, (select,), select.ref, all_ipc)
+    return _trial(sweep, common, arm, {}, seed, True, (select,), select.ref, all_ipc)
 
 
-def _ready_made(sweep: Sweep, shared: Shared, arm: str, folder: str, seed: int) -> Trial:
+def _ready_made(sweep: Sweep, common: PresetCalls, arm: str, folder: str, seed: int) -> Trial:
     where = sweep.source.where(("sets", arm))
-    source = set_source(resolve(folder, where), shared.preset.images.classes)
+    source = set_source(resolve(folder, where), common.preset.images.classes)
     wanted = max(sweep.spec.evaluate.ipc)
     if wanted > source.smallest:
         raise StageError(
@@ -182,12 +186,12 @@ def _ready_made(sweep: Sweep, shared: Shared, arm: str, folder: str, seed: int) 
             fix=f"use ipc {source.smallest} or less",
         )
     made = Outside(source.fingerprint, source.path)
-    return _trial(sweep, shared, arm, {}, seed, False, (), made, sweep.spec.evaluate.ipc, folder=source.path)
+    return _trial(sweep, common, arm, {}, seed, False, (), made, sweep.spec.evaluate.ipc, folder=source.path)
 
 
 def _trial(
     sweep: Sweep,
-    shared: Shared,
+    common: PresetCalls,
     arm: str,
     params: Mapping[str, Any],
     seed: int,
@@ -197,31 +201,31 @@ def _trial(
     all_ipc: tuple[int, ...],
     folder: str = "",
 ) -> Trial:
-    """With its evaluators and measures, and what all of it needs."""
-    evaluators = tuple(_evaluators(sweep, shared, made, all_ipc))
-    measures = tuple(shared.measure(space, made, ipc) for space in sweep.spec.quality for ipc in all_ipc if ipc)
+    """The trial of this set, with its evaluators, its measures and the common calls that these need."""
+    evaluators = tuple(_evaluators(sweep, common, made, all_ipc))
+    measures = tuple(common.measure(space, made, ipc) for space in sweep.spec.quality for ipc in all_ipc if ipc)
     own = [*build, *(one.call for one in evaluators), *(call for measure in measures for call in measure.calls)]
-    prepare = shared.before(own)
+    prepare = common.needed_by(own)
     return Trial(arm, dict(params), seed, is_control, prepare, build, evaluators, measures, folder)
 
 
-def _evaluators(sweep: Sweep, shared: Shared, made: Ref | Outside, all_ipc: tuple[int, ...]) -> Iterator[Evaluator]:
-    main = shared.preset.evaluate.protocol
+def _evaluators(sweep: Sweep, common: PresetCalls, made: Ref | Outside, all_ipc: tuple[int, ...]) -> Iterator[Evaluator]:
+    main = common.preset.evaluate.protocol
     protocols: dict[str, ProtocolSpec] = {}
     for protocol in (main, *(_protocol(name, main) for name in sweep.spec.evaluate.also)):
         protocols.setdefault(canonical_json(protocol.canonical()), protocol)  # a name of `also` may be the main one's
     for protocol in protocols.values():
-        inputs: dict[str, Ref | Outside] = {"set": made, "real": shared.decoded(protocol)}
+        inputs: dict[str, Ref | Outside] = {"set": made, "real": common.decoded(protocol)}
         if protocol.labels == "teacher":
-            inputs["teacher"] = shared.reference(0)
+            inputs["teacher"] = common.reference(0)
         for network, ipc, seed in itertools.product(sweep.spec.evaluate.networks, all_ipc, sweep.spec.seeds.evaluate):
             fields = {"network": network, "ipc": ipc, "seed": seed, "protocol": protocol}
             test = None
             if sweep.spec.test == "finalists":
-                call = StageCall(_with(shared.preset.evaluate, **fields, tests="none", keep_weights=True), inputs)
+                call = StageCall(_with(common.preset.evaluate, **fields, tests="none", keep_weights=True), inputs)
                 test = StageCall(TestSpec(), {"classifier": call.ref, "real": inputs["real"]})
             else:
-                call = StageCall(_with(shared.preset.evaluate, **fields), inputs)
+                call = StageCall(_with(common.preset.evaluate, **fields), inputs)
             yield Evaluator(network, ipc, seed, call, protocol.label, protocol == main, test)
 
 

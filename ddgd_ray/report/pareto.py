@@ -5,6 +5,7 @@ from typing import Any
 
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.run.objectives import Worth, front_of, made_of, worth_of
+from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.search_spec import ObjectiveSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.storage.store import Store
@@ -19,8 +20,8 @@ def pareto_tables(spec: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
     """The front in order of the first objective, with its parameters; none with one objective, or before anything ended."""
     if not spec["objective"].get("also"):
         return []
-    objective = ObjectiveSpec.model_validate(_tupled(spec["objective"]))
-    resources = ResourcesSpec.model_validate(_tupled(spec["resources"]))
+    objective = ObjectiveSpec.model_validate(as_tuples(spec["objective"]))
+    resources = ResourcesSpec.model_validate(as_tuples(spec["resources"]))
     of_arm: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         if not record["is_control"] and not record.get("folder"):
@@ -50,10 +51,3 @@ def pareto_tables(spec: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
 
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _tupled(data: Any) -> Any:
-    """JSON as the specs want it: lists are tuples there."""
-    if isinstance(data, dict):
-        return {name: _tupled(value) for name, value in data.items()}
-    return tuple(map(_tupled, data)) if isinstance(data, list) else data

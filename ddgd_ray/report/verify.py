@@ -18,6 +18,7 @@ from ddgd_ray.report.render import Table
 from ddgd_ray.run.reading import Run, open_for_report
 from ddgd_ray.run.results import refs_of
 from ddgd_ray.spec.evaluation import STAGE_SPECS
+from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import MANIFEST, Artifact, Store, key_of_identity
 
 Ref = tuple[str, str]
@@ -113,7 +114,7 @@ def _check_artifact(artifact: Artifact, store: Store, found: Verification) -> No
     if key_of_identity(manifest["stage"], manifest["version"], manifest["spec"], manifest["inputs"]) != artifact.key:
         found.problems.append(f"{name}: its key does not follow from its spec and inputs")
     try:
-        store.verify(artifact)
+        compare_files(artifact)
     except ArtifactError as err:
         found.problems.append(f"{name}: {err.what}")
         return

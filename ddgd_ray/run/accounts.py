@@ -1,4 +1,4 @@
-"""What a run has spent, in `RUN/spend.jsonl`: a line a start, two a job, as it begins and ends. Failed jobs count too."""
+"""The spending of a run, in `RUN/spend.jsonl`: a line a start, two a job, as it begins and ends. Failed jobs count too."""
 
 import json
 import os
@@ -14,17 +14,17 @@ from typing import Any
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.stages.base import whole_lines
+from ddgd_ray.stages.curves import whole_lines
 
 FILE = "spend.jsonl"
 ALIVE = "alive"
-"""File with the time of the driver's last sign of life, seconds since 1970."""
+"""The file with the time of the driver's last sign of life, seconds since 1970."""
 BEAT_S = 10.0
 
 
 @dataclass
 class Spent:
-    """Seconds, added up over all starts; wall clock up to the last sign of life of each start."""
+    """Seconds added up over all starts; the wall clock counts up to the last sign of life of each start."""
 
     core_s: float = 0.0
     gpu_s: float = 0.0
@@ -32,13 +32,13 @@ class Spent:
     num_jobs: int = 0
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """What a job held."""
+        """Add what a job held."""
         self.core_s += line["core_s"]
         self.gpu_s += line["gpu_s"]
 
 
 def _ended_line(what: Mapping[str, Any], state: str, seconds: float, held: Mapping[str, float], ended: float) -> dict[str, Any]:
-    """Of a job that held `held` for so long. what: job, stage and kind."""
+    """The line of a job that held `held` for `seconds`. what: job, stage and kind."""
     spent = {"core_s": seconds * held["cpus"], "gpu_s": seconds * held["gpus"]}
     named = {name: what[name] for name in ("job", "stage", "kind")}
     return {**named, "state": state, "seconds": seconds, **spent, "ended": ended}
@@ -49,8 +49,8 @@ def _named(job: Job) -> dict[str, str]:
 
 
 @dataclass
-class _Books:
-    """What the lines say. seen: the last sign of life of the newest start. open: its jobs that have not ended."""
+class _ReadBack:
+    """What the lines of the file say. seen: last sign of life of the newest start. open: its jobs that have not ended."""
 
     spent: Spent = field(default_factory=Spent)
     started: float = 0.0
@@ -58,7 +58,7 @@ class _Books:
     open: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def close(self) -> list[dict[str, Any]]:
-        """Lines of the jobs that nobody saw the end of; what they held up to the last sign of life is spent."""
+        """Lines for the jobs whose end nobody saw; what they held up to the last sign of life is spent."""
         lines = [
             _ended_line(began, "lost", max(0.0, self.seen - began["time"]), began, self.seen) for began in self.open.values()
         ]
@@ -67,28 +67,28 @@ class _Books:
         return lines
 
 
-def _read(path: Path) -> _Books:
-    books = _Books()
+def _read(path: Path) -> _ReadBack:
+    known = _ReadBack()
     for line in _lines(path):
         if "start" in line:
-            books.spent.wall_s += max(0.0, books.seen - books.started)
-            books.started = books.seen = line["start"]
-            books.open.clear()
+            known.spent.wall_s += max(0.0, known.seen - known.started)
+            known.started = known.seen = line["start"]
+            known.open.clear()
         elif "began" in line:
             began = line["began"]
-            books.open[began["job"]] = began
-            books.seen = max(books.seen, began["time"])
+            known.open[began["job"]] = began
+            known.seen = max(known.seen, began["time"])
         elif "job" in line:
-            books.open.pop(line["job"], None)
-            books.spent.add(line)
-            books.spent.num_jobs += 1
-            books.seen = max(books.seen, line["ended"])
+            known.open.pop(line["job"], None)
+            known.spent.add(line)
+            known.spent.num_jobs += 1
+            known.seen = max(known.seen, line["ended"])
         elif "alive" in line:
-            books.seen = max(books.seen, line["alive"])
-    if books.started:
-        books.seen = max(books.seen, _beat(path))
-    books.spent.wall_s += max(0.0, books.seen - books.started)
-    return books
+            known.seen = max(known.seen, line["alive"])
+    if known.started:
+        known.seen = max(known.seen, _beat(path))
+    known.spent.wall_s += max(0.0, known.seen - known.started)
+    return known
 
 
 def _beat(path: Path) -> float:
@@ -99,10 +99,10 @@ def _beat(path: Path) -> float:
 
 
 def read_spent(path: Path) -> Spent:
-    """Of a run folder; zero where nothing ran. Jobs under way count up to the driver's last sign of life."""
-    books = _read(path)
-    books.close()
-    return books.spent
+    """The spending of a run folder, zero where nothing ran. Jobs under way count up to the driver's last sign of life."""
+    known = _read(path)
+    known.close()
+    return known.spent
 
 
 def mean_seconds(path: Path) -> dict[str, float]:
@@ -122,21 +122,21 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Accounts:
-    """Writes the lines of one start, and knows whether the budget is spent.
+    """The spending of one start, written line by line, and whether the budget is spent.
 
-    Of a driver that was killed, it closes what is open: those jobs held what they hold until its last sign of life.
+    Jobs that a killed driver left open are closed: they held what they hold until the last sign of life of that driver.
     """
 
     def __init__(self, path: Path, budget: BudgetSpec, resources: ResourcesSpec) -> None:
         self._path, self._budget, self._resources = path / FILE, budget, resources
-        books = _read(path)
+        known = _read(path)
         self._mend()
-        for line in books.close():
+        for line in known.close():
             self._write(line)
-            books.spent.num_jobs += 1
-        if books.started:
-            self._write({"alive": books.seen})  # the next sign of life will be ours
-        self._before = books.spent
+            known.spent.num_jobs += 1
+        if known.started:
+            self._write({"alive": known.seen})  # the next sign of life will be ours
+        self._before = known.spent
         self._own = Spent()
         self._began: dict[str, float] = {}
         self._started = time.time()
@@ -144,7 +144,7 @@ class Accounts:
 
     @contextmanager
     def alive(self, every_s: float = BEAT_S) -> Iterator[None]:
-        """Leave signs of life, from a thread: what is known of the end of a driver that is killed."""
+        """A block during which a thread leaves signs of life: all that is known of the end of a driver that is killed."""
         over = threading.Event()
 
         def beat() -> None:
@@ -161,13 +161,13 @@ class Accounts:
             thread.join()
 
     def began(self, job: Job) -> None:
-        """It was handed out."""
+        """Write that a job was handed out."""
         now = self._began[job.id] = time.time()
         line = {**_named(job), **self._resources.of(job.stage).held, "time": now}
         self._write({"began": line})  # whoever looks for lines of a stage, or with a state, finds jobs that ended
 
     def ended(self, job: Job, outcome: Outcome, state: str) -> None:
-        """state: done, failed, retry or lost. Who died has not said how long it took: until now."""
+        """Write how a job ended. state: done, failed, retry or lost. A job that died without its seconds held until now."""
         now = time.time()
         began = self._began.pop(job.id, now)
         seconds = outcome.seconds or (max(0.0, now - began) if outcome.error else 0.0)
@@ -177,7 +177,7 @@ class Accounts:
         self._write(line)
 
     def _mend(self) -> None:
-        """The next line must not be glued to half of another."""
+        """End a line that was cut, so that the next one is not glued to it."""
         with self._path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -190,7 +190,7 @@ class Accounts:
 
     @property
     def spent(self) -> Spent:
-        """Over all starts, this one up to now."""
+        """The spending of all starts, of this one up to now."""
         return Spent(
             self._before.core_s + self._own.core_s,
             self._before.gpu_s + self._own.gpu_s,

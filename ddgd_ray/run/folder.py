@@ -14,12 +14,13 @@ from ddgd_ray import __version__
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.plan.plan import Evaluator, Trial
 from ddgd_ray.run.identity import changes, identity_of
-from ddgd_ray.run.place import RunPlace
 from ddgd_ray.run.reading import SWEEP_FILE, read_sweep_record
 from ddgd_ray.run.records import EvaluatorRecord, QualityRecord, State, SweepRecord, TrialRecord
+from ddgd_ray.run.remote_copy import RemoteCopy
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import StageCall, stop_now_file
-from ddgd_ray.storage.remote import Remote, local_folder, url_of
+from ddgd_ray.storage.addresses import local_folder, url_of
+from ddgd_ray.storage.remote import Remote
 from ddgd_ray.storage.remote_store import RemoteStore
 from ddgd_ray.storage.store import Store, make_writable, write_atomically
 
@@ -94,7 +95,7 @@ class RunFolder:
     def __init__(self, run_dir: Path | str, name: str) -> None:
         self.run_dir = local_folder(run_dir)
         self.path = self.run_dir / name
-        self.place = RunPlace(self.path)
+        self.remote_copy = RemoteCopy(self.path)
         self.trials = self.path / "trials"
         self.outbox = self.path / "outbox"
         self.stop_file = self.path / "stop"
@@ -103,7 +104,7 @@ class RunFolder:
     def prepare(self) -> None:
         """Create the folders. Raises StageError when they cannot be written."""
         make_writable("the run folder", self.path, self.trials, self.outbox)
-        self.place.prepare()
+        self.remote_copy.prepare()
 
     @contextmanager
     def lock(self, *, force: bool = False) -> Iterator[None]:
@@ -154,7 +155,7 @@ class RunFolder:
         """Of an earlier start; for the holder of the lock."""
         self.stop_file.unlink(missing_ok=True)
         stop_now_file(self.stop_file).unlink(missing_ok=True)
-        self.place.withdraw_stop()
+        self.remote_copy.withdraw_stop()
 
     @property
     def is_told_to_stop(self) -> bool:

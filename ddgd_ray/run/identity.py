@@ -1,4 +1,4 @@
-"""Whether a sweep that comes again under a name is the same, a larger one, or another."""
+"""The identity of a sweep: whether one that comes again under a name is the same, a larger one, or another."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -50,7 +50,7 @@ class Change:
 
 
 def identity_of(sweep: Sweep) -> dict[str, Any]:
-    """Everything that decides what a run folder's results mean, as JSON gives it back."""
+    """All that decides what the results of a run folder mean, as JSON gives it back."""
     preset = sweep.preset_with({})
     fingerprint, _ = images_source(preset.images)
     parts = {
@@ -66,7 +66,7 @@ def identity_of(sweep: Sweep) -> dict[str, Any]:
 
 
 def _weights(sweep: Sweep, preset: Preset) -> dict[str, str]:
-    """Fingerprints of what comes from outside, the images aside; of what is not here nothing: who needs it says so."""
+    """Fingerprints of what comes from outside, without the images. What is missing has none: its stage will say so."""
     found = {}
     for name, one in {"autoencoder": preset.autoencoder, "backbone": preset.backbone}.items():
         if isinstance(one, WeightsSpec):
@@ -78,7 +78,7 @@ def _weights(sweep: Sweep, preset: Preset) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What differs. A part that the earlier version of this program did not write down is taken as equal."""
+    """The fields that differ. A part that an earlier version of this program did not write down is taken as equal."""
     # where there are no fingerprints of weights, their places have to do
     placed = PLACES if "weights" in before else ("images",)
     then = {name: before.get(name, value) for name, value in now.items()}
@@ -88,7 +88,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
 
 
 def _without_places(identity: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
-    """What decides results: not where outside inputs lie; nor, where timing decides anyway, how many are tried at once."""
+    """The fields that decide results: not the places of outside inputs; nor, where timing decides anyway, `parallel`."""
     found, settings = dict(identity), dict(identity.get("settings") or {})
     for name in settings.keys() & sections:
         excluded = {field for field, info in PLACES[name].model_fields.items() if info.exclude}

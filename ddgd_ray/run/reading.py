@@ -10,7 +10,8 @@ from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.run.objective import Ranking, ranking_of
 from ddgd_ray.run.records import SCHEMA, RaceRecord, RungsRecord, SweepRecord, TrialRecord
 from ddgd_ray.run.results import CEILING, Row, by_arm, in_order_of, main_metric, protocols_of, rows_of
-from ddgd_ray.spec.load import Document, as_tuples
+from ddgd_ray.spec.base import as_tuples
+from ddgd_ray.spec.load import Document
 from ddgd_ray.spec.preset import Preset, build_preset
 from ddgd_ray.spec.sweep_spec import SweepSpec
 from ddgd_ray.storage.store import Store

@@ -15,7 +15,8 @@ from ddgd_ray.run.objective import Worth, worth_at_the_end
 from ddgd_ray.run.reading import Run, read_run
 from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.search.ask_tell import Known
-from ddgd_ray.spec.load import Document, as_tuples
+from ddgd_ray.spec.base import as_tuples
+from ddgd_ray.spec.load import Document
 from ddgd_ray.spec.points import compose, why_not
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import SeedsSpec

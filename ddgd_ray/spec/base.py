@@ -1,8 +1,8 @@
-"""The root of all specs."""
+"""The root of all specs, and what data looks like before it is one."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 
 def _one_value(value: object) -> object:
-    """Says in one message what pydantic's unions say in one per member."""
+    """The value itself. One message says what the unions of pydantic would say in one a member."""
     if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise PydanticCustomError("plain_type", "text, a finite number, true or false")
     return value
@@ -27,23 +27,30 @@ Values = Annotated[str | int | float | bool | tuple[str | int | float | bool, ..
 
 
 class Spec(BaseModel):
-    """Frozen and strict: unknown keys, NaN, and `yes` or "64" for a number are refused."""
+    """A frozen and strict model: it refuses unknown keys, NaN, and `yes` or "64" for a number."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
     )
 
     def canonical(self) -> dict[str, Any]:
-        """Everything that determines the result, defaults resolved. Fields with `exclude=True` say where, not what."""
+        """The fields that determine the result, defaults resolved. Those with `exclude=True` say where, not what."""
         return self.model_dump(mode="json")
 
 
+def as_tuples(data: Any) -> Any:
+    """Data with a tuple for each list, as a document holds it and specs want it: JSON gives lists."""
+    if isinstance(data, Mapping):
+        return {name: as_tuples(value) for name, value in data.items()}
+    return tuple(map(as_tuples, data)) if isinstance(data, list | tuple) else data
+
+
 def refuse_twice(values: Sequence[object], one: str) -> None:
-    """Raises ValueError when a value is listed twice. one: what a value is, `a seed`."""
+    """Raises ValueError when a value is listed twice. one: what a value is called, such as `a seed`."""
     if len(set(values)) != len(values):
         raise ValueError(f"{one} is listed twice", "remove one of the two")
 
 
 def canonical_json(value: object) -> str:
-    """One text for one value: keys sorted, no spaces, NaN refused."""
+    """The one text for a value: keys sorted, no spaces, NaN refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)

@@ -1,4 +1,4 @@
-"""From plain data to a spec: what pydantic found wrong, said with the line, what was expected and the nearest valid name."""
+"""Specs of plain data: what pydantic finds wrong is said with the line, what was expected and the nearest valid name."""
 
 import re
 import types
@@ -72,7 +72,7 @@ def _as_spec_error(cls: type[BaseModel], document: Document, path: Path_, detail
 
 
 def problems(error: ValidationError) -> list[Any]:
-    """pydantic's errors, less those that follow from another: a list is not too short when its items are what is wrong."""
+    """The errors of pydantic, less those that follow from another: a list is not too short when its items are wrong."""
     return [
         detail
         for detail in error.errors()
@@ -100,14 +100,14 @@ _EXPECTED = {
 
 
 def expected(detail: Any) -> str:
-    """What a field wants, in our words where pydantic's are its own."""
+    """The words for what a field wants: ours, where those of pydantic would not be understood."""
     if detail["type"] in _EXPECTED:
         return _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
     return str(detail["msg"]).removeprefix("Input should be ")
 
 
 def _example(cls: type[BaseModel], location: tuple[str | int, ...]) -> str:
-    """The default of the field as something to try, or ""."""
+    """The words `try DEFAULT` for a field whose default is a number, or ""."""
     field_ = _model_at(cls, location[:-1]).model_fields.get(str(location[-1]))
     return f"try {field_.default}" if field_ and isinstance(field_.default, int | float) else ""
 
@@ -124,7 +124,7 @@ def _model_at(cls: type[BaseModel], location: tuple[str | int, ...]) -> type[Bas
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: its type, and its text cut at 60 characters."""
+    """The words for a value in a message: its type, and its text cut at 60 characters."""
     kinds = {
         bool: "boolean",
         int: "integer",

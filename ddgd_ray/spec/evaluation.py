@@ -73,7 +73,7 @@ class FeaturesSpec(StageSpec):
 
 
 class QualitySpec(StageSpec):
-    """How near a set's features are to those of the real images, and how far from each other; method/metrics.py."""
+    """The quality of a set: how near its features are to those of the real images, and how far apart; method/metrics.py."""
 
     stage: ClassVar[str] = "quality"
     version: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""Strict YAML 1.2: every value with the line it stands on, and every error at once.
+"""Documents of strict YAML 1.2: every value with the line it stands on, and every error at once.
 
 Refused: duplicate keys, tags, anchors and aliases, several documents, invisible characters, files over 1 MB, deep nesting.
 """
@@ -168,15 +168,8 @@ def parse(text: str, source: str) -> Document:
     return Document(data, source, places)
 
 
-def as_tuples(data: Any) -> Any:
-    """JSON data as YAML is read here: lists are tuples."""
-    if isinstance(data, Mapping):
-        return {name: as_tuples(value) for name, value in data.items()}
-    return tuple(map(as_tuples, data)) if isinstance(data, list) else data
-
-
 def _refused(event: Any, depth: int) -> str:
-    """What this parser event holds that our files may not, or ""."""
+    """The problem with a parser event that our files may not hold, or ""."""
     if getattr(event, "anchor", None) is not None:
         return "anchors and aliases are not supported"
     if getattr(event, "tag", None) is not None:

@@ -44,7 +44,10 @@ class DitWeightsSpec(WeightsSpec):
     heads: int = Field(0, ge=0)
     """Attention heads of `file`; 0: by its width, as published (S 6, B 12, L and XL 16)."""
     timestep_shift: Literal[0, 1] = 0
-    """0: trained with DiT's own code, as all published DiTs. 1: with diffusers' DiT. stages/backbone.py says what differs."""
+    """0: trained with DiT's own code, as all published DiTs. 1: with diffusers' DiT.
+
+    stages/parts/backbone.py says what differs.
+    """
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -60,7 +63,7 @@ class DitWeightsSpec(WeightsSpec):
 
 @dataclass(frozen=True)
 class Preset:
-    """Validated sections. A section with `repo` names pre-trained weights, otherwise the network is trained here."""
+    """The validated sections. A section with `repo` names pre-trained weights, otherwise the network is trained here."""
 
     images: ImagesSpec
     autoencoder: AutoencoderSpec | WeightsSpec
@@ -93,7 +96,7 @@ def read_preset(name: str, where: str = "preset") -> Document:
 
 
 def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
-    """Validate all sections; what is wrong goes to `errors` and the answer is None."""
+    """The preset, its sections validated; None where something is wrong, which goes to `errors`."""
     before = len(errors)
     data: Mapping[str, Any] = document.data
     for name in data:
@@ -118,7 +121,7 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
 
 
 def _named_protocols(document: Document) -> dict[Path_, Any]:
-    """A protocol given by its name alone, spelled out: so that a field can be put beside the name."""
+    """The protocols that are given by name alone, spelled out, so that a field can be put beside the name."""
     found: dict[Path_, Any] = {}
     for section in ("evaluate", "reference"):
         inner = document.data.get(section)

@@ -124,7 +124,7 @@ class ProtocolSpec(Spec):
         return ProtocolSpec.model_validate({**own, **_AUGMENTATION_OFF, "name": self.name + NO_AUGMENTATION})
 
     def num_epochs(self, ipc: int) -> int:
-        """For a set of `ipc` images a class; steps / steps per epoch where steps are given is the caller's to know."""
+        """The number of epochs for a set of `ipc` images a class; 0 where the protocol gives steps."""
         return _up_to(self.epochs_up_to, ipc, self.epochs)
 
     def batch_of(self, ipc: int) -> int:
@@ -147,5 +147,5 @@ def _label(cls: type[ProtocolSpec], name: str, given: Mapping[str, Any], shipped
 
 
 def _frozen(value: Any) -> Any:
-    """JSON has lists where YAML and specs have tuples."""
+    """The value with tuples in place of lists: JSON has lists where YAML and specs have tuples."""
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

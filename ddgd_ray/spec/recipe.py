@@ -1,5 +1,7 @@
-"""A recipe: the choices of one published method, or of a control, as overrides of a preset. What is the data set's own, such as
-steps and batch size, stays the preset's."""
+"""Recipes: the choices of one published method, or of a control, as overrides of a preset.
+
+Settings that belong to the data set, such as steps and batch size, stay the preset's.
+"""
 
 from collections.abc import Container, Mapping
 from importlib import resources
@@ -18,7 +20,10 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: object, where: str) -> dict[str, tuple[Any, str]]:
-    """{dotted path: (value, where it is written)}. Raises SpecError with the nearest name. where: who asks for it."""
+    """The recipe's {dotted path: (value, where it is written)}.
+
+    Raises SpecError with the nearest name. where: who asks for it.
+    """
     if name not in recipe_names():
         raise SpecError(
             f"unknown recipe {name!r}; known: {', '.join(recipe_names())}",
@@ -31,7 +36,9 @@ def read_recipe(name: object, where: str) -> dict[str, tuple[Any, str]]:
 
 
 def conflicts(names: Container[object], fields: Mapping[str, str]) -> list[SpecError]:
-    """A varied recipe's name stands for its values in every table: what else sets one of its fields is refused.
+    """One error for each field that is set by a varied recipe and beside it.
+
+    In every table a recipe's name stands for its values: an arm with another value would be another method.
 
     fields: {dotted path: where it is written} of what is set or varied beside the recipes.
     """

@@ -21,7 +21,7 @@ class _Distribution(Spec):
     what the preset says."""
 
     def canonical(self) -> dict[str, Any]:
-        """Without what was left out, so that a space reads the same whatever further fields there may be."""
+        """The fields that are given, so that a space reads the same whatever further fields there may be."""
         return {name: value for name, value in self.model_dump(mode="json").items() if not (name in _OPTIONAL and not value)}
 
 
@@ -96,12 +96,12 @@ class FloatRange(_Range):
 
     @property
     def size(self) -> int | None:
-        """None: infinite."""
+        """The number of values; None: infinitely many."""
         return round((self.high - self.low) / self.step) + 1 if self.step else None
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """Of a range with a step."""
+        """The values of a range with a step; none of one without."""
         return tuple(_round(self.low + place * self.step) for place in range(self.size or 0))
 
     def has(self, value: Any) -> bool:
@@ -135,7 +135,7 @@ _WHAT = {
 
 
 def read_space(path: Path) -> tuple[Space, Document]:
-    """Every distribution of the file, and the file. Raises SpecErrors with all that is wrong.
+    """The distributions of a file, and the file. Raises SpecErrors with all that is wrong.
 
     Fields come in an order in which what a `when` asks for stands before it, otherwise as written.
     """
@@ -164,7 +164,7 @@ def read_space(path: Path) -> tuple[Space, Document]:
 
 
 def _condition_errors(space: Space, document: Document) -> list[SpecError]:
-    """What is wrong with the `when`s of fields that are sound in themselves."""
+    """Errors of the `when`s of fields that are sound in themselves."""
     errors = []
     choices = sorted(name for name, value in document.data.items() if isinstance(value, Mapping) and "values" in value)
     for name, distribution in space.items():
@@ -211,7 +211,7 @@ def _depends_on(name: str, wanted: str, space: Space, seen: set[str]) -> bool:
 
 
 def _parents_first(space: Space) -> Space:
-    """An order for a space without cycles."""
+    """The space in an order in which each field stands behind those that its `when` names. It has no cycles."""
     ordered: dict[str, AnyDistribution] = {}
 
     def put(name: str) -> None:

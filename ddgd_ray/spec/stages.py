@@ -19,7 +19,7 @@ PopStrategy = Literal["max_similarity", "min_similarity", "fifo", "random", "res
 
 
 class ImagesSpec(Spec):
-    """Which real images, and how they are split. The content enters keys as a fingerprint, `root` never does."""
+    """The real images, and how they are split. Their content enters keys as a fingerprint, `root` never does."""
 
     source: Literal["fashion", "fashion-full", "digits", "imagefolder"]
     classes: tuple[str, ...] = Field(min_length=2)
@@ -110,7 +110,7 @@ class AdoptSpec(StageSpec):
     heads: int = Field(0, ge=0)
     """Attention heads of a checkpoint in DiT's own layout; 0: by its width, as published."""
     timestep_shift: Literal[0, 1] = 0
-    """stages/backbone.py, set_timestep_shift: 0 for weights trained with DiT's own code, 1 with diffusers' DiT."""
+    """stages/parts/backbone.py, set_timestep_shift: 0 for weights trained with DiT's own code, 1 with diffusers' DiT."""
 
 
 class EncodeSpec(StageSpec):
@@ -158,7 +158,7 @@ class FinetuneSpec(StageSpec):
     version: ClassVar[int] = 2
 
     adapter: Literal["difffit", "bitfit", "lora", "full"] = "difffit"
-    """What learns; method/difffit.py, stages/adapters.py."""
+    """What learns; method/difffit.py, stages/parts/adapters.py."""
     lora_rank: int = Field(8, ge=1)
     """Rank of the updates with `adapter: lora`."""
     lora_alpha: int = Field(16, ge=1)

@@ -61,7 +61,7 @@ def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None
 
 
 def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
-    """The same of a document that is read already. folder: where its search space may lie."""
+    """The sweep of a document that is read already. folder: where its search space may lie. Raises SpecErrors."""
     errors: list[SpecError] = []
     own, of_preset = _split_overrides(overrides)
     document = document.replaced(own, dict.fromkeys(own, "--set"))
@@ -99,7 +99,7 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
 
 
 def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int, ...], Any], dict[str, Any]]:
-    """`evaluate.networks` and the like are the sweep's own; `finetune.steps` is the preset's."""
+    """The fields of the sweep itself, such as `evaluate.networks`, and those of its preset, such as `finetune.steps`."""
     own: dict[tuple[str | int, ...], Any] = {}
     of_preset = {}
     for name, value in overrides.items():
@@ -117,7 +117,7 @@ def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int
 
 
 def _with_recipe(placed: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
-    """The same with a varied recipe spelled out. Raises SpecError for a name that is none."""
+    """The fields with a varied recipe spelled out. Raises SpecError for a name that is no recipe's."""
     if RECIPE not in placed:
         return dict(placed)
     name, where = placed[RECIPE]
@@ -125,7 +125,7 @@ def _with_recipe(placed: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, 
 
 
 def _recipe_conflicts(spec: SweepSpec, space: Space, document: Document, fields: Mapping[str, str]) -> list[SpecError]:
-    """What contradicts a varied recipe: fields set beside it, a fixed recipe, a control of the same name."""
+    """Errors of what contradicts a varied recipe: fields set beside it, a fixed recipe, a control of the same name."""
     if RECIPE not in fields:
         return []
     searched = space.get(RECIPE)
@@ -167,7 +167,7 @@ def _read_space(spec: SweepSpec, folder: Path, document: Document) -> tuple[Spac
 
 
 def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
-    """Every varied value alone must make a valid preset; so must the preset itself."""
+    """Find the errors of the preset and of each value that varies. All combinations are tried where they are not too many."""
     seen: set[str] = set()
 
     def collect(values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Take pre-trained weights from outside into the store, checked once: what follows reads one layout, on any machine."""
+"""Pre-trained weights from outside, checked once and put into the store: later stages read one layout, on any machine."""
 
 import json
 import re
@@ -18,9 +18,11 @@ _CACHED = re.compile(r"models--(?P<owner>[^/]+)--(?P<name>[^/]+)/snapshots/(?P<c
 
 
 def run(spec: AdoptSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes a folder in diffusers layout, and origin.json with the commit where the hub's cache tells it.
+    """The number of parameters.
 
-    inputs["weights"]: such a folder, or a checkpoint file in DiT's own layout.
+    Writes a folder in diffusers layout, and origin.json with the commit where the hub's cache tells it.
+
+    inputs["weights"]: a folder in diffusers layout, or a checkpoint file in DiT's own layout.
     """
     torch.set_num_threads(ctx.num_threads)
     source = inputs["weights"]
@@ -36,7 +38,10 @@ def _autoencoder(source: Path, out: Path) -> int:
 
 
 def _dit(spec: AdoptSpec, source: Path, out: Path) -> int:
-    """Raises StageError when the folder declares other timesteps than the spec."""
+    """The number of parameters of the DiT written to `out`.
+
+    Raises StageError when `source` declares other timesteps than `spec`.
+    """
     if source.is_file():
         model = load_original(source, spec.heads)
     else:
@@ -56,6 +61,6 @@ def _dit(spec: AdoptSpec, source: Path, out: Path) -> int:
 
 
 def _origin(source: Path) -> dict[str, str]:
-    """Repository and commit; empty for a local file or folder, whose content the key knows by its fingerprint."""
+    """Repository and commit of weights from the hub; empty for a local file or folder, which the key knows by its content."""
     found = _CACHED.search(source.as_posix())
     return {"repo": f"{found['owner']}/{found['name']}", "commit": found["commit"]} if found else {}

@@ -1,4 +1,4 @@
-"""Train the small autoencoder of an embedded preset."""
+"""The small autoencoder of an embedded preset, trained on its images."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from ddgd_ray.stages.parts.images import read_splits, record_skipped
 
 
 def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes a diffusers AutoencoderKL folder. Returns the PSNR in dB on held-out training images."""
+    """The PSNR in dB on held-out training images. Writes a diffusers AutoencoderKL folder."""
     if spec.kind == "identity":
         save_identity(out)
         return {}
@@ -34,7 +34,7 @@ def run(spec: AutoencoderSpec, inputs: dict[str, Path], out: Path, ctx: Context)
 
 
 def _train(spec: AutoencoderSpec, train: torch.Tensor, ctx: Context) -> AutoencoderKL:
-    """MSE + l1_weight L1 + kl_weight KL on random, randomly mirrored images."""
+    """An autoencoder trained with MSE + l1_weight L1 + kl_weight KL on random, randomly mirrored images."""
     torch.manual_seed(spec.seed)
     num_levels = len(spec.widths)
     kl = AutoencoderKL(

@@ -15,7 +15,7 @@ SPLITS = ("test", "validation")
 
 
 def run(spec: DecodeSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes SPLIT.npy (N, S, S, C) uint8, and SPLIT-labels.npy (N,) int64, of test and validation."""
+    """The numbers of images. Writes SPLIT.npy (N, S, S, C) uint8 and SPLIT-labels.npy (N,) int64, SPLIT test and validation."""
     fitted = spec.images.model_copy(update={"size": spec.size})
     listings = list_splits(spec.images, inputs["images"], *SPLITS)
     splits = [
@@ -32,6 +32,6 @@ def run(spec: DecodeSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> d
 
 
 def read_decoded(folder: Path, split: str) -> Split:
-    """What `run` wrote of test or validation; nothing is read before it is used."""
+    """The images that `run` wrote of `test` or `validation`, mapped into memory: an image is read when it is used."""
     labels = np.load(folder / f"{split}-labels.npy")
     return Split(np.load(folder / f"{split}.npy", mmap_mode="r" if len(labels) else None), labels, [])

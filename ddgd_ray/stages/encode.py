@@ -16,7 +16,7 @@ from ddgd_ray.spec.stages import EncodeSpec, ImagesSpec
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.parts.backbone import Autoencoder, to_unit_range
 from ddgd_ray.stages.parts.images import (
-    Batch,
+    ImageBatch,
     Skipped,
     check_classes,
     check_skipped,
@@ -33,10 +33,11 @@ AHEAD = 2  # batches decoded before they are asked for, where it is another devi
 
 
 def run(spec: EncodeSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes posterior-00000.npy and so on, (n, 2, 2c, s, s) float16, and labels.npy (N,) int64 as the generator knows them.
+    """The number of images and the cache's bytes.
 
+    Writes posterior-00000.npy and so on, (n, 2, 2c, s, s) float16, and labels.npy (N,) int64, the generator's labels.
     Finished shards stay in ctx.keep: a restart goes on with those that are missing or damaged. With several ranks each makes
-    every num_ranks-th shard, and rank 0 gathers them; its metrics are those that count.
+    every num_ranks-th shard, and rank 0 gathers the shards: the metrics of rank 0 count.
     """
     folder = ctx.keep or out / "making"
     folder.mkdir(exist_ok=True)
@@ -66,13 +67,13 @@ class Shares:
         return len(self.shards)
 
     def make(self, places: Sequence[int]) -> None:
-        """Those that are not kept already. The bytes of a shard do not depend on who makes it, or with which others."""
+        """Makes the shards at these places that are not kept already; who makes a shard does not change its bytes."""
         shards = [self.shards[place] for place in places]
         _make(self.images, self.root, self.listing, self.autoencoder, shards, self.folder, self.ctx)
 
 
 def _latent_shape(autoencoder: Autoencoder, spec: ImagesSpec) -> tuple[int, int, int]:
-    """(2c, s, s), found by encoding one black image."""
+    """The shape (2c, s, s) of a posterior, found by encoding one black image."""
     black = torch.zeros(1, spec.channels, spec.size, spec.size, device=autoencoder.device)
     _, channels, height, width = autoencoder.posterior(black)[0].shape
     return 2 * channels, height, width
@@ -81,7 +82,7 @@ def _latent_shape(autoencoder: Autoencoder, spec: ImagesSpec) -> tuple[int, int,
 def _make(
     spec: ImagesSpec, root: Path, listing: Listing, autoencoder: Autoencoder, shards: list[Shard], folder: Path, ctx: Context
 ) -> None:
-    """Those of `shards` that are not kept already; each is written and hashed while the next one is computed."""
+    """Makes those of `shards` that are not kept already; each is written and hashed while the next one is computed."""
     missing = [shard for shard in shards if not is_kept(folder, shard)]
     kept = [shard for shard in shards if shard not in missing]
     for shard in kept:
@@ -111,7 +112,7 @@ def _report(shard: Shard, ctx: Context) -> None:
     ctx.report(shard.index, {"num_images": shard.stop})
 
 
-def _filled(shard: Shard, encoded: Iterator[tuple[Batch, Float16]], num_batches: int) -> tuple[Float16, list[Skipped]]:
+def _filled(shard: Shard, encoded: Iterator[tuple[ImageBatch, Float16]], num_batches: int) -> tuple[Float16, list[Skipped]]:
     """The shard's posterior (n, 2, 2c, s, s) from the next num_batches, and what was skipped in them."""
     posterior, filled, skipped = np.empty(shard.shape, np.float16), 0, list[Skipped]()
     for _ in range(num_batches):
@@ -122,9 +123,9 @@ def _filled(shard: Shard, encoded: Iterator[tuple[Batch, Float16]], num_batches:
     return posterior[:filled], skipped
 
 
-def _encoded(autoencoder: Autoencoder, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Float16]]:
+def _encoded(autoencoder: Autoencoder, batches: Iterator[ImageBatch]) -> Iterator[tuple[ImageBatch, Float16]]:
     """Each batch with its posterior (B, 2, 2c, s, s); one batch late, so that a GPU has the next while we copy."""
-    last: tuple[Batch, Callable[[], Float16]] | None = None
+    last: tuple[ImageBatch, Callable[[], Float16]] | None = None
     for batch in batches:
         started = _start(autoencoder, batch)
         if last is not None:
@@ -134,8 +135,8 @@ def _encoded(autoencoder: Autoencoder, batches: Iterator[Batch]) -> Iterator[tup
         yield last[0], last[1]()
 
 
-def _start(autoencoder: Autoencoder, batch: Batch) -> Callable[[], Float16]:
-    """Hand the batch to the device; the answer waits for it and returns its posterior (B, 2, 2c, s, s)."""
+def _start(autoencoder: Autoencoder, batch: ImageBatch) -> Callable[[], Float16]:
+    """A function that waits for the device and returns the batch's posterior (B, 2, 2c, s, s); the work starts here."""
     pixels = torch.from_numpy(batch.images)
     is_cuda = autoencoder.device.startswith("cuda")
     if is_cuda:
@@ -157,7 +158,7 @@ def _start(autoencoder: Autoencoder, batch: Batch) -> Callable[[], Float16]:
 
 
 def _gather(spec: ImagesSpec, root: Path, listing: Listing, shards: list[Shard], folder: Path, out: Path) -> dict[str, float]:
-    """The artifact from all ranks' shards."""
+    """The metrics of the whole cache, which is put into `out` from all ranks' shards."""
     skipped = [one for shard in shards for one in read_skipped(folder, shard)]
     check_skipped(spec, root, skipped, len(listing))  # each rank knew of its own only
     labels = np.delete(listing.labels, [one.row for one in skipped])

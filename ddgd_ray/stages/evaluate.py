@@ -1,4 +1,4 @@
-"""Train classifiers from scratch on a set, several seeds at once, and test them on real images.
+"""Classifiers trained from scratch on a set, several seeds at once, and tested on real images.
 
 Shapes: K classifiers (seeds), N images, B batch, C channels, S side in pixels, Y classes.
 """
@@ -22,7 +22,7 @@ from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.decode import read_decoded
-from ddgd_ray.stages.parts.batches import Course, augmented, steps_of
+from ddgd_ray.stages.parts.batches import StepPlan, augmented, steps_of
 from ddgd_ray.stages.parts.classifier import Judge, arithmetic, load_network, new_network, on_device, top1
 from ddgd_ray.stages.parts.distilled import read_set
 from ddgd_ray.stages.parts.images import Split
@@ -31,17 +31,17 @@ PACKED_SHARE = 0.7  # of what is free after it that classifiers trained at once 
 
 
 def run(spec: EvaluateSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """run_packed of one."""
+    """The accuracies of one classifier; see run_packed."""
     return run_packed([spec], inputs, [out], [ctx])[0]
 
 
 def run_packed(
     specs: Sequence[EvaluateSpec], inputs: dict[str, Path], outs: Sequence[Path], ctxs: Sequence[Context]
 ) -> list[dict[str, float]]:
-    """Trains one classifier for each spec; the specs differ in their seeds alone. Returns accuracies in [0, 1] for each.
+    """Accuracies in [0, 1] of one classifier for each spec; the specs differ in their seeds alone.
 
-    Writes result.json: per-class accuracy and confusion matrix after the last step, and with `keep_weights` weights: last and
-    selected (where the validation accuracy was best, the earliest on a tie).
+    Writes result.json, the per-class accuracy and the confusion matrix after the last step, and with `keep_weights` the weights
+    `last` and `selected` (those of the best validation accuracy, the earliest on a tie).
     top1_last: test accuracy after the last step. top1_best: the best of the protocol's tests, chosen on the test images, an
     oracle. top1_selected: test accuracy of the selected weights. val_top1: validation accuracy after the last step.
     num_test_looks: how often the test images were looked at.
@@ -61,8 +61,10 @@ def run_packed(
 
 
 def num_at_once(specs: Sequence[EvaluateSpec], inputs: dict[str, Path], ctx: Context) -> int:
-    """How many of the specs to train at once: ctx.pack where it says. Otherwise one on a CPU; on a GPU as many as fit into its
-    memory, or one when that is faster a seed: a network that fills the device alone gains nothing from company."""
+    """The number of specs to train at once: ctx.pack where it is not 0, otherwise one on a CPU and, on a GPU, as many as fit.
+
+    One also where a pack is no faster a seed: a network that fills the device alone gains nothing from company.
+    """
     if ctx.pack or not ctx.device.startswith("cuda"):
         return ctx.pack or 1
     torch.cuda.empty_cache()
@@ -102,20 +104,20 @@ class Training:
         self.spec, self.ctx, self.ctxs, self._teacher = specs[0], ctxs[0], ctxs, teacher
         self.protocol: ProtocolSpec = self.spec.protocol
         self.seeds = [spec.seed for spec in specs]
-        self.course = Course.of(self.protocol, len(train), len(self.spec.images.classes))
+        self.plan = StepPlan.of(self.protocol, len(train), len(self.spec.images.classes))
         self._images, self._labels, self._size = *on_device(train, self.ctx), size
         torch.backends.cudnn.benchmark = True  # one or two shapes of a batch, thousands of times
         self.pack = Pack([new_network(spec).to(self.ctx.device) for spec in specs])
         self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
-        self._optimizer, self._schedule = _optimizer(self.pack.parameters(), self.protocol, self.course, self.ctx.device)
+        self._optimizer, self._schedule = _optimizer(self.pack.parameters(), self.protocol, self.plan, self.ctx.device)
         self.history: list[list[dict[str, float]]] = [[] for _ in specs]
         self.confusion: Tensor | None = None
         self._selected: dict[int, dict[str, Tensor]] = {}
 
     def run(self, judges: dict[str, "Judge"]) -> None:
-        num_tests = min(self.protocol.num_tests, self.course.num_steps)
-        test_steps = {round(self.course.num_steps * (index + 1) / num_tests) for index in range(num_tests)}
-        draws = steps_of(self.protocol, self.course, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
+        num_tests = min(self.protocol.num_tests, self.plan.num_steps)
+        test_steps = {round(self.plan.num_steps * (index + 1) / num_tests) for index in range(num_tests)}
+        draws = steps_of(self.protocol, self.plan, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
         self.pack.train()
         for number, step in enumerate(draws, 1):
             losses_K = self._losses(step)
@@ -128,7 +130,7 @@ class Training:
         self._judge_selected(judges)
 
     def _losses(self, step: dict[str, Tensor]) -> Tensor:
-        """(K,): each seed's mean over its batch, of the cross-entropy or of the teacher's KL divergence."""
+        """Each seed's mean over its batch, (K,), of the cross-entropy or of the teacher's KL divergence."""
         num, batch = step["rows"].shape
         rows = step["rows"].flatten()
         images = self._images[rows.to(self._images.device)].to(self.ctx.device, non_blocking=True)
@@ -159,7 +161,7 @@ class Training:
         return flat.unflatten(0, labels_KB.shape).mean(dim=1)
 
     def _judge(self, number: int, losses: list[float], judges: dict[str, "Judge"]) -> None:
-        is_last = number == self.course.num_steps
+        is_last = number == self.plan.num_steps
         points = [{"loss": loss} for loss in losses]
         for seed, loss in zip(self.seeds, losses, strict=True):
             if not math.isfinite(loss):
@@ -181,7 +183,7 @@ class Training:
             ctx.report(number, point)
 
     def _judge_selected(self, judges: dict[str, "Judge"]) -> None:
-        """The test accuracy of the selected weights, where the tests on the way have not told it."""
+        """Adds the test accuracy of the selected weights to the last point, where the tests on the way have not told it."""
         if self.spec.tests == "all" or "test" not in judges or not self._selected:
             return
         last = [self.pack.weights(index) for index in range(self.pack.num)]
@@ -232,7 +234,7 @@ def _summary(history: list[dict[str, float]], spec: EvaluateSpec) -> dict[str, f
 
 
 def _optimizer(
-    parameters: list[Tensor], protocol: ProtocolSpec, course: Course, device: str
+    parameters: list[Tensor], protocol: ProtocolSpec, plan: StepPlan, device: str
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer: torch.optim.Optimizer
     rate, decay, fused = protocol.learning_rate, protocol.weight_decay, device.startswith("cuda")
@@ -241,13 +243,13 @@ def _optimizer(
     else:
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=protocol.momentum, weight_decay=decay, fused=fused)
     if protocol.schedule == "one_cycle":
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=course.num_steps + 1)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(protocol.schedule, course, step))
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=plan.num_steps + 1)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(protocol.schedule, plan, step))
 
 
-def rate_factor(schedule: str, course: Course, step: int) -> float:
-    """Of the learning rate at step 0, 1, ...: it changes between epochs, or between steps when steps were given."""
-    done, whole = (step, course.num_steps) if course.counts_steps else (step // course.steps_per_epoch, course.num_epochs)
+def rate_factor(schedule: str, plan: StepPlan, step: int) -> float:
+    """The factor on the learning rate at step 0, 1, ...: it changes between epochs, or between steps when steps were given."""
+    done, whole = (step, plan.num_steps) if plan.counts_steps else (step // plan.steps_per_epoch, plan.num_epochs)
     if schedule == "half_cosine":
         return 0.5 * (1 + math.cos(math.pi * done / whole / 2))
     return 0.2 ** ((done >= 2 * whole // 3) + (done >= 5 * whole // 6))

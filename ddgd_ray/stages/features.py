@@ -27,10 +27,12 @@ NUM_NEIGHBOURS = 10  # the most that a quality may ask for
 
 
 def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes features.npy (N, F) float32, labels.npy (N,) int64 and rows.npy (N,) int64, the place among the training images.
+    """The numbers of images and of features.
 
-    Inputs: `model`, an autoencoder, a classifier that was kept or a TorchScript file, and `set`, or `images` for the training
-    images. Of these it also writes the neighbours of each among them, neighbours.npy (N, K), nearest.npy (N,), for every set.
+    Writes features.npy (N, F) float32, labels.npy (N,) int64 and rows.npy (N,) int64, an image's place in its set or among the
+    training images. Inputs: `model`, an autoencoder, a classifier that was kept or a TorchScript file; and `set`, or `images`
+    for the training images. Training images also get neighbours.npy (N, K) and nearest.npy (N,), which all sets are compared
+    with: each image's nearest ones among the others.
     """
     torch.set_num_threads(ctx.num_threads)
     embed = _embed(spec, inputs["model"], ctx)
@@ -52,7 +54,7 @@ def run(spec: FeaturesSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
 
 
 def _embed(spec: FeaturesSpec, folder: Path, ctx: Context) -> Callable[[Tensor], Tensor]:
-    """(B, S, S, C) uint8 -> (B, F)."""
+    """A function from images (B, S, S, C) uint8 to features (B, F)."""
     if spec.space == "latents":
         autoencoder = Autoencoder.load(folder, ctx.device)
 

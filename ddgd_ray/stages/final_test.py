@@ -1,4 +1,4 @@
-"""The test images, looked at by a classifier that was trained without them."""
+"""The stage `test`: test images, looked at once by a classifier that was trained and chosen without them."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from ddgd_ray.stages.parts.classifier import Judge, load_network, spec_of, top1
 
 
 def run(spec: TestSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes result.json: per-class accuracy and confusion matrix of the last weights. Returns top1_last and top1_selected."""
+    """top1_last and top1_selected. Writes result.json: per-class accuracy and confusion matrix of the last weights."""
     trained = spec_of(inputs["classifier"])
     judge = Judge(read_decoded(inputs["real"], "test"), trained, ctx)
     counts = judge(Pack([load_network(inputs["classifier"], "last", ctx.device)]))

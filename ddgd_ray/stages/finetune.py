@@ -1,4 +1,4 @@
-"""Fine-tune the DiT with the memory losses (paper Eq. 2-8).
+"""The DiT, fine-tuned with the memory losses (paper Eq. 2-8).
 
 Shapes: B rows of this worker, G rows of the global batch, c latent channels, s side.
 """
@@ -31,19 +31,18 @@ from ddgd_ray.stages.parts.checkpoint import (
 )
 from ddgd_ray.stages.parts.finite import FiniteWatch
 from ddgd_ray.stages.parts.latents import EpochSampler, LatentCache
-from ddgd_ray.stages.parts.memory_losses import Batch, MemoryLosses
+from ddgd_ray.stages.parts.memory_losses import MemoryLosses, TrainingBatch
 from ddgd_ray.stages.parts.memory_snapshots import MemorySnapshots
 
 log = logging.getLogger(__name__)
 
 
 def run(spec: FinetuneSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes the trainable tensors, raw and averaged, and some rows of the memories. Returns the last losses and the
-    memories' diagnostics.
+    """The last losses and the memories' diagnostics. Writes the trainable tensors, raw and averaged, and rows of the memories.
 
-    Goes on from the newest sound checkpoint in ctx.keep: on a CPU, to the bit what an undisturbed run gives.
-    Raises Stopped after a checkpoint when it is told to stop, and StageError when a loss is not finite, before the optimizer
-    steps, naming step, term and rows.
+    The run goes on from the newest sound checkpoint in ctx.keep: on a CPU, to the bit what an undisturbed run gives. Raises
+    Stopped after a checkpoint when there is an order to stop. Raises StageError, naming step, term and rows, when a loss is not
+    finite, before the optimizer steps.
     """
     torch.set_num_threads(ctx.num_threads)
     _check_ranks(spec, ctx)
@@ -89,7 +88,7 @@ def _check_ranks(spec: FinetuneSpec, ctx: Context) -> None:
 
 
 def _check_latents(cache: LatentCache, config: Any) -> None:
-    """Refuse latents and labels that the model has no place for, before torch says so from deep inside."""
+    """Raises StageError for latents and labels that the model has no place for, before torch says so from deep inside."""
     expected = (config["in_channels"], config["sample_size"], config["sample_size"])
     if cache.latent_shape != expected:
         raise StageError(
@@ -144,7 +143,7 @@ class Tuning:
         self.optimizer.step()
         self.average(step)
 
-    def backward(self, batch: Batch) -> dict[str, Tensor]:
+    def backward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Gradients of this worker's share of Eq. 6, and its terms.
 
         With a micro-batch, the outputs of all rows come first, without gradient; the losses see the whole batch; then each part
@@ -184,7 +183,7 @@ class Tuning:
         torch._foreach_lerp_(list(self.averaged.values()), list(self.trainable.values()), 1 - decay)
 
     def save(self, checkpoints: Checkpoints, num_steps: int) -> None:
-        """Model, average, optimizer, memories with ages, every random stream; which rows come next follows from the step."""
+        """Keeps model, average, optimizer, memories and random streams; which rows come next follows from the step."""
         parts: dict[str, dict[str, Tensor]] = {}
         if self.ctx.rank == 0:
             parts["weights"] = (
@@ -199,7 +198,7 @@ class Tuning:
 
     @torch.no_grad()
     def resume(self, checkpoints: Checkpoints) -> int:
-        """Load the newest sound checkpoint; returns the number of steps done."""
+        """The number of steps done, after the newest sound checkpoint is loaded; 0 without one."""
         found = checkpoints.newest()
         if found is None:
             return 0
@@ -220,7 +219,7 @@ class Tuning:
 
 
 class BatchDraw:
-    """Every worker draws the whole global batch from the same stream and keeps its rows: W workers see what one would."""
+    """Batches. Every worker draws the whole global batch from one stream and keeps its rows: W workers see what one sees."""
 
     def __init__(self, spec: FinetuneSpec, cache: LatentCache, num_classes: int) -> None:
         self.spec, self.cache, self.num_classes = spec, cache, num_classes
@@ -228,7 +227,7 @@ class BatchDraw:
         self.sampler = EpochSampler(len(cache), spec.batch_size, spec.seed)
         self.generator = torch.Generator().manual_seed(spec.seed * 7_919 + 1)
 
-    def batch(self, step: int, ctx: Context) -> Batch:
+    def batch(self, step: int, ctx: Context) -> TrainingBatch:
         drawn = self.cache.draw(self.sampler.batch(step), self.generator)
         size = len(drawn.labels)
         t = torch.randint(self.schedule.num_steps, (size,), generator=self.generator)
@@ -241,7 +240,7 @@ class BatchDraw:
             staged(tensor[mine], torch.device(ctx.device)) for tensor in (drawn.z0, eps, t, dropped_labels)
         )
         z_t = add_noise(self.schedule, z0, eps, t_mine)
-        return Batch(z0, z_t, eps, t_mine, kept, drawn.labels[mine], t[mine], drawn.labels, t, drawn.ids)
+        return TrainingBatch(z0, z_t, eps, t_mine, kept, drawn.labels[mine], t[mine], drawn.labels, t, drawn.ids)
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:
@@ -249,7 +248,7 @@ def _total(terms: dict[str, Tensor]) -> Tensor:
 
 
 def _add_up(trainable: list[Tensor], terms: dict[str, Tensor], shared: tuple[str, ...], ctx: Context) -> dict[str, Tensor]:
-    """Sum gradients over workers, and the terms of which each holds a share; the terms come back detached."""
+    """The terms, detached; gradients, and the terms of which each worker holds a share, are summed over workers."""
     terms = {name: value.detach() for name, value in terms.items()}
     if ctx.num_ranks == 1:
         return terms
@@ -263,7 +262,7 @@ def _add_up(trainable: list[Tensor], terms: dict[str, Tensor], shared: tuple[str
 
 
 def _store_frozen_in_bfloat16(model: nn.Module) -> None:
-    """Weights that do not learn: autocast would cast them anew in every pass, to the same values."""
+    """Stores weights that do not learn in bfloat16: autocast would cast them anew in every pass, to the same values."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.to(torch.bfloat16)

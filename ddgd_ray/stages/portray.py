@@ -1,4 +1,4 @@
-"""What a fine-tuning's memories held on the way, decoded into pictures.
+"""Pictures of the latents that a fine-tuning's memories held on the way.
 
 Shapes: K classes, R rows, c latent channels, s side of the latent.
 """
@@ -20,7 +20,10 @@ DECODED_ROWS = 32  # the SD decoder holds about half a GB an image at 256 px
 
 
 def run(spec: PortraySpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes images/KIND-STEP-CLASS-ROW.png and index.json, an entry for each memory, step and class: its files."""
+    """The number of images.
+
+    Writes images/KIND-STEP-CLASS-ROW.png, and index.json with the files of each memory, step and class.
+    """
     torch.set_num_threads(ctx.num_threads)
     autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
     class_of = dict(zip(generator_labels(spec.images), spec.images.classes, strict=True))

@@ -1,4 +1,4 @@
-"""Train a small DiT from scratch on the latent cache: the stand-in for DiT-XL/2 where no weights can be had."""
+"""A small DiT trained from scratch on the latent cache: the stand-in for DiT-XL/2 where no weights can be had."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ from ddgd_ray.stages.parts.latents import EpochSampler, LatentCache
 
 
 def run(spec: PretrainSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes the exponential moving average as a plain diffusers DiT folder. Returns the last loss, mean of 100 steps."""
+    """The mean loss of the last 100 steps. Writes the exponential moving average as a plain diffusers DiT folder."""
     torch.set_num_threads(ctx.num_threads)
     cache = LatentCache(inputs["latents"])
     torch.manual_seed(spec.seed)
@@ -58,7 +58,10 @@ def run(spec: PretrainSpec, inputs: dict[str, Path], out: Path, ctx: Context) ->
 
 
 def _new_dit(spec: PretrainSpec, cache: LatentCache) -> DiTTransformer2DModel:
-    """adaLN-zero start, label embeddings of std 1, timestep MLP of std 0.1 (embedded.md: the start mattered)."""
+    """A DiT at its start: adaLN-zero, label embeddings of std 1, timestep MLP of std 0.1.
+
+    Other starts learned far more slowly.
+    """
     channels, side, _ = cache.latent_shape
     if side % spec.patch:
         raise StageError(f"latents are {side} a side, not divisible by patch {spec.patch}", fix="change backbone.patch")

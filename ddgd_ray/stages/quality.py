@@ -1,4 +1,4 @@
-"""How good a set is without training on it: its features against those of all real training images.
+"""The quality of a set without training on it: its features against those of all real training images.
 
 Shapes: N real images, M images of the set, F features.
 """
@@ -17,10 +17,10 @@ from ddgd_ray.stages.base import Context
 
 
 def run(spec: QualitySpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes copies.json: for every image of the set its nearest training image (row) and how far that is.
+    """precision, recall, density, coverage, frechet, vendi, similarity, similarity_within and copies; only equal sizes compare.
 
-    precision, recall, density, coverage, frechet, vendi, similarity (mean pairwise cosine, and within classes), copies (share
-    of images nearer to a training image than training images are to each other). Only sets of equal size compare.
+    similarity: mean pairwise cosine, of all images and within classes. copies: share of images nearer to a training image than
+    training images are to each other. Writes copies.json: every image's nearest training image (row) and its distance.
     """
     torch.set_num_threads(ctx.num_threads)
     real, made = (torch.from_numpy(np.load(inputs[name] / "features.npy")).to(ctx.device) for name in ("real", "set"))

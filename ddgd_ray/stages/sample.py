@@ -1,4 +1,4 @@
-"""Draw the distilled set from the fine-tuned model.
+"""The distilled set, drawn from the fine-tuned model.
 
 Shapes: B images of a batch, c latent channels, s side of the latent, S side in pixels, C image channels.
 """
@@ -33,9 +33,9 @@ Item = tuple[int, int]  # (label, index)
 
 
 def run(spec: SampleSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes spec.ipc images a class. Each depends on (seed, class, index) alone, not on its batch or its worker.
+    """The number of images. Writes spec.ipc images a class; an image depends on (seed, class, index) alone, not on its batch.
 
-    Rank 0 writes; images it has written stay in ctx.keep over a crash and are not drawn again.
+    Rank 0 writes; images that rank 0 has written stay in ctx.keep over a crash and are not drawn again.
     """
     torch.set_num_threads(ctx.num_threads)
     wanted = [(label, index) for label in range(len(spec.images.classes)) for index in range(spec.ipc)]
@@ -51,7 +51,7 @@ def run(spec: SampleSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> d
 
 
 def _draw_missing(spec: SampleSpec, inputs: dict[str, Path], ctx: Context, wanted: list[Item], pngs: PngFolder | None) -> None:
-    """Rank r draws every num_ranks-th image that rank 0 has not got yet, batch by batch; rank 0 puts them into `pngs`."""
+    """Draws the images that rank 0 has not got yet, rank r every num_ranks-th of them; rank 0 puts all of them into `pngs`."""
     done = pngs.sha256 if pngs else {}
     missing = _agreed([item for item in wanted if image_name(spec.images, *item) not in done], wanted, ctx)
     draw = _Draw(spec, inputs, ctx) if missing else None
@@ -71,7 +71,7 @@ def _draw_missing(spec: SampleSpec, inputs: dict[str, Path], ctx: Context, wante
 
 
 class _Draw:
-    """Model, decoder and settings; turns items into images."""
+    """The model, the decoder and the settings that turn items into images."""
 
     def __init__(self, spec: SampleSpec, inputs: dict[str, Path], ctx: Context) -> None:
         self.spec, self.device = spec, ctx.device
@@ -84,7 +84,7 @@ class _Draw:
             return denoise(self.model, z_t, t, labels).float()
 
     def images(self, items: list[Item]) -> Tensor:
-        """(B, S, S, C) uint8 on the device."""
+        """The images of `items`, (B, S, S, C) uint8 on the device."""
         size, channels = self.spec.images.size, self.spec.images.channels
         if not items:
             return torch.empty(0, size, size, channels, dtype=torch.uint8, device=self.device)
@@ -109,7 +109,7 @@ class _Draw:
 
 
 def _agreed(missing: list[Item], wanted: list[Item], ctx: Context) -> list[Item]:
-    """What rank 0 misses, on all ranks: it alone knows which kept images are sound."""
+    """The items that rank 0 misses, on all ranks: rank 0 alone knows which kept images are sound."""
     if ctx.num_ranks == 1:
         return missing
     lacking = set(missing)
@@ -119,7 +119,7 @@ def _agreed(missing: list[Item], wanted: list[Item], ctx: Context) -> list[Item]
 
 
 def _gathered(images: Tensor, counts: list[int], ctx: Context) -> Tensor:
-    """All ranks' images in rank order, on the host of rank 0; the others get back their own. counts: images of each rank."""
+    """All ranks' images in rank order, on the host of rank 0; other ranks get their own. counts: images of each rank."""
     if ctx.num_ranks == 1:
         return images.cpu()
     padded = images.new_zeros(max(counts), *images.shape[1:])

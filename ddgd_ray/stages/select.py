@@ -15,7 +15,7 @@ from ddgd_ray.stages.parts.readers import Int64, Listing
 
 
 def run(spec: SelectSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
-    """Writes spec.ipc images a class; a smaller ipc is a prefix. `all` takes every one."""
+    """The number of images. Writes spec.ipc images a class, of which a smaller ipc is a prefix; `all` takes every image."""
     if spec.method == "all":
         (chosen,) = read_splits(spec.images, inputs["images"], "train", num_threads=ctx.num_threads)
         chosen = chosen.take(np.argsort(chosen.labels, kind="stable"))
@@ -29,13 +29,13 @@ def run(spec: SelectSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> d
 
 
 def _at_random(spec: SelectSpec, train: Listing) -> list[Int64]:
-    """Every row of each class, in random order: the next one stands in for what cannot be decoded."""
+    """Every row of each class, in random order: a later row stands in for one that cannot be decoded."""
     rows = [np.flatnonzero(train.labels == label) for label in range(len(spec.images.classes))]
     return [np.random.default_rng([spec.seed, label]).permutation(mine) for label, mine in enumerate(rows)]
 
 
 def _by_features(spec: SelectSpec, folder: Path) -> list[Int64]:
-    """Rows of each class in the order they are picked. k-center starts at an image that the seed draws."""
+    """Rows of each class in the order of the picks. k-center starts at an image that the seed draws."""
     features, labels, rows = (np.load(folder / f"{name}.npy") for name in ("features", "labels", "rows"))
     ranked = []
     for label, name in enumerate(spec.images.classes):

@@ -1,4 +1,4 @@
-"""How files become visible: whole or not at all, and for good. With it the points at which the kill tests pull the plug.
+"""Files that become visible whole or not at all, and for good; and the points at which the kill tests pull the plug.
 
 DDGD_CRASH_AT=<n> leaves the process, as a power cut would, at the n-th commit point that it passes, counted from 1; with a name
 in place of a number, at the first point of that name. DDGD_CRASH_COUNT=<file> gets one line a point: process, number, name.
@@ -23,7 +23,7 @@ _passed = itertools.count(1)
 
 
 def crash_point(name: str) -> None:
-    """Every commit point of the process passes here; see the module's text."""
+    """Leave the process here when DDGD_CRASH_AT names this point; the module's text says how. Every commit point calls this."""
     wanted, count = os.environ.get("DDGD_CRASH_AT"), os.environ.get("DDGD_CRASH_COUNT")
     if not wanted and not count:
         return
@@ -40,7 +40,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """What was created, renamed or removed in the folder survives a power cut."""
+    """Flush a folder to disk: what was created, renamed or removed in it survives a power cut."""
     _sync(folder, "folder")
 
 
@@ -61,10 +61,13 @@ def sync_tree(root: Path, files: list[Path]) -> None:
         sync_folder(folder)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Readers see the old file or the new one, never a part; the new one survives a power cut. Raises StageError: disk full."""
+def write_atomically(path: Path, content: str | bytes, *, sync: bool = True) -> None:
+    """Write a file of which readers see the old content or the new one, never a part. Raises StageError: disk full.
+
+    sync: the new content survives a power cut.
+    """
     data = content.encode() if isinstance(content, str) else content
-    temporary = _write_beside(path, data)
+    temporary = _write_beside(path, data, sync)
     try:
         crash_point("before-replace")
         os.replace(temporary, path)
@@ -75,9 +78,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def create_atomically(path: Path, data: bytes, *, sync: bool = True) -> bool:
-    """Whether the file is ours: False when it is there already. Readers see all of it or none; of two writers, one wins.
+    """Whether this call made the file: False when it is there already. Readers see all of it or none; of two writers one wins.
 
-    sync: it survives a power cut.
+    sync: the file survives a power cut.
     """
     temporary = _write_beside(path, data, sync)
     try:
@@ -109,9 +112,9 @@ def _write_beside(path: Path, data: bytes, sync: bool = True) -> Path:
 
 @contextmanager
 def room_for(folder: Path, need_bytes: int = 0) -> Iterator[None]:
-    """Turns "disk full" into a StageError with what is needed, what is there, and where.
+    """A block in which "disk full" becomes a StageError with what is needed, what is there, and where.
 
-    need_bytes: 0 when nobody knows how much it will be; then what `folder` holds so far is named.
+    need_bytes: 0 when nobody knows how much it will be; then the error names what `folder` holds so far.
     """
     try:
         yield
@@ -142,7 +145,7 @@ def disk_full(err: Exception, folder: Path, need_bytes: int) -> StageError:
 
 
 def make_writable(what: str, *folders: Path, fix: str = "choose another --run-dir") -> None:
-    """Create the folders and write into the first one. Raises StageError that names `what`."""
+    """Create the folders, and write into the first one to see that this works. Raises StageError that names `what`."""
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)

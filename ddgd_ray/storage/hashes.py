@@ -34,7 +34,7 @@ TABLE = """CREATE TABLE IF NOT EXISTS files (
 
 @dataclass(frozen=True)
 class Content:
-    """sha256: 64 hex digits. beginning: the first 12 bytes, which tell what kind of file it is."""
+    """What a file holds. sha256: 64 hex digits. beginning: its first 12 bytes, which tell what kind of file it is."""
 
     sha256: str
     beginning: bytes
@@ -65,7 +65,7 @@ def _chunk(paths: list[str], pool: ThreadPoolExecutor) -> list[Content]:
 
 
 def _each(pool: ThreadPoolExecutor, work: Callable[[str], Result], paths: list[str]) -> list[Result]:
-    """In parallel, a few files a task: handing over one stat costs more than the stat."""
+    """The result of `work` for each path, in parallel, a few files a task: handing over one stat costs more than the stat."""
 
     def some(start: int) -> list[Result]:
         try:
@@ -94,7 +94,7 @@ def _read(path: str) -> Content:
 
 
 def _look_up(states: dict[str, State]) -> dict[str, Content]:
-    """What is known of those files that are as they were."""
+    """{path: content} of the files that were hashed before and have not changed since."""
     rows = {path: _unsaved[path] for path in states if path in _unsaved}
     paths = list(states)
     try:
@@ -126,7 +126,10 @@ def _file() -> Path:
 
 
 def _connect() -> sqlite3.Connection:
-    """Waits some seconds for other processes. Rollback journal: a write-ahead log is unsafe where homes are on NFS."""
+    """The database, which waits some seconds for other processes.
+
+    It has a rollback journal: a write-ahead log is unsafe where homes are on NFS.
+    """
     _file().parent.mkdir(parents=True, exist_ok=True)
     database = sqlite3.connect(_file(), timeout=5)
     try:

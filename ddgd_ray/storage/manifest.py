@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what was done, from what, and the SHA-256 of every file. The key follows from it."""
+"""The manifest of an artifact: what was done, from what, and the SHA-256 of every file. The key follows from the first two."""
 
 import functools
 import hashlib
@@ -32,7 +32,7 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True)
 class Artifact:
-    """One published folder and its manifest. fetch: brings its files into the folder, where they lie elsewhere."""
+    """One published folder and its manifest. fetch: a call that brings the files into the folder, where they lie elsewhere."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -40,7 +40,7 @@ class Artifact:
 
     @property
     def path(self) -> Path:
-        """The local folder with its files. Raises DamagedArtifact, StageError where they have to be fetched and cannot be."""
+        """The local folder with the files. Raises DamagedArtifact, StageError where they have to be fetched and cannot be."""
         if self.fetch is not None:
             self.fetch()
         return self.folder
@@ -96,17 +96,17 @@ class Artifact:
 
     @property
     def held(self) -> dict[str, float]:
-        """CPUs and GPUs of the job that made it, over all its workers; {} where that was not written down."""
+        """CPUs and GPUs of the job that made the artifact, over all its workers; {} where that was not written down."""
         return dict(self.manifest.get("held", {}))
 
 
 def key_of(spec: StageSpec, inputs: Mapping[str, str]) -> str:
-    """sha256 (64 hex digits) of stage, version, resolved spec and the keys or fingerprints of the inputs."""
+    """SHA-256 (64 hex digits) of stage, version, resolved spec and the keys or fingerprints of the inputs."""
     return key_of_identity(spec.stage, spec.version, spec.canonical(), inputs)
 
 
 def key_of_identity(stage: str, version: int, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """The same of a manifest's fields. spec: as `canonical` gives it."""
+    """The key of an artifact by the fields of its manifest. spec: as `canonical` gives it."""
     identity = {"stage": stage, "version": version, "spec": spec, "inputs": dict(inputs)}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
@@ -125,7 +125,7 @@ def new_manifest(
     seconds: float,
     held: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Of `files`, which lie in `folder`."""
+    """The manifest of `files`, which lie in `folder`. held: CPUs and GPUs of the job, {} without one."""
     return {
         "schema": SCHEMA,
         "key": key_of(spec, inputs),
@@ -165,7 +165,7 @@ def read_manifest(text: str, key: str, where: str) -> dict[str, Any]:
 
 
 def check_identity(artifact: Artifact) -> None:
-    """Whether the key follows from what the manifest says was done. Raises DamagedArtifact: changed, or forged."""
+    """Raises DamagedArtifact unless the key follows from what the manifest says was done: it was changed, or forged."""
     manifest = artifact.manifest
     try:
         identity = {name: manifest[name] for name in ("stage", "version", "spec", "inputs")}

@@ -1,4 +1,4 @@
-"""A local folder that is kept equal to a prefix of the storage, so that another host can go on from it."""
+"""A local folder and a prefix of the storage that are kept equal, so that another host can go on from them."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ State = tuple[int, int]  # bytes, mtime in ns
 
 
 def is_unfinished(name: str) -> bool:
-    """Temporary files and checkpoints under way."""
+    """Whether a name is that of a temporary file or of a checkpoint under way."""
     return any(part.startswith((".", "unfinished-")) for part in PurePosixPath(name).parts)
 
 
 class Mirror:
-    """pull: from the storage; push: what has changed here; start and stop: push every few seconds, from a thread."""
+    """The two copies. pull: from the storage; push: what has changed here; start and stop: pushes from a thread."""
 
     def __init__(
         self,
@@ -32,20 +32,24 @@ class Mirror:
         *,
         skip: Callable[[str], bool] = is_unfinished,
         only_at_end: Callable[[str], bool] = lambda name: False,
+        orders: tuple[str, ...] = (),
         every_s: float = 2.0,
     ) -> None:
-        """skip: names that stay here. only_at_end: those that the last push alone takes, such as growing logs."""
+        """skip: names that stay here. only_at_end: names that the last push alone takes, such as growing logs.
+
+        orders: empty files that other hosts put into the storage and that the thread makes here too.
+        """
         self.remote, self.prefix, self.folder = remote, prefix, folder
-        self._skip, self._only_at_end, self._every_s = skip, only_at_end, every_s
+        self._skip, self._only_at_end, self._orders, self._every_s = skip, only_at_end, orders, every_s
         self._there: dict[str, State] = {}
         self.has_remote = False
-        """Whether anything may be there."""
+        """Whether the storage may hold anything under the prefix."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def pull(self, *, prefer_remote: bool) -> int:
-        """Fetch what is missing here, and what is longer there, or with `prefer_remote` everything. Returns how many files."""
+        """The number of files fetched: those missing here or longer in the storage, with `prefer_remote` all of them."""
         wanted = []
         sizes = self.remote.sizes(self.prefix)
         self.has_remote = bool(sizes)
@@ -69,9 +73,9 @@ class Mirror:
         return len(wanted)
 
     def push(self, prefix: str = "", *, is_last: bool = False) -> int:
-        """Upload what has changed, records (.json) after the files that they speak of; remove there what is gone here.
+        """The number of files uploaded: those that have changed, among names that begin with `prefix`.
 
-        Only among names that begin with `prefix`.
+        Records (.json) go after the files that they speak of; what is gone here is removed from the storage.
         """
         with self._lock:
             here: dict[str, State] = {}
@@ -103,7 +107,14 @@ class Mirror:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
+            self._take_orders()  # first: a push may take long
             self._try_push(is_last=False)
+
+    def _take_orders(self) -> None:
+        with suppress(StageError):  # the storage does not answer: the next look may tell
+            for name in self._orders:
+                if not (self.folder / name).exists() and self.remote.read(f"{self.prefix}/{name}") is not None:
+                    (self.folder / name).touch()
 
     def _try_push(self, *, is_last: bool) -> None:
         try:
@@ -112,7 +123,7 @@ class Mirror:
             log.warning("%s/%s is behind: %s", self.remote, self.prefix, err)
 
     def stop(self, *, push: bool = True) -> None:
-        """No more pushes, after a last one with `push`; a failed one is a warning: results are elsewhere."""
+        """End the thread, after a last push with `push`; a push that fails is a warning: results are elsewhere."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,15 +1,8 @@
-"""Storage behind a URL (fsspec: S3, Google Cloud, Azure, ...): whole objects, time limits, repeated tries, one clear error.
-
-A run directory given as a URL has a local folder, `$DDGD_CACHE/stores/<hash of the URL>/`, whose file `url` says what it stands
-for: commands that take a folder work on either.
-"""
+"""Storage behind a URL (fsspec: S3, Google Cloud, Azure, ...): whole objects, time limits, repeated tries, one clear error."""
 
 import functools
-import hashlib
 import logging
-import os
 import random
-import re
 import threading
 import time
 import uuid
@@ -21,14 +14,15 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ddgd_ray.errors import DdgdError, StageError
-from ddgd_ray.storage.commit import create_atomically, is_full
+from ddgd_ray.redact import redact
+from ddgd_ray.storage.commit import is_full
+from ddgd_ray.storage.shared_files import FolderFiles
 
 log = logging.getLogger(__name__)
 
 SLOWEST = 1_000_000  # bytes/s that a transfer is given time for
 AT_ONCE = 8  # transfers
 SETTLE_S = 1.0  # until a write is seen by all, where a store knows no conditional one
-MARK = "url"
 EXTRAS = {"s3": "ddgd-ray[s3]", "s3a": "ddgd-ray[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, DdgdError)  # trying again changes nothing
 PATIENCE_S = 60.0  # no further try of a call after it
@@ -37,44 +31,12 @@ FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidation
 Result = TypeVar("Result")
 
 
-def is_url(text: object) -> bool:
-    return isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
-
-
-def redacted(url: str) -> str:
-    """Without user, password and query: what may be printed."""
-    parts = urlsplit(url)
-    host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
-    return f"{parts.scheme}://{host}{parts.path}" + ("?***" if parts.query else "")
-
-
-def local_folder(place: "Path | str") -> Path:
-    """The folder of a run directory on this machine: the path itself, absolute, or the one that stands for a URL."""
-    if not is_url(place):
-        return Path(place).expanduser().absolute()
-    url = str(place).rstrip("/")
-    cache = Path(os.environ.get("DDGD_CACHE") or "~/.cache/ddgd-ray").expanduser().absolute()
-    folder = cache / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if not (folder / MARK).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / MARK, "w", opener=functools.partial(os.open, mode=0o600)) as file:  # it may hold a password
-            file.write(url)
-    return folder
-
-
-def url_of(run_dir: Path) -> str:
-    """What a local folder stands for; "" when it is a run directory of its own."""
-    try:
-        return (run_dir / MARK).read_text().strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
 class Remote:
-    """Objects below a URL, by name: `manifests/encode/...`. Each call ends within a bounded time, or raises StageError."""
+    """Objects below a URL, by name: `manifests/encode/...`, and so SharedFiles. Each call ends within a bounded time, or raises
+    StageError."""
 
     def __init__(self, url: str, *, timeout_s: float = 30.0, tries: int = 9, is_conditional: bool = True) -> None:
-        """timeout_s: of one try, and a second more for each MB. is_conditional: the store can create without replacing."""
+        """timeout_s: seconds of one try, and one more for each MB. is_conditional: the store can create without replacing."""
         self.url, self.timeout_s, self.tries, self.is_conditional = url.rstrip("/"), timeout_s, tries, is_conditional
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -82,11 +44,11 @@ class Remote:
         return (again, (self.url,))
 
     def __str__(self) -> str:
-        return redacted(self.url)
+        return redact(self.url)
 
     @functools.cached_property
     def opened(self) -> tuple[Any, str]:
-        """fsspec's file system and the path in it. Raises StageError."""
+        """The file system of fsspec and the path in it. Raises StageError."""
         import fsspec
 
         protocol = urlsplit(self.url).scheme
@@ -105,8 +67,13 @@ class Remote:
     def _is_local(self) -> bool:
         return urlsplit(self.url).scheme in ("file", "local")
 
+    @property
+    def _as_folder(self) -> FolderFiles:
+        """The same names as files, where the URL is a folder's: fsspec could leave half a file there."""
+        return FolderFiles(Path(self.opened[1]), sync=True)
+
     def prepare(self) -> None:
-        """Write, read and remove an object, and find out whether one can be created without replacing. Raises StageError."""
+        """Write and remove an object, and find out whether one can be created without replacing. Raises StageError."""
         probe = f"probe-{uuid.uuid4().hex[:8]}"
         tries, self.tries = self.tries, min(2, self.tries)  # nobody wants to wait a minute for a misspelled address
         try:
@@ -121,11 +88,9 @@ class Remote:
             self.tries = tries
 
     def create(self, name: str, data: bytes) -> bool:
-        """Whether the name was free and is now ours; the first of several writers wins."""
+        """Whether the name was free and now has this content; the first of several writers wins."""
         if self._is_local:
-            path = Path(self._path(name))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return create_atomically(path, data) or self.read(name) == data
+            return self._as_folder.create(name, data) or self.read(name) == data
         if self.is_conditional:
             try:
                 self._call("create", name, lambda: self.opened[0].pipe_file(self._path(name), data, mode="create"), len(data))
@@ -150,11 +115,7 @@ class Remote:
 
     def write(self, name: str, data: bytes) -> None:
         if self._is_local:
-            path = Path(self._path(name))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
+            self._as_folder.write(name, data)
             return
         self._call("write", name, lambda: self.opened[0].pipe_file(self._path(name), data), len(data))
 
@@ -168,14 +129,14 @@ class Remote:
                 self._call("remove", prefix, lambda: self.opened[0].rm(self._path(prefix), recursive=True))
 
     def discard(self, prefix: str) -> None:
-        """Like remove_tree for what nobody needs any more: when that fails, it is left behind."""
+        """Remove what nobody needs any more, as remove_tree does; when that fails, it is left behind with a warning."""
         try:
             self.remove_tree(prefix)
         except StageError as err:
             log.warning("left behind: %s", err)
 
     def names(self, prefix: str) -> list[str]:
-        """Of the objects right below the prefix, in order."""
+        """Names of the objects right below the prefix, in order."""
         try:
             found = self._call("list", prefix, lambda: self.opened[0].ls(self._path(prefix), detail=False))
         except FileNotFoundError:
@@ -183,7 +144,7 @@ class Remote:
         return sorted(name for name in (path.rstrip("/").rpartition("/")[2] for path in found) if not name.startswith("."))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """{name below the prefix: bytes} of everything there."""
+        """{name below the prefix: bytes} of every object there."""
         start = self._path(prefix).rstrip("/")
         try:
             found = self._call("list", prefix, lambda: self.opened[0].find(start, detail=True))
@@ -222,7 +183,7 @@ class Remote:
                 done.result()
 
     def _call(self, what: str, name: str, action: Callable[[], Result], num_bytes: int = 0) -> Result:
-        """The action's result. Tries that fail or hang are repeated, each after twice the pause of the one before."""
+        """The result of the action. Tries that fail or hang are repeated, each after twice the pause of the one before."""
         started = time.monotonic()
         for number in range(1, self.tries + 1):
             try:
@@ -248,14 +209,14 @@ class Remote:
         ) from problem
 
     def _text(self, err: Exception) -> str:
-        """What an error says, without what the URL hides."""
+        """The text of an error, without what the URL hides."""
         text = f"{type(err).__name__}: {err}".replace(self.url, str(self))
         user = urlsplit(self.url).netloc.rpartition("@")[0]
         return text.replace(user, "***") if user else text
 
 
 def in_time(action: Callable[[], Result], limit_s: float) -> Result:
-    """The action's result. Raises TimeoutError after `limit_s`; the action then goes on in a thread that nobody waits for."""
+    """The result of the action. Raises TimeoutError after `limit_s`; then the action goes on in a thread nobody waits for."""
     done: list[Result] = []
     errors: list[BaseException] = []
 

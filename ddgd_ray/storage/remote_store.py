@@ -1,7 +1,8 @@
-"""A store behind a URL. Its truth is there; here is a cache, laid out as a local store, that can be deleted at any time.
+"""A store behind a URL. Its truth is there; this host has a cache, laid out as a local store, that can be deleted any time.
 
-Layout there: `manifests/<stage>/<key>.json`, written last and once; `files/<stage>/<key>/<copy>/`, where the manifest names the
-copy; `leases/`; `kept/<key>/`, the checkpoints of what is being made; `runs/<name>/`; `damaged/` manifests that were set aside.
+Layout behind the URL: `manifests/<stage>/<key>.json`, written last and once; `files/<stage>/<key>/<copy>/`, where the manifest
+names the copy; `leases/`; `kept/<key>/`, the checkpoints of what is being made; `runs/<name>/`; `damaged/` manifests that were
+set aside.
 """
 
 import functools
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
-from ddgd_ray.storage.commit import crash_point, room_for
+from ddgd_ray.storage.addresses import local_folder
+from ddgd_ray.storage.commit import crash_point, room_for, write_atomically
 from ddgd_ray.storage.leases import Pace, heartbeat_lease, host_lease
 from ddgd_ray.storage.manifest import MANIFEST, REMAKE, Artifact, read_manifest, write_manifest
 from ddgd_ray.storage.mirror import Mirror
-from ddgd_ray.storage.remote import Remote, local_folder
+from ddgd_ray.storage.remote import Remote
+from ddgd_ray.storage.soundness import check_before_use, compare_files, remember_compared
 from ddgd_ray.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,27 +32,8 @@ log = logging.getLogger(__name__)
 LISTED_S = 1.0  # how old an answer "not there" may be; longer where listing takes longer
 
 
-class RemoteBoard:
-    """Leases as objects."""
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote = remote
-
-    def create(self, name: str, data: bytes) -> bool:
-        return self.remote.create(f"leases/{name}", data)
-
-    def read(self, name: str) -> bytes | None:
-        return self.remote.read(f"leases/{name}")
-
-    def write(self, name: str, data: bytes) -> None:
-        self.remote.write(f"leases/{name}", data)
-
-    def remove(self, name: str) -> None:
-        self.remote.remove(f"leases/{name}")
-
-
 class RemoteStore(Store):
-    """Artifacts are uploaded before they count, and fetched when a stage or a report opens one."""
+    """A store whose artifacts are uploaded before they count, and fetched when a stage or a report opens one."""
 
     remote: Remote
 
@@ -70,8 +54,8 @@ class RemoteStore(Store):
         self.remote.prepare()
 
     def has(self, stage: str, key: str) -> bool:
-        """Published stays published; "not there" may be a second old."""
-        if super().has(stage, key) or self._known(stage, key).is_file():
+        """Whether the artifact was published: "yes" stays true, "no" may be a second old."""
+        if super().has(stage, key) or self._kept_manifest(stage, key).is_file():
             return True
         until, keys = self._listed.get(stage, (0.0, frozenset()))
         if key not in keys and time.monotonic() > until:
@@ -90,9 +74,9 @@ class RemoteStore(Store):
         return False
 
     def _forget(self, stage: str, key: str) -> None:
-        """It is not there any more: what this host has of it is of no use to the others, and is made again."""
+        """Remove what this host has of an artifact that is not behind the URL any more: it is of no use to the others."""
         shutil.rmtree(self.root / stage / key, ignore_errors=True)
-        self._known(stage, key).unlink(missing_ok=True)
+        self._kept_manifest(stage, key).unlink(missing_ok=True)
         self._listed.pop(stage, None)
 
     def keys(self, stage: str) -> list[str]:
@@ -102,15 +86,15 @@ class RemoteStore(Store):
     def stages(self) -> list[str]:
         return self.remote.names("manifests")
 
-    def _known(self, stage: str, key: str) -> Path:
-        """A manifest that was read before: metrics are asked for far more often than files."""
+    def _kept_manifest(self, stage: str, key: str) -> Path:
+        """The file that keeps a manifest once it was read: metrics are asked for far more often than files."""
         return self.root / "known" / stage / f"{key}.json"
 
     def get(self, stage: str, key: str) -> Artifact | None:
         found = super().get(stage, key)
         if found is not None:
             return found
-        known = self._known(stage, key)
+        known = self._kept_manifest(stage, key)
         try:
             content: bytes | None = known.read_bytes()
         except FileNotFoundError:
@@ -119,15 +103,16 @@ class RemoteStore(Store):
                 return None
             read_manifest(content.decode(errors="replace"), key, f"{self.remote}/manifests/{stage}/{key}.json")
             known.parent.mkdir(parents=True, exist_ok=True)
-            temporary = known.with_name(f".{key}.{uuid.uuid4().hex[:8]}")
-            temporary.write_bytes(content)
-            os.replace(temporary, known)
+            write_atomically(known, content, sync=False)
         assert content is not None
         manifest = read_manifest(content.decode(errors="replace"), key, str(known))
         return Artifact(self.root / stage / key, manifest, functools.partial(self._fetch, manifest))
 
     def _fetch(self, manifest: dict[str, Any]) -> None:
-        """Bring the files here, compared by SHA-256 on their way: that is faster than any network. Raises DamagedArtifact."""
+        """Bring the files of an artifact here, each compared by SHA-256 on its way. Raises DamagedArtifact.
+
+        Hashing is faster than any network.
+        """
         stage, key, files = manifest["stage"], manifest["key"], manifest["files"]
         target = self.root / stage / key
         if (target / MANIFEST).is_file():
@@ -137,9 +122,9 @@ class RemoteStore(Store):
             try:
                 self.remote.fetch((scratch / name, f"{there}/{name}") for name in files)
             except FileNotFoundError as err:
-                self._known(stage, key).unlink(missing_ok=True)  # the manifest there may be another one by now
+                self._kept_manifest(stage, key).unlink(missing_ok=True)  # the manifest there may be another one by now
                 raise DamagedArtifact(f"a file is missing: {err}", where=f"{self.remote}/{there}", fix=REMAKE) from err
-            self.verify(Artifact(scratch, manifest))
+            compare_files(Artifact(scratch, manifest))
             write_manifest(scratch, manifest)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -148,7 +133,7 @@ class RemoteStore(Store):
                 if not (target / MANIFEST).is_file():
                     shutil.rmtree(target)
                     os.rename(scratch, target)
-        self.remember_sound(target, manifest)
+        remember_compared(target, manifest)
         log.info("%s %s fetched, %d files", key[:8], stage, len(files))
 
     def _commit(self, scratch: Path, manifest: dict[str, Any]) -> Artifact:
@@ -163,7 +148,7 @@ class RemoteStore(Store):
         crash_point("after-remote-publish")
         if is_first:
             shutil.rmtree(self.root / stage / key, ignore_errors=True)  # of an older copy
-            self._known(stage, key).unlink(missing_ok=True)
+            self._kept_manifest(stage, key).unlink(missing_ok=True)
             return super()._commit(scratch, manifest)
         self._count_dropped(stage, key)
         self.remote.discard(there)
@@ -172,30 +157,30 @@ class RemoteStore(Store):
         return published
 
     def _move_aside(self, stage: str, key: str, reason: str) -> None:
-        """Drop the copy here; when the one there is damaged too, take its manifest away so that it is made again."""
+        """Drop the local copy; when the one behind the URL is damaged too, take its manifest away: it is made again."""
         folder, name = self.root / stage / key, f"manifests/{stage}/{key}.json"
         if folder.exists():
             shutil.rmtree(folder)
             log.warning("%s %s: the local copy is damaged: %s; fetched again", key[:8], stage, reason)
-        self._known(stage, key).unlink(missing_ok=True)
+        self._kept_manifest(stage, key).unlink(missing_ok=True)
         self._listed.pop(stage, None)
         try:
             found = self.get(stage, key)
             if found is None:
                 return
-            self.check(found)
+            check_before_use(found)
         except DamagedArtifact as err:
             content = self.remote.read(name)
             if content is None:
                 raise ArtifactError(f"a checkpoint of the package is damaged: {reason}", fix="install it again") from err
             self.remote.write(f"damaged/{stage}/{key}.{uuid.uuid4().hex[:8]}.json", content)
             self.remote.remove(name)
-            self._known(stage, key).unlink(missing_ok=True)
+            self._kept_manifest(stage, key).unlink(missing_ok=True)
             log.warning("%s %s is damaged in %s: %s; set aside, made again when needed", key[:8], stage, self, err.what)
 
     @contextmanager
     def lease(self, key: str) -> Iterator[None]:
-        with host_lease(self.root / "locks" / key), heartbeat_lease(RemoteBoard(self.remote), key, self.pace):
+        with host_lease(self.root / "locks" / key), heartbeat_lease(self.remote, f"leases/{key}", self.pace):
             try:
                 yield
             finally:
@@ -204,9 +189,9 @@ class RemoteStore(Store):
                     mirror.stop()
 
     def keep(self, key: str, *, is_helper: bool = False) -> Path:
-        """The local folder, with what another host kept; changes are uploaded every few seconds until the lease ends.
+        """The local folder for what a stage keeps, with what another host kept in it.
 
-        A helper's are when it pushes them.
+        Changes are uploaded every few seconds until the lease ends; those of a helper when it pushes them.
         """
         folder = super().keep(key)
         if key not in self._mirrors:

@@ -21,10 +21,9 @@ from typing import Any
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
 from ddgd_ray.spec.stages import StageSpec
 from ddgd_ray.storage.commit import crash_point, make_writable, room_for, sync_folder, sync_tree, write_atomically
-from ddgd_ray.storage.leases import FolderBoard, Pace, heartbeat_lease, host_lease, needs_heartbeats, started_at
+from ddgd_ray.storage.leases import Pace, heartbeat_lease, host_lease, needs_heartbeats, started_at
 from ddgd_ray.storage.manifest import (
     MANIFEST,
-    REMAKE,
     Artifact,
     check_identity,
     file_sha256,
@@ -34,6 +33,8 @@ from ddgd_ray.storage.manifest import (
     read_manifest,
     write_manifest,
 )
+from ddgd_ray.storage.shared_files import FolderFiles
+from ddgd_ray.storage.soundness import check_before_use, compare_files
 
 __all__ = [
     "MANIFEST",
@@ -49,20 +50,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-HASHED_BYTES = 256 << 20  # larger inputs are compared by size alone before a use: 537 MB/s would be 20 s for latents of 10 GB
-
 NO_STAGES = {"scratch", "kept", "locks", "leases", "damaged", "known", "train"}  # folders of a store
-
-_sound: set[tuple[str, int, int, str]] = set()  # (path, mtime in ns, size, SHA-256) that this process has compared
 
 
 class Store:
     """A writable root and read-only roots below it, such as the checkpoints that ship with the package."""
 
     num_dropped = 0
-    """Copies that came second, of this object."""
+    """Copies of this object's writers that came second and were dropped."""
     remote: Any = None
-    """The storage behind a URL that holds its truth (remote.py); None where its own folder does."""
+    """The storage behind a URL that holds the truth of this store (remote.py); None where its own folder does."""
 
     def __init__(self, root: Path, read_only: tuple[Path, ...] = (), pace: Pace = Pace()) -> None:  # noqa: B008  frozen
         self.root, self.read_only, self.pace = root, read_only, pace
@@ -81,20 +78,20 @@ class Store:
         return [root / stage / key for root in (self.root, *self.read_only)]
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether it was published: cheap, and blind to damage; `sound` looks closer."""
+        """Whether the artifact was published: cheap, and blind to damage; `sound` looks closer."""
         return any(os.path.isfile(f"{root}/{stage}/{key}/{MANIFEST}") for root in (self.root, *self.read_only))  # asked often
 
     def still_has(self, stage: str, key: str) -> bool:
-        """Like `has`, and never from memory: another host may have set it aside."""
+        """Whether the artifact is published now, never answered from memory: another host may have set it aside."""
         return self.has(stage, key)
 
     def keys(self, stage: str) -> list[str]:
-        """Of everything published by a stage, in order."""
+        """The keys of everything that a stage has published, sorted."""
         found = {path.parent.name for root in (self.root, *self.read_only) for path in (root / stage).glob(f"*/{MANIFEST}")}
         return sorted(found)
 
     def stages(self) -> list[str]:
-        """That something was published of, in the writable layer."""
+        """The stages that have published anything in the writable layer, sorted."""
         return sorted({path.parent.parent.name for path in self.root.glob(f"*/*/{MANIFEST}")} - NO_STAGES)
 
     def get(self, stage: str, key: str) -> Artifact | None:
@@ -108,68 +105,34 @@ class Store:
         return None
 
     def sound(self, stage: str, key: str) -> Artifact | None:
-        """The artifact when its manifest and the sizes of its files are as published. Anything else is set aside: None."""
+        """The artifact when its manifest and the sizes of its files are as published. Anything else is set aside, and None."""
         try:
             found = self.get(stage, key)
             if found is not None:
                 check_identity(found)
                 if found.fetch is None:  # what is fetched is compared on its way
-                    self.verify(found, contents=False)
+                    compare_files(found, contents=False)
         except DamagedArtifact as err:
             self.set_aside(stage, key, str(err.what))
             return None
         return found
 
     def usable(self, stage: str, key: str) -> Artifact | None:
-        """The artifact for a stage that reads it, compared with its manifest: sizes, and SHA-256 of files up to 256 MB once a
-        process. What is damaged is set aside, then DamagedArtifact is raised: who makes it can make it again.
+        """The artifact for a stage that reads it, compared with its manifest as soundness.check_before_use does.
+
+        What is damaged is set aside, then DamagedArtifact is raised: who makes it can make it again.
         """
         try:
             found = self.get(stage, key)
             if found is not None:
-                self.check(found)
+                check_before_use(found)
         except DamagedArtifact as err:
             self.set_aside(stage, key, str(err.what))
             found = self.get(stage, key)  # a damaged local copy of what is sound elsewhere was fetched again
             if found is None:
                 raise
-            self.check(found)
+            check_before_use(found)
         return found
-
-    def check(self, artifact: Artifact) -> None:
-        """Compare with the manifest as before a use. Raises DamagedArtifact."""
-        check_identity(artifact)
-        self.verify(artifact, contents=True, most_bytes=HASHED_BYTES)
-
-    def verify(self, artifact: Artifact, contents: bool = True, most_bytes: int = 0) -> None:
-        """Compare the files with the manifest: names and sizes, and their SHA-256 with `contents`. Raises DamagedArtifact.
-
-        most_bytes: files beyond are compared by size; files that this process has compared before are not read again. 0: all
-        are read.
-        """
-        listed: dict[str, dict[str, Any]] = artifact.manifest["files"]
-        for name, entry in listed.items():
-            path = artifact.path / name
-            state = path.stat() if path.is_file() else None
-            if state is None:
-                problem = "is missing"
-            elif state.st_size != entry["bytes"]:
-                problem = f"has {state.st_size} bytes, expected {entry['bytes']}"
-            elif contents and (not most_bytes or state.st_size <= most_bytes):
-                identity = (str(path), state.st_mtime_ns, state.st_size, str(entry["sha256"]))
-                if (most_bytes and identity in _sound) or file_sha256(path) == entry["sha256"]:
-                    _sound.add(identity)
-                    continue
-                problem = "has another SHA-256 than when it was published"
-            else:
-                continue
-            raise DamagedArtifact(f"{name} {problem}", where=str(artifact.folder), fix=REMAKE)
-
-    def remember_sound(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        """Files that were compared on their way into `folder` need not be read again by this process."""
-        for name, entry in manifest["files"].items():
-            state = (folder / name).stat()
-            _sound.add((str(folder / name), state.st_mtime_ns, state.st_size, str(entry["sha256"])))
 
     def set_aside(self, stage: str, key: str, reason: str) -> None:
         """Move a damaged artifact to `damaged/`, so that it is made again; nothing happens when it is sound by now.
@@ -180,7 +143,7 @@ class Store:
             try:
                 found = self.get(stage, key)
                 if found is not None:
-                    self.check(found)  # another process was faster, and it was made again
+                    check_before_use(found)  # another process was faster, and it was made again
             except DamagedArtifact:
                 self._move_aside(stage, key, reason)
 
@@ -197,16 +160,16 @@ class Store:
 
     @contextmanager
     def lease(self, key: str) -> Iterator[None]:
-        """Hold the right to make `key`; waits while another process holds it."""
+        """A block that holds the right to make `key`; it waits while another process holds it."""
         with ExitStack() as held:
             held.enter_context(host_lease(self.root / "locks" / key))
             if needs_heartbeats(self.root):
-                held.enter_context(heartbeat_lease(FolderBoard(self.root / "leases"), key, self.pace))
+                held.enter_context(heartbeat_lease(FolderFiles(self.root), f"leases/{key}", self.pace))
             yield
 
     @contextmanager
     def scratch(self, key: str) -> Iterator[Path]:
-        """A fresh folder on the store's file system, removed afterwards unless it was published."""
+        """A fresh folder on the file system of the store, removed afterwards unless it was published."""
         folder = self.root / "scratch" / f"{key[:16]}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
         folder.mkdir(parents=True)
         try:
@@ -215,7 +178,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self, key: str, *, is_helper: bool = False) -> Path:
-        """The folder of what a stage keeps over a crash while `key` is made; for the holder of the lease and its helpers.
+        """The folder for what a stage keeps over a crash while `key` is made, for the holder of the lease and its helpers.
 
         A helper may be on a host that does not share this folder: what it makes there, it has to push.
         """
@@ -224,7 +187,7 @@ class Store:
         return folder
 
     def push_kept(self, key: str, prefix: str = "") -> None:
-        """Let other hosts have what is kept for `key` in files whose names begin so; at once."""
+        """Give other hosts what is kept for `key` in files whose names begin with `prefix`, at once."""
 
     def drop_kept(self, key: str) -> None:
         shutil.rmtree(self.root / "kept" / key, ignore_errors=True)
@@ -238,7 +201,7 @@ class Store:
         seconds: float,
         held: Mapping[str, float] = MappingProxyType({}),
     ) -> Artifact:
-        """Make `scratch` the artifact of its key. When another writer was first, its artifact stays and ours is dropped.
+        """The artifact of the key, made of `scratch`. When another writer was first, its artifact stays and ours is dropped.
 
         held: CPUs and GPUs of the job, where there is one.
         """
@@ -249,7 +212,7 @@ class Store:
         return self._commit(scratch, manifest)
 
     def _commit(self, scratch: Path, manifest: dict[str, Any]) -> Artifact:
-        """The one moment in which the artifact appears."""
+        """The artifact, which appears in one moment: the rename."""
         stage, key = manifest["stage"], manifest["key"]
         crash_point("before-manifest")
         write_manifest(scratch, manifest)
@@ -282,7 +245,7 @@ class Store:
         return sorted(folder.name[:16] for folder in (self.root / "scratch").glob("*") if not _is_abandoned(folder))
 
     def clean_scratch(self) -> int:
-        """Remove what dead processes of this host left behind; returns how many folders."""
+        """The number of folders removed: those that dead processes of this host left behind."""
         abandoned = [folder for folder in (self.root / "scratch").glob("*") if _is_abandoned(folder)]
         for folder in abandoned:
             shutil.rmtree(folder, ignore_errors=True)

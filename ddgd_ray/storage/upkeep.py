@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from ddgd_ray.errors import DamagedArtifact
 from ddgd_ray.storage.manifest import check_identity
 from ddgd_ray.storage.remote_store import RemoteStore
+from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Checked:
-    """problem: "" when every byte is as it was published; otherwise it was set aside."""
+class CheckedArtifact:
+    """One artifact after a full comparison. problem: "" when every byte is as published; otherwise it was set aside."""
 
     stage: str
     key: str
     problem: str
 
 
-def verify_all(store: Store) -> Iterator[Checked]:
+def verify_all(store: Store) -> Iterator[CheckedArtifact]:
     """Every artifact of the stages that were made here, read in full; behind a URL, everything is fetched for it."""
     for stage in store.stages():
         for key in store.keys(stage):
@@ -27,12 +28,12 @@ def verify_all(store: Store) -> Iterator[Checked]:
                 found = store.get(stage, key)
                 if found is not None:
                     check_identity(found)
-                    store.verify(found)
+                    compare_files(found)
                 problem = ""
             except DamagedArtifact as err:
                 problem = err.what
                 store.set_aside(stage, key, problem)
-            yield Checked(stage, key, problem)
+            yield CheckedArtifact(stage, key, problem)
 
 
 def collect_garbage(store: Store, *, damaged: bool = False) -> dict[str, int]:
@@ -57,7 +58,7 @@ def collect_garbage(store: Store, *, damaged: bool = False) -> dict[str, int]:
 
 
 def _remove_orphans(store: RemoteStore) -> int:
-    """Copies that no manifest names, of writers that died or came second."""
+    """The number of copies removed that no manifest names, of writers that died or came second."""
     copies = {tuple(name.split("/")[:3]) for name in store.remote.sizes("files")}
     busy = set(store.in_progress())  # after the listing: whoever has files in it holds a lease by now, or has published
     orphans = []

@@ -1,9 +1,11 @@
-"""Templates to texts, and texts to files."""
+"""The files of a submission: the sweep's own, taken along, and those that are made from templates."""
 
 import io
+import posixpath
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,39 @@ import jinja2
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
-from ddgd_ray.errors import StageError
+from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.submitting.job import Job, Submission
 
+SWEEP = "sweep.yaml"
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9./_-]*")
 _WORDS_OF_YAML_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
+
+@dataclass(frozen=True)
+class SweepFiles:
+    """The files that a sweep is read from, for machines that do not see them here.
+
+    sweep: its path in the folder that is taken along. texts: {path there: text}; as far apart as the files are here.
+    """
+
+    sweep: str
+    texts: dict[str, str]
+
+
+def sweep_files(job: Job, errors: list[SpecError]) -> SweepFiles:
+    """The sweep file, and the search space that it names. What is wrong goes to `errors`."""
+    search = job.sweep.spec.search
+    if search is None:
+        return SweepFiles(SWEEP, {SWEEP: job.file.read_text()})
+    if posixpath.isabs(search.space):
+        what = f"this file is not taken along, its path is absolute: {search.space}"
+        errors.append(SpecError(what, where="search.space", fix="give its path from the sweep file"))
+    parts = posixpath.normpath(search.space).split("/")
+    up = parts.count("..")
+    sweep = "/".join(["sweep"] * up + [SWEEP])  # a folder for each step up, so that `..` leads to a place of ours
+    beside = job.file.parent / search.space
+    space = beside if beside.is_file() else job.folder / search.space
+    return SweepFiles(sweep, {sweep: job.file.read_text(), "/".join(parts[up:]): space.read_text()})
 
 
 def render(template: str, **values: Any) -> str:
@@ -32,7 +62,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def sweep_script(job: Job, file: str, folder: str, scheduled_as: str = "") -> str:
-    """What runs on a head node whose ray is up. file and folder: the sweep file and the working directory there.
+    """The script that runs on a head node whose ray is up. file and folder: the sweep file and the working directory there.
 
     scheduled_as: the scheduler's name for the job, of which it never runs two; "" without a scheduler.
     """
@@ -51,7 +81,7 @@ def sweep_script(job: Job, file: str, folder: str, scheduled_as: str = "") -> st
 
 
 def as_yaml(*documents: Mapping[str, Any]) -> str:
-    """Several documents in one text, read alike by YAML 1.1 and 1.2; texts of several lines stay readable."""
+    """One text of several documents, read alike by YAML 1.1 and 1.2; texts of several lines stay readable."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 10_000  # a long command is not folded
@@ -61,7 +91,7 @@ def as_yaml(*documents: Mapping[str, Any]) -> str:
 
 
 def _styled(value: Any) -> Any:
-    """Copies, so that no alias is written; quotes around what YAML 1.1 would read as something else than text."""
+    """A copy, so that no alias is written, with quotes around what YAML 1.1 would read as something else than text."""
     if isinstance(value, Mapping):
         return {key: _styled(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -74,7 +104,7 @@ def _styled(value: Any) -> Any:
 
 
 def write(submission: Submission, folder: Path) -> list[Path]:
-    """Write the files, scripts fit to be run. Raises StageError for a folder that cannot be written."""
+    """The paths of the files, written; scripts may be executed. Raises StageError for a folder that cannot be written."""
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

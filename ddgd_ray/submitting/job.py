@@ -1,4 +1,4 @@
-"""What is to be submitted: one sweep and the nodes it gets. All that is wrong with it is said before a file is written."""
+"""A sweep to be submitted and the nodes it gets. All that is wrong with them is said before a file is written."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.sweep import Sweep
-from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.spec.sweep_spec import AmountsSpec, ResourcesSpec
 
 # what a job may ask of a node: the option that offers it, and its name for people
 OFFERED = {
@@ -18,7 +18,6 @@ OFFERED = {
     "cpus": ("--cpus-per-node", "CPUs"),
     "memory_gb": ("--memory-per-node", "GB of memory"),
 }
-WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 TIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
@@ -27,7 +26,9 @@ _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 @dataclass(frozen=True)
 class Job:
-    """options: further ones of `ddgd-ray sweep`. run_dir: an absolute path that all nodes see, or s3://BUCKET/FOLDER.
+    """One sweep on nodes of one kind.
+
+    options: further options of `ddgd-ray sweep`. run_dir: an absolute path that all nodes see, or s3://BUCKET/FOLDER.
 
     gpus and cpus are those of a node. memory_gib: of a node, 0 for the scheduler's default. time: [D-]HH:MM:SS or "" for the
     scheduler's limit. env: names of variables that the sweep needs; their values never enter a file. setup: shell commands
@@ -68,7 +69,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Submission:
-    """files: {name in the folder: text}. command: what the user runs to submit them. notes: what he must see to himself."""
+    """The files for a scheduler, {name in the folder: text}; the command that submits them; notes of what the user must do."""
 
     files: dict[str, str]
     command: str
@@ -76,7 +77,7 @@ class Submission:
 
 
 def check_job(job: Job) -> list[SpecError]:
-    """Everything that no backend could serve."""
+    """Errors of everything that no backend could serve."""
     errors = []
     for option, value, lowest in (
         ("--nodes", job.nodes, 1),
@@ -120,7 +121,7 @@ def refuse_control(texts: dict[str, Iterable[str]]) -> list[SpecError]:
 
 
 def _broken(command: str) -> list[SpecError]:
-    """What bash does not understand, reading it without running it: an open quote would swallow the script behind it."""
+    """The error of a command that bash does not understand: an open quote would swallow the script behind it. Nothing runs."""
     bash = shutil.which("bash")
     if bash is None:
         return []
@@ -132,10 +133,11 @@ def _broken(command: str) -> list[SpecError]:
 
 
 def misfits(resources: ResourcesSpec, *, nodes: int, gpus: int, cpus: int, memory_gib: int = 0) -> list[SpecError]:
-    """Why jobs of the sweep could not run on these nodes: a job that fits nowhere would wait for ever."""
+    """Errors of jobs of the sweep that could not run on these nodes: a job that fits nowhere would wait for ever."""
     offered = {"gpus": float(gpus), "cpus": float(cpus)} | ({"memory_gb": memory_gib * 2**30 / 1e9} if memory_gib else {})
     errors: list[SpecError] = []
-    for field, asked in demands(resources):
+    for field, amounts in _amounts(resources):
+        asked = amounts.model_dump()
         found = []
         for name, amount in offered.items():
             option, unit = OFFERED[name]
@@ -154,10 +156,8 @@ def misfits(resources: ResourcesSpec, *, nodes: int, gpus: int, cpus: int, memor
     return errors
 
 
-def demands(resources: ResourcesSpec) -> Iterator[tuple[str, dict[str, float]]]:
-    """(field, what one worker holds and how many workers there are): of all jobs, then of stages that ask for other amounts."""
-    whole = {name: value for name, value in resources.model_dump().items() if name in (*OFFERED, "workers")}
-    yield "resources", whole
-    for stage, own in resources.model_dump(exclude_unset=True).get("stages", {}).items():
-        workers = (whole | own)["workers"] if stage in WIDE_STAGES else 1
-        yield f"resources.stages.{stage}", whole | own | {"workers": workers}
+def _amounts(resources: ResourcesSpec) -> Iterator[tuple[str, AmountsSpec]]:
+    """(field, what a worker holds and how many there are): of all jobs, then of the stages that ask for other amounts."""
+    yield "resources", resources
+    for stage in resources.stages:
+        yield f"resources.stages.{stage}", resources.of(stage)

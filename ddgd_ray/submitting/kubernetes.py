@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ddgd_ray.errors import SpecError, SpecErrors
-from ddgd_ray.submitting.carried import Carried, carried
-from ddgd_ray.submitting.files import as_yaml, sweep_script
+from ddgd_ray.submitting.files import SweepFiles, as_yaml, sweep_files, sweep_script
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
 
 MOUNT = "/etc/ddgd"
@@ -26,9 +25,12 @@ IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:@+-]*")
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """image: with ddgd-ray and ray[default] (KubeRay submits through ray's Jobs API). secret: holds the variables of
-    `Job.env` under their names. volumes: (claim, path in the pods). retries: further clusters, when one fails or is
-    interrupted."""
+    """What a RayJob needs besides the job.
+
+    image: a container with ddgd-ray and ray[default] (KubeRay submits through ray's Jobs API). secret: name of the secret that
+    holds the variables of `Job.env` under their names. volumes: (claim, path in the pods). retries: number of further clusters,
+    when one fails or is interrupted.
+    """
 
     image: str
     namespace: str = "default"
@@ -48,9 +50,9 @@ def kubernetes_name(name: str) -> str:
 
 
 def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Submission:
-    """Raises SpecErrors: all at once."""
+    """The RayJob and its ConfigMap, in one file. Raises SpecErrors: all that is wrong at once."""
     taken = _check(job, kubernetes)
-    keys = {path: f"file-{number}" for number, path in enumerate(taken.files)}
+    keys = {path: f"file-{number}" for number, path in enumerate(taken.texts)}
     name = kubernetes_name(job.name)
     secret = kubernetes.secret or f"{name}-env"
     meta = {
@@ -62,7 +64,7 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": f"{name}-files", **meta},
-        "data": {"sweep.sh": entry} | {keys[path]: text for path, text in taken.files.items()},
+        "data": {"sweep.sh": entry} | {keys[path]: text for path, text in taken.texts.items()},
     }
     items = [{"key": "sweep.sh", "path": "sweep.sh"}] + [{"key": key, "path": path} for path, key in keys.items()]
     env: list[dict[str, Any]] = [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
@@ -123,8 +125,8 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
     return Submission({file: as_yaml(config, ray_job)}, f"kubectl apply -f {shlex.quote(str(folder / file))}", tuple(notes))
 
 
-def _check(job: Job, kubernetes: Kubernetes) -> Carried:
-    """The files that the sweep is read from. Raises SpecErrors."""
+def _check(job: Job, kubernetes: Kubernetes) -> SweepFiles:
+    """The files that the sweep is read from. Raises SpecErrors: all that is wrong at once."""
     errors = refuse_control({"--volume": [path for _, path in kubernetes.volumes]})
     if not IMAGE.fullmatch(kubernetes.image):
         fix = "--image registry.example.org/ddgd-ray:1"
@@ -148,8 +150,8 @@ def _check(job: Job, kubernetes: Kubernetes) -> Carried:
     if not job.is_remote and not any(PurePosixPath(job.run_dir).is_relative_to(path) for path in paths):
         what = f"{job.run_dir} lies on no volume: each pod would have a folder of its own, gone with it"
         errors.append(SpecError(what, where="--run-dir", fix=f"--volume CLAIM={job.run_dir}, or --run-dir s3://BUCKET/FOLDER"))
-    taken = carried(job, errors)
-    size = sum(len(text.encode()) for text in taken.files.values())
+    taken = sweep_files(job, errors)
+    size = sum(len(text.encode()) for text in taken.texts.values())
     if size > MAX_FILES_BYTES:
         what = f"sweep file and search space have {size} bytes, a ConfigMap holds {MAX_FILES_BYTES}"
         errors.append(SpecError(what, where="FILE", fix="shorten them"))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import SpecError, SpecErrors
-from ddgd_ray.submitting.carried import Carried, carried
-from ddgd_ray.submitting.files import as_yaml, render, sweep_script
+from ddgd_ray.submitting.files import SweepFiles, as_yaml, render, sweep_files, sweep_script
 from ddgd_ray.submitting.job import Job, Submission, refuse_control
 from ddgd_ray.submitting.kubernetes import IMAGE, kubernetes_name
 
@@ -21,7 +20,7 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class RayUp:
-    """hosts: the head, then the workers; empty for AWS. env_file: on each machine, sourced before ray starts."""
+    """The machines of `ray up`. hosts: one's own, the head first; empty for AWS."""
 
     hosts: tuple[str, ...] = ()
     ssh_user: str = ""
@@ -33,7 +32,7 @@ class RayUp:
 
 
 def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
-    """Raises SpecErrors: all at once."""
+    """The cluster file and the scripts around it. Raises SpecErrors: all that is wrong at once."""
     taken = _check(job, up)
     place = f"{PLACE}/{job.name}"
     # values of variables are on the machines alone, in a file of their owner's
@@ -53,7 +52,7 @@ def ray_up_submission(job: Job, up: RayUp, folder: Path) -> Submission:
         options = ["--shm-size=16g", "--ulimit", "nofile=65536:65536"]
         cluster["docker"] = {"image": up.image, "container_name": "ddgd", "pull_before_run": True, "run_options": options}
     entry = sweep_script(replace(job, setup=tuple(setup)), f"{place}/{taken.sweep}", place)
-    files = {"cluster.yaml": as_yaml(cluster), "sweep.sh": entry, **taken.files}
+    files = {"cluster.yaml": as_yaml(cluster), "sweep.sh": entry, **taken.texts}
     files["submit.sh"] = render(
         "ray-up.sh.j2",
         name=job.name,
@@ -107,8 +106,8 @@ def _local(job: Job, up: RayUp) -> dict[str, Any]:
     }
 
 
-def _check(job: Job, up: RayUp) -> Carried:
-    """The files that the sweep is read from. Raises SpecErrors."""
+def _check(job: Job, up: RayUp) -> SweepFiles:
+    """The files that the sweep is read from. Raises SpecErrors: all that is wrong at once."""
     errors = refuse_control({"--ssh-key": [up.ssh_key]})
     if up.image and not IMAGE.fullmatch(up.image):
         errors.append(SpecError(f"expected a container image, got {up.image!r}", where="--image", fix="--image NAME:TAG"))
@@ -131,7 +130,7 @@ def _check(job: Job, up: RayUp) -> Carried:
     elif not _WORD.fullmatch(up.instance_type):
         what = "expected the type of AWS's machines, or the hosts of one's own"
         errors.append(SpecError(what, where="--instance-type", fix="--instance-type g5.2xlarge, or --hosts HEAD WORKER ..."))
-    taken = carried(job, errors)
+    taken = sweep_files(job, errors)
     if errors:
         raise SpecErrors(errors)
     return taken

@@ -21,8 +21,11 @@ _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,:~-]*")
 
 @dataclass(frozen=True)
 class Slurm:
-    """grace_s: between Slurm's notice and the end of a job's time, 0 for what the sweep needs to drain. shares_node: one node,
-    that other jobs may use too."""
+    """What a batch script needs besides the job.
+
+    grace_s: seconds between Slurm's notice and the end of a job's time, 0 for what the sweep needs to drain. shares_node: the
+    job has one node, and other jobs may use it too.
+    """
 
     partition: str = ""
     account: str = ""
@@ -31,7 +34,7 @@ class Slurm:
 
 
 def slurm_submission(job: Job, slurm: Slurm, folder: Path) -> Submission:
-    """folder: where the files will lie; all nodes must see it. Raises SpecErrors: all at once."""
+    """The batch script and the sweep's. folder: their place, which all nodes must see. Raises SpecErrors: all at once."""
     logs = log_folder(job, folder)
     slurm = replace(slurm, grace_s=slurm.grace_s or max(GRACE_S, needed_grace(job)))
     _check(job, slurm, logs)
@@ -64,12 +67,12 @@ def slurm_submission(job: Job, slurm: Slurm, folder: Path) -> Submission:
 
 
 def log_folder(job: Job, folder: Path) -> Path:
-    """Where Slurm writes the job's output; it must be there when the job starts."""
+    """The folder of the job's output, which must be there when Slurm starts the job."""
     return folder / "logs" if job.is_remote else Path(job.run_dir) / job.name / "slurm"
 
 
 def needed_grace(job: Job) -> int:
-    """Seconds from Slurm's notice to the end: for jobs to end as the sweep lets them, then for ray to stop."""
+    """Seconds from Slurm's notice to the end of the job: its jobs end as the sweep lets them, then ray stops."""
     drain_s = float(job.sweep.spec.resources.model_dump().get("grace_s", DRAIN_S))
     return math.ceil(drain_s) + LEAVE_S
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ddgd_ray.stages.base import read_curves
+from ddgd_ray.stages.curves import read_curves
 from ddgd_ray.storage.store import Artifact, Store
 from ddgd_ray.tracking.names import thinned
 

@@ -13,7 +13,7 @@ from ddgd_ray.report.compare import chosen_arm
 from ddgd_ray.run.accounts import Spent, mean_seconds, read_spent
 from ddgd_ray.run.folder import RunFolder, open_store
 from ddgd_ray.run.results import rows_of
-from ddgd_ray.stages.base import read_newest_point
+from ddgd_ray.stages.curves import read_newest_point
 from ddgd_ray.storage.store import Store
 
 STATES = ("done", "running", "waiting", "failed")
@@ -62,13 +62,13 @@ class Snapshot:
 def snapshot(path: Path) -> Snapshot:
     """Of a run folder. Raises ArtifactError when it is none."""
     folder = RunFolder(path.parent, path.name)
-    folder.place.pull()
+    folder.remote_copy.pull()
     sweep, records = read_run(path)
     store = open_store(path.parent)
     in_progress = set(store.in_progress())
     counts, running = _stages(records, store, in_progress)
     spent = read_spent(path)
-    holder = folder.holder() or folder.place.holder()
+    holder = folder.holder() or folder.remote_copy.holder()
     waiting = {stage: states["waiting"] + states["running"] for stage, states in counts.items()}
     return Snapshot(
         name=sweep["name"],

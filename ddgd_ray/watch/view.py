@@ -18,7 +18,7 @@ from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.conduct.events import Event
 from ddgd_ray.run.folder import TrialProgress
 from ddgd_ray.run.objective import measure, rank, value_of
-from ddgd_ray.stages.base import read_newest_point
+from ddgd_ray.stages.curves import read_newest_point
 from ddgd_ray.watch.snapshot import STATES, Best, Running, Snapshot, best_of, seconds_left
 
 HEARTBEAT_S = 60.0

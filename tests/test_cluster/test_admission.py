@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.cluster.admission import WAITER, Admission, amounts_of
-from ddgd_ray.cluster.placement import Demand, Node, Room, Rooms, Seat
+from ddgd_ray.cluster.admission import COORDINATOR, Admission, amounts_of
+from ddgd_ray.cluster.placement import Allocation, ClusterCapacity, Demand, Node, NodeCapacity
 from ddgd_ray.errors import ClusterError
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 
@@ -76,14 +76,14 @@ def test_three_quarters_do_not_fit_into_two_halves() -> None:
     started(admitted, jobs, running)
     running.discard("evaluate0")
     admitted.retain(running)
-    assert sum(sum(room.gpus) for room in admitted._free.rooms.values()) == 1.0
+    assert sum(sum(free.gpus) for free in admitted._free.nodes.values()) == 1.0
     assert started(admitted, works("sample", 1), running) == []
 
 
 def test_halves_are_put_together_so_that_whole_gpus_stay_free() -> None:
     admitted = admission([node("a", gpus=1), node("b", gpus=1)], stages={"evaluate": {"gpus": 0.5}})
     started(admitted, works("evaluate", 2), set())
-    assert {seat.node for work in works("evaluate", 2) for seat in admitted.seats(work.id)} == {"a"}
+    assert {one.node for work in works("evaluate", 2) for one in admitted.allocations(work.id)} == {"a"}
 
 
 def test_memory_and_gpu_types_are_counted() -> None:
@@ -92,7 +92,7 @@ def test_memory_and_gpu_types_are_counted() -> None:
     running: set[str] = set()
     assert len(started(admitted, works("evaluate", 4), running)) == 3
     assert len(started(admitted, works("sample", 2), running)) == 1
-    assert [seat.node for seat in admitted.seats("sample0")] == ["b"]
+    assert [one.node for one in admitted.allocations("sample0")] == ["b"]
 
 
 @pytest.mark.parametrize(("placement", "nodes_used"), [("pack", 1), ("spread", 4)])
@@ -100,17 +100,17 @@ def test_workers_are_packed_or_spread(placement: str, nodes_used: int) -> None:
     nodes = [node(name, gpus=4) for name in "abcd"]
     admitted = admission(nodes, placement=placement, stages={"finetune": {"workers": 4, "gpus": 1}})
     started(admitted, works("finetune", 1), set())
-    *workers, waiter = admitted.seats("finetune0")
+    *workers, coordinator = admitted.allocations("finetune0")
     assert len(workers) == 4
-    assert len({seat.node for seat in workers}) == nodes_used
-    assert waiter.amounts == WAITER
+    assert len({one.node for one in workers}) == nodes_used
+    assert coordinator.amounts == COORDINATOR
 
 
 def test_packing_prefers_the_node_that_holds_all() -> None:
     nodes = [node("a", gpus=1), node("b", gpus=3), node("c", gpus=8)]
     admitted = admission(nodes, stages={"finetune": {"workers": 3, "gpus": 1}})
     started(admitted, works("finetune", 1), set())
-    assert {seat.node for seat in admitted.seats("finetune0")} == {"b"}
+    assert {one.node for one in admitted.allocations("finetune0")} == {"b"}
 
 
 def race(patience: int, num_narrow: int = 200, seed: int = 0) -> int:
@@ -161,18 +161,18 @@ def test_what_is_promised_on_a_lost_node_is_promised_elsewhere() -> None:
     admitted = admission(nodes, 0, stages={"finetune": {"workers": 2, "gpus": 1}, "sample": {"gpus": 1}})
     running: set[str] = set()
     started(admitted, works("sample", 3), running)
-    lost = admitted.seats("sample0")[0].node
+    lost = admitted.allocations("sample0")[0].node
     wide = works("finetune", 1)
     assert started(admitted, wide, running) == []
     admitted.set_nodes([one for one in nodes if one.id != lost])
-    running = {work.id for work in works("sample", 3) if admitted.seats(work.id)[0].node != lost}
+    running = {work.id for work in works("sample", 3) if admitted.allocations(work.id)[0].node != lost}
     assert started(admitted, [*wide, Work("new", "sample")], running) == []
     assert started(admitted, wide, set()) == ["finetune0"]
-    assert lost not in {seat.node for seat in admitted.seats("finetune0")}
+    assert lost not in {one.node for one in admitted.allocations("finetune0")}
 
 
 def test_every_job_ends_and_nothing_is_overbooked_whatever_comes() -> None:
-    """300 random jobs on three unlike nodes; the rooms never go below zero."""
+    """300 random jobs on three unlike nodes; no node's free amounts go below zero."""
     nodes = [node("a", 4, 1), node("b", 8, 2), node("c", 16, 4, accelerator_type_H100=1)]
     stages = {
         "finetune": {"workers": 3, "gpus": 1},
@@ -199,8 +199,8 @@ def test_every_job_ends_and_nothing_is_overbooked_whatever_comes() -> None:
             assert running, "nothing runs and nothing may start"
             running.discard(order.choice(sorted(running)))
             num_done += 1
-        for room in admitted._free.rooms.values():
-            assert min([*room.rest.values(), *room.gpus]) > -1e-6
+        for free in admitted._free.nodes.values():
+            assert min([*free.amounts.values(), *free.gpus]) > -1e-6
     assert num_done == 300
 
 
@@ -221,33 +221,33 @@ def test_an_encode_over_the_cluster_takes_as_many_tasks_as_fit() -> None:
 
 
 @pytest.mark.parametrize(("asked", "num"), [({"gpus": 1, "cpus": 8}, 1000), ({"cpus": 1}, 16_000)])
-def test_a_thousand_gpus_are_counted_and_seated_in_one_pass(
+def test_a_thousand_gpus_are_counted_and_placed_in_one_pass(
     monkeypatch: pytest.MonkeyPatch, asked: dict[str, float], num: int
 ) -> None:
-    find, num_calls = Room.find, [0]
+    find, num_calls = NodeCapacity.find, [0]
 
-    def counted(room: Room, amounts: Any) -> tuple[int, ...] | None:
+    def counted(capacity: NodeCapacity, amounts: Any) -> tuple[int, ...] | None:
         num_calls[0] += 1
-        return find(room, amounts)
+        return find(capacity, amounts)
 
-    monkeypatch.setattr(Room, "find", counted)
+    monkeypatch.setattr(NodeCapacity, "find", counted)
     nodes = [node(f"node-{place}", cpus=128, gpus=8) for place in range(125)]
     admitted = admission(nodes, encode="cluster", stages={"encode": asked})
     assert [admitted.fits(work) for work in works("encode", 2)] == [True, False]  # type: ignore[arg-type]
-    assert len(admitted.seats("encode0")) == num + 1
-    assert num_calls[0] < 5 * num  # to count, to check, to seat, and a look at each node for every other stage
+    assert len(admitted.allocations("encode0")) == num + 1
+    assert num_calls[0] < 5 * num  # to count, to check, to place, and a look at each node for every other stage
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_most_that_fits_is_found_by_trying_one_more_each_time(seed: int) -> None:
     pick = random.Random(seed).choice
     names = [f"node-{place}" for place in range(pick([1, 2, 4]))]
-    rooms = Rooms.empty({name: node(name, pick([1, 3, 8]), pick([0, 1, 4]), pick([1, 2])) for name in names})
+    empty = ClusterCapacity.empty({name: node(name, pick([1, 3, 8]), pick([0, 1, 4]), pick([1, 2])) for name in names})
     each = {"CPU": pick([0.5, 1, 2]), "GPU": pick([0, 0.25, 0.75, 2]), "memory": pick([0, 1e9])}
     num = 0
-    while rooms.place(Demand(each, num + 1, "spread", WAITER)) is not None:
+    while empty.place(Demand(each, num + 1, "spread", COORDINATOR)) is not None:
         num += 1
-    assert rooms.most(each, WAITER) == num
+    assert empty.most(each, COORDINATOR) == num
 
 
 def test_amounts_are_named_as_ray_names_them() -> None:
@@ -255,11 +255,11 @@ def test_amounts_are_named_as_ray_names_them() -> None:
     assert amounts_of(spec) == {"CPU": 2, "GPU": 0.5, "memory": 3e9, "accelerator_type:L40S": 0.001}
 
 
-def test_a_room_gives_the_fullest_gpu_that_holds_a_fraction() -> None:
-    room = Room({"GPU": 3})
+def test_a_node_gives_the_fullest_gpu_that_holds_a_fraction() -> None:
+    capacity = NodeCapacity({"GPU": 3})
     for share, place in ((0.5, 0), (0.75, 1), (0.25, 1), (0.5, 0)):
-        gpus = room.find({"GPU": share})
+        gpus = capacity.find({"GPU": share})
         assert gpus == (place,)
-        room.take(Seat("", {"GPU": share}, gpus))
-    assert room.find({"GPU": 2}) is None
-    assert Rooms({"a": room}).place(Demand({"GPU": 1}, num=2)) is None
+        capacity.take(Allocation("", {"GPU": share}, gpus))
+    assert capacity.find({"GPU": 2}) is None
+    assert ClusterCapacity({"a": capacity}).place(Demand({"GPU": 1}, num=2)) is None

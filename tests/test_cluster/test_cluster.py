@@ -22,9 +22,10 @@ from ddgd_ray.cluster.connect import (
     start_ray,
     token_source,
 )
-from ddgd_ray.cluster.nodes import FolderBoard, answer_of, await_nodes, check_shared, look
+from ddgd_ray.cluster.nodes import answer_of, await_nodes, check_shared, look
 from ddgd_ray.cluster.placement import Node
 from ddgd_ray.errors import ClusterError, SpecError
+from ddgd_ray.storage.shared_files import FolderFiles
 
 NODES = [Node("1" * 56, {}, "host-a"), Node("2" * 56, {}, "host-b")]
 
@@ -193,8 +194,8 @@ class ThereIs:
     def __init__(self, folders: Mapping[str, Path], version: str) -> None:
         self.folders, self.version = folders, version
 
-    def __call__(self, board: FolderBoard, name: str, text: bytes, nodes: list[Node]) -> dict[str, str]:
-        return {node.id: look(FolderBoard(self.folders[node.id]), name, text, node.id, self.version) for node in nodes}
+    def __call__(self, board: FolderFiles, name: str, text: bytes, nodes: list[Node]) -> dict[str, str]:
+        return {node.id: look(FolderFiles(self.folders[node.id]), name, text, node.id, self.version) for node in nodes}
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_nodes_that_share_a_folder_may_work(tmp_path: Path) -> None:
     from ddgd_ray import __version__
 
     ask = ThereIs(dict.fromkeys((node.id for node in NODES), tmp_path), __version__)
-    check_shared(FolderBoard(tmp_path), str(tmp_path), NODES, ask)
+    check_shared(FolderFiles(tmp_path), str(tmp_path), NODES, ask)
     assert not list(tmp_path.iterdir())
 
 
@@ -221,7 +222,7 @@ def test_a_node_with_a_folder_of_its_own_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     ask = ThereIs({NODES[0].id: tmp_path / "a", NODES[1].id: tmp_path / "b"}, __version__)
     with pytest.raises(ClusterError, match=r"1 of 2 nodes(.|\n)*host-b \(22222222\): it does not see") as caught:
-        check_shared(FolderBoard(tmp_path / "a"), "runs/store", NODES, ask)
+        check_shared(FolderFiles(tmp_path / "a"), "runs/store", NODES, ask)
     assert "host-a" not in str(caught.value)
     assert caught.value.exit_code == 5
     assert not list((tmp_path / "a").iterdir())
@@ -231,16 +232,16 @@ def test_a_node_with_a_folder_of_its_own_is_named(tmp_path: Path) -> None:
 def test_a_node_whose_answer_does_not_come_back_is_named(tmp_path: Path) -> None:
     """A copy that is made once, or mounted read-only there, is not shared."""
 
-    def ask(board: FolderBoard, name: str, text: bytes, nodes: list[Node]) -> dict[str, str]:
+    def ask(board: FolderFiles, name: str, text: bytes, nodes: list[Node]) -> dict[str, str]:
         board.write(answer_of(name, NODES[0].id), text)
         return dict.fromkeys((node.id for node in nodes), "")
 
     with pytest.raises(ClusterError, match=r"host-b .*what it writes cannot be seen here"):
-        check_shared(FolderBoard(tmp_path), str(tmp_path), NODES, ask)
+        check_shared(FolderFiles(tmp_path), str(tmp_path), NODES, ask)
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_node_with_another_version_of_ours_is_named(tmp_path: Path) -> None:
     ask = ThereIs(dict.fromkeys((node.id for node in NODES), tmp_path), "0.0.1")
     with pytest.raises(ClusterError, match=r"2 of 2 nodes(.|\n)*it has ddgd-ray .*, the driver 0\.0\.1"):
-        check_shared(FolderBoard(tmp_path), str(tmp_path), NODES, ask)
+        check_shared(FolderFiles(tmp_path), str(tmp_path), NODES, ask)

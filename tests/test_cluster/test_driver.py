@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from ddgd_ray.cluster import driver as ray_driver
+from ddgd_ray.cluster import key_values
 from ddgd_ray.cluster import nodes as ray_nodes
 from ddgd_ray.cluster import tune as ray_tune
 from ddgd_ray.cluster.driver import ClusterDriver
-from ddgd_ray.cluster.key_values import drop, job_note
+from ddgd_ray.cluster.key_values import job_key, remove
 from ddgd_ray.cluster.nodes import NodeChecks
 from ddgd_ray.cluster.placement import Node
 from ddgd_ray.cluster.tune import _searcher, _stopper, run_with_tune
@@ -38,7 +39,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
 def test_a_job_whose_node_is_gone_is_handed_out_again_though_ray_says_nothing(
     tiny: Any, tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_driver, "drop", lambda name: True)
+    monkeypatch.setattr(key_values, "remove", lambda key: True)
     sweep, store = tiny(), FakeStore()
     conductor = conduct(sweep, tmp_path, store)
     driver = ClusterDriver(conductor, store, sweep.spec.resources)  # type: ignore[arg-type]
@@ -46,7 +47,7 @@ def test_a_job_whose_node_is_gone_is_handed_out_again_though_ray_says_nothing(
     assert None not in jobs
     first, second = (job for job in jobs if job is not None)
     driver.trials.update({"a": first.id, "b": second.id})
-    (lost,) = driver.admission.seats(first.id)
+    (lost,) = driver.admission.allocations(first.id)
     nodes.remove(next(node for node in nodes if node.id == lost.node))
     assert driver.next() is None
     assert set(conductor.running) == {first.id, second.id}, "Ray has its time to tell"
@@ -94,7 +95,7 @@ def test_nodes_are_looked_at_though_no_trial_starts_or_ends(
 ) -> None:
     driver, searcher, stopper = under_tune
     searcher.suggest("a")
-    (lost,) = driver.admission.seats(driver.trials["a"])
+    (lost,) = driver.admission.allocations(driver.trials["a"])
     nodes.remove(next(node for node in nodes if node.id == lost.node))
     monkeypatch.setattr(ray_driver, "GONE_S", -1.0)
     assert not stopper.stop_all()
@@ -105,7 +106,7 @@ def test_a_sweep_that_is_told_to_stop_does_not_wait_for_processes_to_start(under
     driver, searcher, stopper = under_tune
     searcher.suggest("started")
     searcher.suggest("waits")
-    drop(job_note("started"))  # as its process does
+    remove(job_key("started"))  # as its process does
     driver.conductor.folder.order_stop()
     assert not stopper.stop_all()
     assert set(driver.trials) == {"started"}

@@ -7,35 +7,39 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.cluster.train import Width, publish_with_train
+from ddgd_ray.cluster.train import WorkerGroup, publish_with_train
 from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.conduct.sweep import Result, run_sweep
 from ddgd_ray.conduct.work import run_job
-from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.stages.base import make
-from ddgd_ray.storage.store import Store
+from ddgd_ray.spec.sweep_spec import WIDE_STAGES, ResourcesSpec
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import make
+from ddgd_ray.storage.store import Artifact, Store
 
 ONE_ARM = {"controls": (), "seeds.distill": (0,), "vary": {"finetune.memory_real.pop": ("max_similarity",)}}
-TWO = Width(2, {"CPU": 1.0}, max_failures=2)
+TWO = WorkerGroup(2, {"CPU": 1.0}, max_failures=2)
 
 
-PINNED = Width(2, {"CPU": 1.0}, nodes=("one", "one"), max_failures=2)
+PINNED = WorkerGroup(2, {"CPU": 1.0}, nodes=("one", "one"), max_failures=2)
 
 
-def run_wide(conductor: Conductor, store: Store, resources: ResourcesSpec, width: Width) -> None:
+def run_wide(conductor: Conductor, store: Store, resources: ResourcesSpec, group: WorkerGroup) -> None:
+    def publish(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
+        return publish_with_train(call, store, ctx, group if call.stage in WIDE_STAGES else WorkerGroup())
+
     while not conductor.is_finished:
         job = conductor.next()
         assert job is not None
-        outcome = run_job(job, store, resources, lambda call, store, ctx: publish_with_train(call, store, ctx, width))
+        outcome = run_job(job, store, resources, publish)
         conductor.ended(job.id, outcome)
 
 
 @pytest.fixture
 def sweep_with(monkeypatch: pytest.MonkeyPatch, tiny: Any, tmp_path: Path, ray_cluster: None) -> Any:
-    """sweep_with(errors, width): the wide calls of Train raise these, one after another, and then do their work."""
+    """sweep_with(errors, group): the wide calls of Train raise these, one after another, and then do their work."""
     from ray.train.torch import TorchTrainer
 
-    def run(errors: list[Exception], width: Width = TWO) -> tuple[Result, Counter[str]]:
+    def run(errors: list[Exception], group: WorkerGroup = TWO) -> tuple[Result, Counter[str]]:
         fits: Counter[str] = Counter()
 
         def fit(trainer: Any) -> None:
@@ -46,7 +50,7 @@ def sweep_with(monkeypatch: pytest.MonkeyPatch, tiny: Any, tmp_path: Path, ray_c
             make(settings["call"], settings["store"], settings["ctx"])
 
         monkeypatch.setattr(TorchTrainer, "fit", fit)
-        return run_sweep(tiny(ONE_ARM), tmp_path, functools.partial(run_wide, width=width)), fits
+        return run_sweep(tiny(ONE_ARM), tmp_path, functools.partial(run_wide, group=group)), fits
 
     return run
 

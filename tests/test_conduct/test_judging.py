@@ -18,7 +18,8 @@ from ddgd_ray.report.build import read_run
 from ddgd_ray.run.folder import open_store
 from ddgd_ray.run.results import rows_of
 from ddgd_ray.spec.sweep import Sweep
-from ddgd_ray.stages.base import Context, publish_call, publish_packed
+from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.publish import publish_call, publish_packed
 from ddgd_ray.storage.store import Store
 
 Tiny = Callable[..., Sweep]

@@ -94,7 +94,7 @@ def test_status_and_report_take_a_url(url: str, on_host: Callable[[str], None], 
 def test_an_order_to_stop_from_another_host_reaches_the_driver(
     tmp_path: Path, on_host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddgd_ray.run.place.LOOK_S", 0.05)
+    monkeypatch.setattr("ddgd_ray.run.remote_copy.LOOK_S", 0.05)
     url = f"file://{tmp_path}/there"
     on_host("driver")
     driver = RunFolder(url, "tiny")
@@ -102,10 +102,10 @@ def test_an_order_to_stop_from_another_host_reaches_the_driver(
     on_host("other")
     other = RunFolder(url, "tiny")
     other.prepare()
-    assert (other.holder(), other.place.holder()) == ("", "")
-    with driver.lock(), driver.place.held():
-        assert other.place.holder().startswith("process ")
-        other.place.order_stop(now=True)
+    assert (other.holder(), other.remote_copy.holder()) == ("", "")
+    with driver.lock(), driver.remote_copy.held():
+        assert other.remote_copy.holder().startswith("process ")
+        other.remote_copy.order_stop(now=True)
         deadline = time.monotonic() + 10
         while not stop_now_file(driver.stop_file).exists():
             assert time.monotonic() < deadline
@@ -114,4 +114,4 @@ def test_an_order_to_stop_from_another_host_reaches_the_driver(
         driver.withdraw_stop()
         time.sleep(0.3)
         assert not driver.is_told_to_stop
-    assert other.place.holder() == ""
+    assert other.remote_copy.holder() == ""

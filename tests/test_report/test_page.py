@@ -23,7 +23,8 @@ from ddgd_ray.report.verify import verify_run
 from ddgd_ray.run.folder import open_store
 from ddgd_ray.run.reading import Run, open_for_report
 from ddgd_ray.run.results import Row
-from ddgd_ray.stages.base import Context, StageCall, publish_call
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import publish_call
 
 pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first
 

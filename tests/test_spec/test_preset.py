@@ -14,7 +14,7 @@ from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.inputs.fingerprints import images_source, index_classes
 from ddgd_ray.inputs.imagefolder import image_files
 from ddgd_ray.inputs.weights import weights_source
-from ddgd_ray.plan.plan import plan_arm, shared_calls
+from ddgd_ray.plan.plan import common_calls, plan_arm
 from ddgd_ray.spec.preset import DitWeightsSpec, Preset, build_preset, preset_names, read_preset, with_overrides
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
 from ddgd_ray.spec.sweep import read_sweep
@@ -190,7 +190,7 @@ def test_the_folder_of_the_images_never_enters_a_key(tmp_path: Path) -> None:
     (one, _), (two, _) = images_source(first), images_source(second)
     assert one == two
     changes = {"images.source": "imagefolder", "images.classes": classes, "images.validation_per_class": 1}
-    stages = [shared_calls(build("digits", changes | {"images.root": str(spec.root)})) for spec in (first, second)]
+    stages = [common_calls(build("digits", changes | {"images.root": str(spec.root)})) for spec in (first, second)]
     assert [call.key for call in stages[0]] == [call.key for call in stages[1]]
 
 

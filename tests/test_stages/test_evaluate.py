@@ -19,7 +19,7 @@ from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages import decode, evaluate
 from ddgd_ray.stages import final_test as test_stage
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.parts.batches import BLOCK, Course, steps_of
+from ddgd_ray.stages.parts.batches import BLOCK, StepPlan, steps_of
 from ddgd_ray.stages.parts.distilled import read_set
 from ddgd_ray.storage.store import MANIFEST
 
@@ -88,9 +88,9 @@ def test_seeds_trained_at_once_are_seeds_trained_alone(run: Run, network: str) -
 
 def test_the_draws_of_a_seed_do_not_depend_on_the_other_seeds() -> None:
     protocol = ProtocolSpec.model_validate({**EVERYTHING, "steps": BLOCK + 5})
-    course = Course.of(protocol, 30, 3)
-    alone = list(steps_of(protocol, course, 32, [7], "cpu"))
-    among = list(steps_of(protocol, course, 32, [1, 7, 2], "cpu"))
+    plan = StepPlan.of(protocol, 30, 3)
+    alone = list(steps_of(protocol, plan, 32, [7], "cpu"))
+    among = list(steps_of(protocol, plan, 32, [1, 7, 2], "cpu"))
     assert len(alone) == len(among) == BLOCK + 5
     for one, other in zip(alone, among, strict=True):
         for name in one:
@@ -101,9 +101,9 @@ def test_the_draws_of_a_seed_do_not_depend_on_the_other_seeds() -> None:
 def test_an_epoch_shows_each_image_at_most_once(drop_last: bool, seen: int) -> None:
     fields = {"name": "mine", "epochs": 3, "schedule": "step", "batch_size": 12, "drop_last": drop_last}
     protocol = ProtocolSpec.model_validate(fields)
-    course = Course.of(protocol, 30, 3)
-    steps = list(steps_of(protocol, course, 32, [0], "cpu"))
-    per_epoch = course.steps_per_epoch
+    plan = StepPlan.of(protocol, 30, 3)
+    steps = list(steps_of(protocol, plan, 32, [0], "cpu"))
+    per_epoch = plan.steps_per_epoch
     assert len(steps) == 3 * per_epoch
     orders = [torch.cat([step["rows"][0] for step in steps[start : start + per_epoch]]) for start in (0, per_epoch)]
     assert [len(order.unique()) for order in orders] == [seen, seen]
@@ -113,19 +113,19 @@ def test_an_epoch_shows_each_image_at_most_once(drop_last: bool, seen: int) -> N
 
 def test_the_length_follows_the_images_a_class() -> None:
     idc = ProtocolSpec.model_validate("idc")
-    assert Course.of(idc, 10, 10).num_steps == 3000  # one batch of 10
-    assert Course.of(idc, 100, 10).num_steps == 2000 * 2  # 64 and 36
-    assert Course.of(idc, 500, 10).num_steps == 1500 * 8
-    assert [Course.of(idc, 100, 10).length(step) for step in range(3)] == [64, 36, 64]
+    assert StepPlan.of(idc, 10, 10).num_steps == 3000  # one batch of 10
+    assert StepPlan.of(idc, 100, 10).num_steps == 2000 * 2  # 64 and 36
+    assert StepPlan.of(idc, 500, 10).num_steps == 1500 * 8
+    assert [StepPlan.of(idc, 100, 10).length(step) for step in range(3)] == [64, 36, 64]
     small = ProtocolSpec.model_validate("quick-small")
-    assert [Course.of(small, 10 * ipc, 10).num_steps for ipc in (10, 100, 101)] == [200, 200, 1000]
+    assert [StepPlan.of(small, 10 * ipc, 10).num_steps for ipc in (10, 100, 101)] == [200, 200, 1000]
 
 
 def test_rates_fall_as_the_protocols_say() -> None:
-    course = Course.of(ProtocolSpec.model_validate("idc"), 100, 10)
-    factors = [evaluate.rate_factor("step", course, epoch * 2) for epoch in (0, 1332, 1333, 1665, 1666, 1999)]
+    plan = StepPlan.of(ProtocolSpec.model_validate("idc"), 100, 10)
+    factors = [evaluate.rate_factor("step", plan, epoch * 2) for epoch in (0, 1332, 1333, 1665, 1666, 1999)]
     assert factors == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
-    half = [evaluate.rate_factor("half_cosine", course, step) for step in (0, 1, 2, 2000, 4000)]
+    half = [evaluate.rate_factor("half_cosine", plan, step) for step in (0, 1, 2, 2000, 4000)]
     assert half[:2] == [1, 1], "the rate changes between epochs"
     assert half[2] < 1
     assert half[3:] == pytest.approx([(1 + math.sqrt(0.5)) / 2, 0.5])

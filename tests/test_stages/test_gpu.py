@@ -71,7 +71,7 @@ def training_on(device: str, num_seeds: int, **changes: Any) -> evaluate.Trainin
 def losses_of(training: evaluate.Training, num_steps: int) -> torch.Tensor:
     """(num_steps, K), training on the way."""
     seeds = [seed + 1 for seed in training.seeds]
-    draws = steps_of(training.protocol, training.course, 64, seeds, training.ctx.device)
+    draws = steps_of(training.protocol, training.plan, 64, seeds, training.ctx.device)
     found = []
     for _, step in zip(range(num_steps), draws, strict=False):
         losses_K = training._losses(step)

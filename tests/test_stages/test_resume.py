@@ -18,9 +18,11 @@ from ddgd_ray.errors import StageError
 from ddgd_ray.errors import Stopped as OrderedToStop
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
 from ddgd_ray.stages import finetune
-from ddgd_ray.stages.base import ATTEMPTS, CURVES, Context, Outside, StageCall, publish_call, seconds_before
+from ddgd_ray.stages.base import Context, Outside, StageCall
+from ddgd_ray.stages.curves import ATTEMPTS, CURVES, seconds_before
 from ddgd_ray.stages.parts.adapters import ADAPTER_FILE
 from ddgd_ray.stages.parts.checkpoint import KEPT
+from ddgd_ray.stages.publish import publish_call
 from ddgd_ray.storage.store import Store
 
 STEPS = 12
@@ -184,7 +186,8 @@ def test_a_loss_that_is_not_finite_leaves_no_checkpoint_of_it(latent_inputs: dic
 KILLED = """
 import sys, pickle
 from pathlib import Path
-from ddgd_ray.stages.base import Context, publish_call
+from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.publish import publish_call
 call, store = pickle.loads(Path(sys.argv[1]).read_bytes())
 publish_call(call, store, Context(checkpoint_steps=3))
 """

@@ -15,8 +15,10 @@ from ddgd_ray.conduct.work import run_job
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
 from ddgd_ray.spec.stages import PretrainSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.stages.base import Context, StageCall, publish_call
+from ddgd_ray.stages.base import Context, StageCall
+from ddgd_ray.stages.publish import publish_call
 from ddgd_ray.storage.manifest import Ref
+from ddgd_ray.storage.soundness import check_before_use, compare_files
 from ddgd_ray.storage.store import Artifact, Store, file_sha256, key_of
 
 SPEC = PretrainSpec(steps=7)
@@ -91,7 +93,7 @@ def test_damage_that_shows_without_reading_the_files_counts_as_not_made(store: S
 def test_an_artifact_that_lost_its_manifest_is_replaced(store: Store) -> None:
     (publish(store).path / "manifest.json").unlink()
     assert store.usable("pretrain", KEY) is None
-    store.check(publish(store))
+    check_before_use(publish(store))
     assert (store.root / "damaged" / f"{KEY}.0").is_dir()
 
 
@@ -115,7 +117,7 @@ def test_damage_of_what_ships_with_the_package_is_an_error_and_stays(store: Stor
 
 def test_files_are_read_once_a_process_and_again_when_they_change(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr("ddgd_ray.storage.store.file_sha256", lambda path: (read.append(path.name), file_sha256(path))[1])
+    monkeypatch.setattr("ddgd_ray.storage.soundness.file_sha256", lambda path: (read.append(path.name), file_sha256(path))[1])
     artifact = publish(store)
     for _ in range(3):
         store.usable("pretrain", KEY)
@@ -126,13 +128,13 @@ def test_files_are_read_once_a_process_and_again_when_they_change(store: Store, 
 
 
 def test_large_files_are_compared_by_size(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddgd_ray.storage.store.HASHED_BYTES", 3)
+    monkeypatch.setattr("ddgd_ray.storage.soundness.HASHED_BYTES", 3)
     DAMAGES["file-flipped"](publish(store).path)
     assert store.usable("pretrain", KEY) is not None
     with pytest.raises(DamagedArtifact, match="SHA-256"):
         found = store.get("pretrain", KEY)
         assert found is not None
-        store.verify(found)
+        compare_files(found)
 
 
 def test_what_was_made_again_meanwhile_is_not_set_aside(store: Store) -> None:
@@ -176,4 +178,4 @@ def test_a_job_with_a_damaged_input_may_be_repeated_and_one_with_a_damaged_outpu
     assert run_job(job, store, ResourcesSpec()).error == ""
     again, was_there = publish_call(call, store, Context())
     assert was_there
-    store.verify(again)
+    compare_files(again)

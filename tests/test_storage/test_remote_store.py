@@ -17,9 +17,11 @@ import pytest
 from ddgd_ray.errors import ArtifactError, DamagedArtifact, StageError
 from ddgd_ray.run.folder import RunFolder, open_store
 from ddgd_ray.spec.stages import PretrainSpec
+from ddgd_ray.storage.addresses import is_url, local_folder, url_of
 from ddgd_ray.storage.leases import Pace
-from ddgd_ray.storage.remote import Remote, is_url, local_folder, redacted, url_of
+from ddgd_ray.storage.remote import Remote
 from ddgd_ray.storage.remote_store import RemoteStore
+from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import Artifact, Store, key_of
 
 SPEC = PretrainSpec(steps=7)
@@ -100,7 +102,7 @@ def test_what_one_host_publishes_another_finds_and_reads(host: Host, url: str) -
     assert (found.path / "sub" / "file.txt").read_text() == "hello"
     assert b.has("pretrain", KEY)
     assert b.keys("pretrain") == [KEY]
-    b.verify(found)
+    compare_files(found)
 
 
 def test_metrics_are_read_without_the_files_and_then_without_the_network(host: Host, url: str) -> None:
@@ -333,7 +335,7 @@ def test_storage_that_hangs_is_given_up_in_time_and_named_without_its_password(t
         remote.read("something")
     assert time.monotonic() - started < 3
     assert caught.value.exit_code == 5
-    assert "file://***@" in str(caught.value)
+    assert "file://user:***@" in str(caught.value)
     assert word not in str(caught.value)
 
 
@@ -419,18 +421,18 @@ def test_a_run_behind_a_url_has_one_driver_among_hosts_and_outlives_it(host: Hos
     a = host("a", url)
     first = RunFolder(url, "tiny")
     first.prepare()
-    with first.lock(), first.place.held(PATIENT):
+    with first.lock(), first.remote_copy.held(PATIENT):
         (first.trials / "one.json").write_text("{}")
         (first.path / "sweep.log").write_text("log")
         assert host("b", url).root != a.root
         second = RunFolder(url, "tiny")
         second.prepare()
-        with pytest.raises(ArtifactError, match=r"locked by process \d+ on"), second.lock(), second.place.held(PATIENT):
+        with pytest.raises(ArtifactError, match=r"locked by process \d+ on"), second.lock(), second.remote_copy.held(PATIENT):
             pass
-    second.place.pull()
+    second.remote_copy.pull()
     assert (second.trials / "one.json").read_text() == "{}"
     assert (second.path / "sweep.log").read_text() == "log"
-    with second.lock(), second.place.held(PATIENT):
+    with second.lock(), second.remote_copy.held(PATIENT):
         pass
 
 
@@ -441,7 +443,7 @@ def test_a_run_whose_drivers_host_died_goes_on_elsewhere(host: Host, tmp_path: P
     folder = RunFolder(url, "tiny")
     folder.prepare()
     started = time.monotonic()
-    with folder.lock(), folder.place.held(FAST):
+    with folder.lock(), folder.remote_copy.held(FAST):
         assert FAST.stale_s <= time.monotonic() - started < 60 * FAST.stale_s
 
 
@@ -456,8 +458,8 @@ def test_a_job_whose_host_died_goes_on_elsewhere_though_the_hosts_share_their_ca
     folder.prepare()
     (folder.path / "lock").write_text("process 1 on elsewhere since 2020-01-01 00:00:00 for job slurm/41\n")
     monkeypatch.setenv("DDGD_JOB", "slurm/41")
-    with folder.lock(), folder.place.held(FAST):
-        assert folder.place.holder().startswith(f"process {os.getpid()} ")
+    with folder.lock(), folder.remote_copy.held(FAST):
+        assert folder.remote_copy.holder().startswith(f"process {os.getpid()} ")
 
 
 def test_a_store_travels_to_workers_without_its_connections(host: Host, url: str) -> None:
@@ -477,7 +479,6 @@ def test_the_local_folder_of_a_url_says_what_it_stands_for(monkeypatch: pytest.M
     assert str(open_store(folder)) == "s3://bucket/prefix"
     assert type(open_store(tmp_path)) is Store
     assert not is_url("C:/x")
-    assert redacted("s3://bucket/a") == "s3://bucket/a"
 
 
 @pytest.mark.parametrize(("url", "named"), [("s3x://bucket/a", "s3x"), ("gs://bucket/a", "gcsfs")])

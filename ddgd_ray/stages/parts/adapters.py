@@ -30,7 +30,7 @@ LORA_TARGETS = r"transformer_blocks\.\d+\.(attn1\.(to_q|to_k|to_v|to_out\.0)|ff\
 
 @dataclass(frozen=True)
 class Adapter:
-    """rank and alpha: of `lora` alone."""
+    """What learns, by name; rank and alpha belong to `lora` alone."""
 
     kind: str
     rank: int = 0
@@ -42,7 +42,7 @@ class Adapter:
 
 
 def attach(model: DiTTransformer2DModel, adapter: Adapter, *, seed: int = 0) -> dict[str, Tensor]:
-    """Prepare `model` for the adapter and return what learns, by name. The outputs stay. seed: of LoRA's random factors."""
+    """The tensors that learn, by name, after `model` is prepared for the adapter; its outputs stay. seed: of LoRA's factors."""
     if adapter.kind == "lora":
         _add_lora(model, adapter, seed)
     else:
@@ -51,14 +51,14 @@ def attach(model: DiTTransformer2DModel, adapter: Adapter, *, seed: int = 0) -> 
 
 
 def fold(model: DiTTransformer2DModel) -> DiTTransformer2DModel:
-    """The same outputs, to rounding, from a plain diffusers DiT."""
+    """A plain diffusers DiT with the same outputs, to rounding: the adapter is folded into the weights."""
     fold_difffit(model)
     _fold_lora(model)
     return model.eval().requires_grad_(False)
 
 
 def save_adapter(folder: Path, adapter: Adapter, raw: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
-    """The trainable tensors alone, as they are (`raw.`) and averaged (`ema.`)."""
+    """Writes the trainable tensors alone, as they are (`raw.`) and averaged (`ema.`)."""
     tensors = {f"raw.{name}": tensor for name, tensor in raw.items()} | {f"ema.{name}": tensor for name, tensor in ema.items()}
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one entry: the file's bytes would follow the order of several, which safetensors draws anew each time
@@ -85,7 +85,7 @@ def load_finetuned(backbone: Path, adapter: Path, *, weights: str) -> DiTTransfo
 
 
 def _add_lora(model: DiTTransformer2DModel, adapter: Adapter, seed: int) -> None:
-    """B starts at zero, A at random: drawn from `seed` alone, and torch's global stream stays where it was."""
+    """Adds LoRA's factors: B is zero, A is drawn from `seed` alone, and torch's global stream stays where it was."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as err:

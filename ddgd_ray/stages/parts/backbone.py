@@ -23,17 +23,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """(B, S, S, C) uint8 -> (B, C, S, S) float32 in [-1, 1]."""
+    """Images (B, S, S, C) uint8 as (B, C, S, S) float32 in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(B, C, S, S) in [-1, 1], clipped -> (B, S, S, C) uint8, rounded to nearest."""
+    """Images (B, C, S, S), clipped to [-1, 1], as (B, S, S, C) uint8, rounded to nearest."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 class Autoencoder:
-    """Images to latents and back. `kl` is None when pixels are the latents."""
+    """The way from images to latents and back. `kl` is None where pixels are the latents."""
 
     def __init__(self, kl: AutoencoderKL | None, device: str = "cpu") -> None:
         self.kl = kl.to(device).eval().requires_grad_(False) if kl is not None else None
@@ -47,7 +47,7 @@ class Autoencoder:
         return cls(from_pretrained(AutoencoderKL, folder), device)
 
     def _shift_and_scale(self) -> tuple[Tensor | float, Tensor | float]:
-        """latent = (raw - shift) * scale; per channel for our own, the one factor of the SD VAE otherwise."""
+        """Shift and scale of latent = (raw - shift) * scale: per channel for our own, one factor for the SD VAE."""
         assert self.kl is not None
         config: Any = self.kl.config
         if config.latents_mean is None:
@@ -58,7 +58,10 @@ class Autoencoder:
 
     @torch.inference_mode()
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the scaled latent, each (B, c, s, s) float32; -inf-like (-30) for pixel latents."""
+        """Mean and log-variance of the scaled latent, each (B, c, s, s) float32.
+
+        Pixel latents have the log-variance -30: no noise.
+        """
         if self.kl is None:
             return images, torch.full_like(images, -30.0)
         shift, scale = self._shift_and_scale()
@@ -68,7 +71,7 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, c, s, s) -> images (B, S, S, C) uint8."""
+        """Images (B, S, S, C) uint8 of scaled latents (B, c, s, s)."""
         if self.kl is None:
             return to_uint8(latents)
         shift, scale = self._shift_and_scale()
@@ -80,7 +83,7 @@ def save_identity(folder: Path) -> None:
 
 
 def set_timestep_shift(model: DiTTransformer2DModel, shift: int) -> None:
-    """Choose the frequencies of the timestep's sines and cosines: exp(-ln(10^4) k / (128 - shift)), k = 0..127.
+    """Sets the frequencies of the timestep's sines and cosines: exp(-ln(10^4) k / (128 - shift)), k = 0..127.
 
     DiT's own code (models.py, TimestepEmbedder) divides by 128, diffusers' DiT (Timesteps, downscale_freq_shift = 1) by 127.
     Over t = 0..999 the features differ by 65 % of their norm, at most by 1.98 of 2, and no linear layer maps one to the other
@@ -95,7 +98,7 @@ def timestep_shift(model: DiTTransformer2DModel) -> int:
 
 
 def declared_timestep_shift(folder: Path) -> int | None:
-    """What a model folder says of its timesteps; None when nothing is said, as by every folder from the hub."""
+    """The timestep shift that a model folder declares; None where it declares none, as every folder from the hub."""
     found = json.loads((folder / "config.json").read_text()).get(TIMESTEP_SHIFT)
     if found is None and (folder / "manifest.json").is_file():  # trained here, before the config said it
         return DIFFUSERS_SHIFT
@@ -105,7 +108,7 @@ def declared_timestep_shift(folder: Path) -> int | None:
 def load_dit(folder: Path) -> DiTTransformer2DModel:
     """The DiT of a folder of ours, its per-block embedders tied into one and its own label dropout switched off.
 
-    Left as it is, every block of diffusers' DiT draws a label-drop mask of its own in training.
+    With the dropout on, every block of diffusers' DiT would draw a label-drop mask of its own in training.
     """
     model = from_pretrained(DiTTransformer2DModel, folder)
     declared = declared_timestep_shift(folder)
@@ -119,7 +122,10 @@ def load_dit(folder: Path) -> DiTTransformer2DModel:
 
 
 def save_dit(model: DiTTransformer2DModel, folder: Path) -> None:
-    """A plain diffusers folder: every block gets its own copy of the tied embedder. Its config declares the timesteps."""
+    """Writes a plain diffusers folder: every block gets its own copy of the tied embedder.
+
+    Its config declares the timesteps.
+    """
     from safetensors.torch import save_file
 
     model.save_config(folder)
@@ -143,7 +149,7 @@ def from_pretrained(cls: type[Model], folder: Path) -> Model:
 
 
 def _today(name: str) -> str:
-    """The SD VAEs on the hub name the attention of their middle block as diffusers did before version 0.15."""
+    """A tensor's name in today's diffusers: the hub's SD VAEs name the middle block's attention as before version 0.15."""
     owner, found, rest = name.partition("mid_block.attentions.0.")
     for old, new in (("query.", "to_q."), ("key.", "to_k."), ("value.", "to_v."), ("proj_attn.", "to_out.0.")):
         if found and rest.startswith(old):

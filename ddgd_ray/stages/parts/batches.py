@@ -1,4 +1,4 @@
-"""Everything random about the training of one classifier, drawn from its seed alone: order, crops, colours, boxes.
+"""The random numbers of a classifier's training, drawn from its seed alone: order, crops, colours, boxes.
 
 Shapes: K classifiers trained at once, B batch, T images over the steps of a block, C channels, S side in pixels.
 """
@@ -16,8 +16,8 @@ BLOCK = 32  # steps drawn at once: few enough to fit, enough that drawing and se
 
 
 @dataclass(frozen=True)
-class Course:
-    """The steps of a protocol on a set: how many, how long an epoch, how many images each step takes."""
+class StepPlan:
+    """The steps that a protocol takes on a set: how many, how many an epoch, how many images each."""
 
     num_images: int
     batch: int
@@ -27,7 +27,7 @@ class Course:
     """The protocol gives steps, not epochs: the learning rate follows them."""
 
     @classmethod
-    def of(cls, protocol: ProtocolSpec, num_images: int, num_classes: int) -> "Course":
+    def of(cls, protocol: ProtocolSpec, num_images: int, num_classes: int) -> "StepPlan":
         ipc = -(-num_images // num_classes)
         batch = min(protocol.batch_of(ipc), num_images)
         per_epoch = num_images // batch if protocol.drop_last else -(-num_images // batch)
@@ -36,25 +36,28 @@ class Course:
 
     @property
     def num_epochs(self) -> int:
-        """Whole and started ones."""
+        """The number of epochs, a started one counted."""
         return -(-self.num_steps // self.steps_per_epoch)
 
     def length(self, step: int) -> int:
-        """Images of step 0, 1, ...: the last batch of an epoch may be smaller."""
+        """The number of images of step 0, 1, ...: the last batch of an epoch may be smaller."""
         return min(self.batch, self.num_images - step % self.steps_per_epoch * self.batch)
 
 
-class Draws:
-    """The random numbers of one classifier, in blocks of steps: they depend on its seed, the set's size and the protocol."""
+class RandomDraws:
+    """The random numbers of one classifier, in blocks of steps; they follow from its seed, the set's size and the protocol."""
 
-    def __init__(self, protocol: ProtocolSpec, course: Course, size: int, seed: int) -> None:
-        self._protocol, self._course, self._size = protocol, course, size
+    def __init__(self, protocol: ProtocolSpec, plan: StepPlan, size: int, seed: int) -> None:
+        self._protocol, self._plan, self._size = protocol, plan, size
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
 
     def block(self, lengths: Sequence[int]) -> dict[str, Tensor]:
-        """Of T = sum(lengths) images: rows (T,), and by the protocol crops (T, 4), mirrored (T,), shifts (T, 2), factors and
-        order (T, 3), alphas (T, 3), partner (T,) inside the step; boxes (len(lengths), 4)."""
+        """The random numbers of T = sum(lengths) images, by name, as far as the protocol asks for them.
+
+        rows (T,); crops (T, 4), mirrored (T,), shifts (T, 2), factors and order (T, 3), alphas (T, 3), partner (T,) inside the
+        step; boxes (len(lengths), 4).
+        """
         protocol, generator, total = self._protocol, self._generator, sum(lengths)
         drawn = {"rows": torch.cat([self._rows(length) for length in lengths])}
         if protocol.crop_scale < 1:
@@ -77,18 +80,18 @@ class Draws:
     def _rows(self, length: int) -> Tensor:
         """The next images of the epoch; what is left of an epoch and fills no batch is dropped by not being asked for."""
         if len(self._order) < length:
-            self._order = torch.randperm(self._course.num_images, generator=self._generator)
+            self._order = torch.randperm(self._plan.num_images, generator=self._generator)
         rows, self._order = self._order[:length], self._order[length:]
         return rows
 
 
 def steps_of(
-    protocol: ProtocolSpec, course: Course, size: int, seeds: Sequence[int], device: str
+    protocol: ProtocolSpec, plan: StepPlan, size: int, seeds: Sequence[int], device: str
 ) -> Iterator[dict[str, Tensor]]:
     """The draws of each step for K seeds, (K, B, ...) on the device; boxes are (K, 4). One transfer a block."""
-    draws = [Draws(protocol, course, size, seed) for seed in seeds]
-    for start in range(0, course.num_steps, BLOCK):
-        lengths = [course.length(step) for step in range(start, min(start + BLOCK, course.num_steps))]
+    draws = [RandomDraws(protocol, plan, size, seed) for seed in seeds]
+    for start in range(0, plan.num_steps, BLOCK):
+        lengths = [plan.length(step) for step in range(start, min(start + BLOCK, plan.num_steps))]
         blocks = [one.block(lengths) for one in draws]
         together = {name: _sent(torch.stack([block[name] for block in blocks]), device) for name in blocks[0]}
         begin = 0
@@ -105,7 +108,7 @@ def _sent(values: Tensor, device: str) -> Tensor:
 
 
 def augmented(images_TCSS: Tensor, step: dict[str, Tensor], protocol: ProtocolSpec) -> Tensor:
-    """(K * B, C, S, S) uint8 -> float, in the protocol's order: crop, flip, shift, jitter, lighting, normalisation."""
+    """Images (K * B, C, S, S) uint8 as float after crop, flip, shift, jitter, lighting and normalisation, in this order."""
     flat = {name: values.flatten(0, 1) for name, values in step.items() if name not in ("boxes", "partner")}
     if "crops" in flat:
         mirrored = flat.get("mirrored", torch.zeros_like(flat["rows"], dtype=torch.bool))

@@ -10,15 +10,16 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.parts.messages import gathered, receive, send
 from ddgd_ray.storage.store import MANIFEST, crash_point, file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 KEPT = 2
 LOOK_S = 0.5
 AGREE_S = 2.0
+MESSAGE_BYTES = 64 << 20
 MAX_STEPS = 20  # between agreements; reading the answer waits for the device: not after every step
 State = dict[str, Tensor]
 
@@ -33,11 +35,11 @@ State = dict[str, Tensor]
 class Checkpoints:
     """The newest checkpoints of one stage in `folder`, which rank 0 alone sees; without a folder, nothing is kept.
 
-    The other ranks send it what they keep, and get from it what they go on with: no folder has to be shared between hosts.
+    The other ranks send rank 0 what they keep, and get back what they go on with: no folder has to be shared between hosts.
     """
 
     def __init__(self, folder: Path | None, *, every: int, rank: int = 0, num_ranks: int = 1) -> None:
-        """every: steps between checkpoints, 0 for none but those of a stage that is told to stop."""
+        """every: steps between checkpoints; 0: a checkpoint only when there is an order to stop."""
         self.folder = folder
         self.every, self.rank, self.num_ranks = every, rank, num_ranks
 
@@ -46,12 +48,12 @@ class Checkpoints:
         return self.folder is not None and self.every > 0 and (step + 1) % self.every == 0
 
     def save(self, num_steps: int, parts: Mapping[str, State]) -> None:
-        """Keep the state after `num_steps` steps. parts: the files of this rank, no name twice; all ranks must call."""
+        """Keeps the state after `num_steps` steps. parts: the files of this rank, no name twice; all ranks must call."""
         assert self.folder is not None
-        names = gathered(sorted(parts), self.num_ranks)
+        names = _gathered(sorted(parts), self.num_ranks)
         if self.rank:
             for name in names[self.rank]:
-                send(memoryview(save(_on_host(parts[name]))), 0)
+                _send(memoryview(save(_on_host(parts[name]))), 0)
             return
         target = self.folder / f"step-{num_steps:08d}"
         unfinished = self.folder / f"unfinished-{num_steps:08d}"
@@ -60,7 +62,7 @@ class Checkpoints:
             save_file(_on_host(state), unfinished / f"{name}.safetensors")
         for rank in range(1, self.num_ranks):
             for name in names[rank]:
-                (unfinished / f"{name}.safetensors").write_bytes(receive(rank))
+                (unfinished / f"{name}.safetensors").write_bytes(_receive(rank))
         files = {}
         for path in sorted(unfinished.glob("*.safetensors")):
             with path.open("rb") as file:
@@ -85,13 +87,13 @@ class Checkpoints:
         return found
 
     def read(self, checkpoint: Path, names: Sequence[str]) -> list[State]:
-        """Parts of it, in the order of their names, which may differ between ranks; all ranks must call."""
-        asked = gathered(names, self.num_ranks)
+        """The named parts of a checkpoint, in the order of `names`, which may differ between ranks; all ranks must call."""
+        asked = _gathered(names, self.num_ranks)
         if self.rank:
-            return [load(bytes(receive(0))) for _ in names]
+            return [load(bytes(_receive(0))) for _ in names]
         for rank in range(1, self.num_ranks):
             for name in asked[rank]:
-                send(np.memmap(_file(checkpoint, name), np.uint8, "r"), rank)
+                _send(np.memmap(_file(checkpoint, name), np.uint8, "r"), rank)
         return [load_file(_file(checkpoint, name)) for name in names]
 
     def _prune(self) -> None:
@@ -109,7 +111,10 @@ class StopOrders:
         self._step = self._next = 0
 
     def has_come(self, step: int) -> bool:
-        """All ranks ask after every step. One alone looks twice a second; several agree on it about every two seconds."""
+        """Whether all ranks are to stop after this step; all must ask after every step.
+
+        One rank alone looks at the order twice a second; several ranks agree about every two seconds.
+        """
         now = time.monotonic()
         if self._ctx.num_ranks == 1:
             if now - self._looked < LOOK_S:
@@ -172,3 +177,37 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, T
         # Adam's step count stays on the host unless the optimizer is fused
         is_count_on_host = entry == "step" and not optimizer.param_groups[0].get("fused")
         optimizer.state[named[name]][entry] = value.clone() if is_count_on_host else value.to(named[name].device).clone()
+
+
+def _gathered(names: Sequence[str], num_ranks: int) -> list[Sequence[str]]:
+    """The names that each rank has, by rank."""
+    found: list[Any] = [names] * num_ranks
+    if num_ranks > 1:
+        dist.all_gather_object(found, list(names))
+    return found
+
+
+def _send(data: "memoryview | NDArray[np.uint8]", to: int) -> None:
+    """Sends bytes to another rank over gloo or NCCL, a message of bounded size at a time."""
+    device = _device()
+    dist.send(torch.tensor([len(data)], device=device), to)
+    for start in range(0, len(data), MESSAGE_BYTES):
+        part = torch.from_numpy(np.array(data[start : start + MESSAGE_BYTES], np.uint8))
+        dist.send(part.to(device), to)
+
+
+def _receive(source: int) -> bytearray:
+    """The bytes that another rank sends by `_send`."""
+    device = _device()
+    size = torch.zeros(1, dtype=torch.int64, device=device)
+    dist.recv(size, source)
+    data = bytearray(int(size))
+    for start in range(0, len(data), MESSAGE_BYTES):
+        part = torch.empty(min(MESSAGE_BYTES, len(data) - start), dtype=torch.uint8, device=device)
+        dist.recv(part, source)
+        data[start : start + len(part)] = part.cpu().numpy().tobytes()
+    return data
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -26,7 +26,10 @@ RESIDENT_SHARE = 0.4  # of the device's free memory that a set may take; a large
 
 
 def new_network(spec: EvaluateSpec) -> nn.Module:
-    """With the weights that the seed alone decides. Raises SpecError for a name or size that no network has."""
+    """The network of `spec`, with weights that the seed alone decides.
+
+    Raises SpecError for a name or size that no network has.
+    """
     torch.manual_seed(spec.seed)
     size = spec.protocol.size or spec.images.size
     try:
@@ -42,7 +45,7 @@ def new_network(spec: EvaluateSpec) -> nn.Module:
 
 
 def spec_of(folder: Path) -> EvaluateSpec:
-    """What the classifier in an evaluate artifact was trained by."""
+    """The spec by which the classifier in an evaluate artifact was trained."""
     return EvaluateSpec.model_validate_json(json.dumps(json.loads((folder / MANIFEST).read_text())["spec"]))
 
 
@@ -71,7 +74,7 @@ def arithmetic(dtype: str, device: str) -> Iterator[None]:
 
 
 def on_device(split: Split, ctx: Context) -> tuple[Tensor, Tensor]:
-    """(N, C, S, S) uint8 and (N,) int64. Images that would fill the device stay on the host."""
+    """Images (N, C, S, S) uint8 and labels (N,) int64. Images that would fill the device stay on the host."""
     images = torch.tensor(split.images).permute(0, 3, 1, 2).contiguous()
     if ctx.device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(ctx.device)
@@ -89,7 +92,7 @@ class Judge:
 
     @torch.inference_mode()
     def __call__(self, pack: Pack) -> Tensor:
-        """(K, Y, Y) float64 on the host."""
+        """The counts of each classifier, (K, Y, Y) float64 on the host."""
         pack.train(False)
         chunk = max(1, 2 * self._ctx.chunk // pack.num)
         with arithmetic(self._spec.dtype, self._ctx.device):
@@ -103,6 +106,6 @@ class Judge:
 
 
 def top1(confusion_KYY: Tensor) -> list[float]:
-    """Share of each classifier's right answers."""
+    """Each classifier's share of right answers."""
     right: list[float] = (confusion_KYY.diagonal(dim1=1, dim2=2).sum(dim=1) / confusion_KYY.sum(dim=(1, 2))).tolist()
     return right

@@ -31,7 +31,7 @@ def image_name(spec: ImagesSpec, label: int, index: int) -> str:
 
 
 def write_set(folder: Path, spec: ImagesSpec, images: Uint8, labels: Sequence[int], origins: Sequence[str]) -> None:
-    """Each class is numbered in the order given; origins say where each image comes from."""
+    """Writes a set. The images of a class are numbered in the order given; origins say where each image comes from."""
     counts = [0] * len(spec.classes)
     places = []
     for label in labels:
@@ -44,7 +44,7 @@ def write_set(folder: Path, spec: ImagesSpec, images: Uint8, labels: Sequence[in
 
 
 def describe(folder: Path, spec: ImagesSpec, origins: Mapping[tuple[int, int], str], sha256: Mapping[str, str]) -> None:
-    """metadata.jsonl and labels.json. origins: by (label, index), in the order of the lines. sha256: by file name."""
+    """Writes metadata.jsonl and labels.json. origins: by (label, index), in the order of the lines. sha256: by file name."""
     lines = []
     for (label, index), origin in origins.items():
         name = image_name(spec, label, index)
@@ -66,7 +66,7 @@ def describe(folder: Path, spec: ImagesSpec, origins: Mapping[tuple[int, int], s
 def read_set(folder: Path, spec: ImagesSpec, ipc: int, *, size: int = 0, num_threads: int = 1) -> Split:
     """The first `ipc` images of each class, all with ipc = 0, as a classifier at `size` sees them (0: spec.size).
 
-    Any folder of class folders will do, whoever made it (setfolder.py). Raises StageError when a class has too few, and one
+    The folder may be any folder of class folders (inputs/setfolder.py). Raises StageError when a class has too few, and one
     that lists the files that are missing, cannot be decoded or are not the ones that were written.
     """
     files = set_files(folder, spec.classes)
@@ -111,14 +111,17 @@ def read_set(folder: Path, spec: ImagesSpec, ipc: int, *, size: int = 0, num_thr
 
 
 def origins(folder: Path) -> dict[str, str]:
-    """{CLASS/FILE: where the image comes from}, as metadata.jsonl says."""
+    """The origin of each image by CLASS/FILE, as metadata.jsonl says."""
     path = folder / METADATA
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return {line["file_name"].partition("/")[2]: line["origin"] for line in lines}
 
 
 def _written_sha256(folder: Path) -> dict[str, str]:
-    """By file name, from metadata.jsonl; sets written before it listed them have none. Every listed file must be there."""
+    """The SHA-256 of each file, as metadata.jsonl lists it; older sets list none.
+
+    Raises StageError for a listed file that is missing.
+    """
     path = folder / METADATA
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Losses that are not finite: noticed before the optimizer steps, without waiting for the device."""
+"""A watch over losses: one that is not finite is noticed before the optimizer steps, without waiting for the device."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from ddgd_ray.errors import StageError
 
 
 class FiniteWatch:
-    """Stops a run whose loss is not finite before its weights are touched.
+    """A watch that stops a run whose loss is not finite before its weights are touched.
 
-    Deferred, for a GPU: the optimizer is told on the device to leave the weights alone from the first bad step on, and the host
-    learns of it when it looks at the losses anyway; no step waits.
+    Where the watch is deferred, for a GPU, the optimizer is told on the device to leave the weights alone from the first bad
+    step on. The host learns of that step when it looks at the losses anyway; no step waits.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, is_deferred: bool) -> None:
@@ -20,7 +20,7 @@ class FiniteWatch:
         self._found = torch.zeros(())
 
     def see(self, step: int, terms: dict[str, Tensor], ids: Tensor) -> None:
-        """Raises StageError at once, or on the device and later, when a term is not finite."""
+        """Takes note of a step. Raises StageError when a term is not finite: at once, or where the watch is deferred, later."""
         values = torch.stack(list(terms.values()))
         self._names = list(terms)
         self._seen.append((step, ids, values))
@@ -32,7 +32,7 @@ class FiniteWatch:
         self.optimizer.found_inf = self._found  # type: ignore[attr-defined]  # what GradScaler sets: fused AdamW skips its step
 
     def check(self) -> list[float]:
-        """The newest terms. Raises StageError for the first step with one that is not finite."""
+        """The newest terms. Raises StageError for the first step with a term that is not finite."""
         rows = torch.stack([values for _, _, values in self._seen]).tolist()
         for (step, ids, _), row in zip(self._seen, rows, strict=True):
             bad = [name for name, value in zip(self._names, row, strict=True) if not abs(value) < float("inf")]

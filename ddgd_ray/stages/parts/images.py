@@ -34,8 +34,8 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """images: (B, S, S, C) uint8. rows: (B,) of the listing. skipped: rows that were asked for and cannot be decoded."""
+class ImageBatch:
+    """Decoded images. images: (B, S, S, C) uint8. rows: (B,) of the listing. skipped: rows that cannot be decoded."""
 
     images: Uint8
     rows: Int64
@@ -44,7 +44,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Split:
-    """images: (N, S, S, C) uint8. labels: (N,) int64, the place in `ImagesSpec.classes`. names: N stable names."""
+    """Labelled images.
+
+    images: (N, S, S, C) uint8. labels: (N,) int64, places in `ImagesSpec.classes`. names: N stable names.
+    """
 
     images: Uint8
     labels: Int64
@@ -59,7 +62,7 @@ class Split:
 
 
 def list_splits(spec: ImagesSpec, root: Path, *wanted: str) -> list[Listing]:
-    """The wanted of `train` (what may be distilled), `validation` (held out of the training images) and `test`.
+    """The wanted listings: `train` (what may be distilled), `validation` (held out of the training images) and `test`.
 
     Validation is the last `validation_per_class` training images of each class, corrupt ones counted: which images are held
     out does not depend on which are skipped. Raises StageError when files are missing or a class has too few.
@@ -85,7 +88,7 @@ def list_splits(spec: ImagesSpec, root: Path, *wanted: str) -> list[Listing]:
 
 
 def read_splits(spec: ImagesSpec, root: Path, *wanted: str, num_threads: int = 1) -> list[Split]:
-    """The wanted of list_splits, decoded. Raises StageError for corrupt files, by the policy of spec.on_corrupt."""
+    """The images of list_splits, decoded. Raises StageError for corrupt files, by the policy of spec.on_corrupt."""
     listings = list_splits(spec, root, *wanted)
     splits = [read_all(spec, listing, num_threads=num_threads) for listing in listings]
     check_skipped(spec, root, [one for split in splits for one in split.skipped], sum(map(len, listings)))
@@ -101,7 +104,7 @@ def read_all(spec: ImagesSpec, listing: Listing, *, num_threads: int) -> Split:
 
 
 def joined(splits: Sequence[Split]) -> Split:
-    """One after the other."""
+    """The splits as one, one after the other."""
     return Split(
         np.concatenate([split.images for split in splits]),
         np.concatenate([split.labels for split in splits]),
@@ -110,7 +113,9 @@ def joined(splits: Sequence[Split]) -> Split:
     )
 
 
-def stream(spec: ImagesSpec, listing: Listing, blocks: Iterable[Int64], *, num_threads: int, ahead: int) -> Iterator[Batch]:
+def stream(
+    spec: ImagesSpec, listing: Listing, blocks: Iterable[Int64], *, num_threads: int, ahead: int
+) -> Iterator[ImageBatch]:
     """One batch for each block of rows, in order, decoded by num_threads threads; `ahead` batches before they are asked for.
 
     Threads, not processes: Pillow holds no lock while it decodes and resizes, and nothing has to be copied between them.
@@ -140,20 +145,20 @@ def stream(spec: ImagesSpec, listing: Listing, blocks: Iterable[Int64], *, num_t
             pool.shutdown(cancel_futures=True)
 
 
-def _finished(rows: Int64, images: Uint8, parts: list[Future[list[Skipped]]]) -> Batch:
+def _finished(rows: Int64, images: Uint8, parts: list[Future[list[Skipped]]]) -> ImageBatch:
     skipped = [one for part in parts for one in part.result()]
     if skipped:
         is_sound = ~np.isin(rows, [one.row for one in skipped])
         rows, images = rows[is_sound], images[is_sound]
-    return Batch(images, rows, skipped)
+    return ImageBatch(images, rows, skipped)
 
 
 def within_limit(
-    spec: ImagesSpec, root: Path, batches: Iterator[Batch], known: Sequence[Skipped], num_read: int
-) -> Iterator[Batch]:
-    """The batches as long as no more is skipped than allowed. known: what was skipped before. Raises StageError.
+    spec: ImagesSpec, root: Path, batches: Iterator[ImageBatch], known: Sequence[Skipped], num_read: int
+) -> Iterator[ImageBatch]:
+    """The batches. Raises StageError once more is skipped than `spec` allows. known: what was skipped before.
 
-    Then the rest is decoded without being used, so that the error names all corrupt files and not the first alone.
+    Before the error is raised the rest is decoded too, so that the error names all corrupt files and not the first alone.
     """
     skipped = list(known)
     for batch in batches:
@@ -169,7 +174,7 @@ def _most(spec: ImagesSpec) -> int:
 
 
 def check_skipped(spec: ImagesSpec, root: Path, skipped: Sequence[Skipped], num_read: int) -> None:
-    """Raises StageError that lists the files when `spec` allows none, or fewer of them."""
+    """Raises StageError, listing the skipped files, when they are more than `spec` allows."""
     most = _most(spec)
     if len(skipped) > most:
         allowed = f", images.max_corrupt allows {most}" if most else ""
@@ -196,7 +201,7 @@ def check_classes(spec: ImagesSpec, root: Path, split: str, listed: Int64, sound
 
 
 def record_skipped(out: Path, spec: ImagesSpec, skipped: Sequence[Skipped]) -> dict[str, float]:
-    """Writes skipped.jsonl (file, reason) and returns the metric; nothing of both where nothing may be skipped."""
+    """The metric num_skipped, and skipped.jsonl (file, reason) written; neither where `spec` lets nothing be skipped."""
     if spec.on_corrupt == "fail":
         return {}
     lines = [json.dumps({"file": one.file, "reason": one.reason}) for one in skipped]
@@ -205,5 +210,5 @@ def record_skipped(out: Path, spec: ImagesSpec, skipped: Sequence[Skipped]) -> d
 
 
 def generator_labels(spec: ImagesSpec) -> list[int]:
-    """The label that the generative model knows each class by."""
+    """The generative model's label of each class."""
     return list(range(len(spec.classes))) if spec.labels == "position" else index_classes(spec.classes)

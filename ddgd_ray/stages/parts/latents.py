@@ -1,4 +1,4 @@
-"""Batches from the latent cache, the same for one worker and for many.
+"""Latents from the cache, the same for one worker and for many.
 
 Shapes: B global batch, c latent channels, s side of the latent.
 """
@@ -17,7 +17,7 @@ from ddgd_ray.errors import ArtifactError, StageError
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """z0: (B, c, s, s) float32 posterior samples. labels: (B,) int64. ids: (B,) rows of the cache."""
+    """Latents of a step. z0: (B, c, s, s) float32 posterior samples. labels: (B,) int64. ids: (B,) rows of the cache."""
 
     z0: Tensor
     labels: Tensor
@@ -49,7 +49,7 @@ class LatentCache:
         return doubled // 2, side, side
 
     def draw(self, ids: Tensor, generator: torch.Generator) -> LatentBatch:
-        """Random mirror and a fresh posterior sample of each image in `ids` (B,), from `generator` on the CPU."""
+        """A fresh posterior sample of each image in `ids` (B,), randomly mirrored; `generator` is on the CPU."""
         mirrored = torch.randint(2, (len(ids),), generator=generator)
         packed = torch.from_numpy(self._rows(ids.numpy(), mirrored.numpy())).float()
         mean, log_variance = packed.chunk(2, dim=1)
@@ -57,12 +57,12 @@ class LatentCache:
         return LatentBatch(mean + (0.5 * log_variance).exp() * noise, self.labels[ids], ids)
 
     def means(self, ids: Tensor) -> Tensor:
-        """(B, c, s, s) float32: posterior means of the images themselves, not of their mirrors."""
+        """Posterior means (B, c, s, s) float32 of the images themselves, not of their mirrors."""
         packed = torch.from_numpy(self._rows(ids.numpy(), np.zeros(len(ids), np.int64))).float()
         return packed.chunk(2, dim=1)[0]
 
     def _rows(self, ids: NDArray[np.int64], mirrored: NDArray[np.int64]) -> NDArray[np.float16]:
-        """(B, 2c, s, s), wherever the rows lie."""
+        """The cache's rows (B, 2c, s, s), from whatever shard holds each."""
         rows = np.empty((len(ids), *self._shards[0].shape[2:]), np.float16)
         shard_of = np.searchsorted(self._starts, ids, side="right") - 1
         for index in np.unique(shard_of):

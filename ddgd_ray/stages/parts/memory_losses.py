@@ -23,7 +23,7 @@ COVERED = 64  # real latents of a class that coverage looks at
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """This worker's share of the global batch on its device, and what the host needs to know: own_* (B,), global_* (G,)."""
 
     z0: Tensor
@@ -64,8 +64,11 @@ class MemoryLosses:
         self.real = memory(spec.memory_real, spec.seed * 2)
         self.gen = memory(spec.memory_gen, spec.seed * 2 + 1)
 
-    def terms(self, batch: Batch, predicted: Tensor, ctx: Context) -> dict[str, Tensor]:
-        """This worker's share of each term: summed over workers they are Eq. 6 of the global batch. Then pushes the latents."""
+    def terms(self, batch: TrainingBatch, predicted: Tensor, ctx: Context) -> dict[str, Tensor]:
+        """This worker's share of each term; summed over workers the shares are Eq. 6 of the global batch.
+
+        Afterwards the latents of the batch are pushed into both memories.
+        """
         spec, channels = self.spec, batch.z0.shape[1]
         eps_theta = predicted[:, :channels]
         diffusion = F.mse_loss(eps_theta, batch.eps) / ctx.num_ranks
@@ -78,7 +81,7 @@ class MemoryLosses:
         memory = spec.lambda_r * real + spec.lambda_g * gen
         return {"L_diffusion": diffusion, "vb": vb, "L_real": real, "L_gen": gen, "L_memory": memory}
 
-    def _memory_losses(self, batch: Batch, z_hat: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    def _memory_losses(self, batch: TrainingBatch, z_hat: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         spec = self.spec
         is_local = spec.memory_scope == "local"
         labels_host = torch.searchsorted(self.known_labels, batch.own_labels if is_local else batch.global_labels)
@@ -127,15 +130,15 @@ class MemoryLosses:
         self.gen.load_state_dict(without_prefix("gen", state))
 
     def diagnostics(self) -> dict[str, float]:
-        """LatentMemory.diagnostics of both memories, and their coverage of the real latents, as memory_real/NAME and so on."""
+        """The diagnostics of both memories and their coverage of the real latents, as memory_real/NAME and memory_gen/NAME."""
         memories = {"real": self.real, "gen": self.gen}
         named = {kind: memory.diagnostics() | self._coverage(memory) for kind, memory in memories.items()}
         return {f"memory_{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
 
     def _coverage(self, memory: LatentMemory) -> dict[str, float]:
-        """Mean over real latents of the cosine to the nearest row of their class (facility location).
+        """The mean over real latents of the cosine to the nearest row of their class (facility location).
 
-        Over the same COVERED latents of each class every time, spread evenly through the cache.
+        The latents are the same COVERED ones of each class every time, spread evenly through the cache.
         """
         nearest = []
         for place in torch.nonzero(memory.size_K > 0).flatten().tolist():

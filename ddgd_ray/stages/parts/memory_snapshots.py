@@ -1,4 +1,4 @@
-"""Some rows of both memories while a model is fine-tuned, for pictures; nothing that is computed depends on them.
+"""Rows of both memories, kept while a model is fine-tuned, for pictures; nothing that is computed depends on them.
 
 memories/KIND-STEP.npy (K, R, c, s, s) float16, NaN where a memory has fewer rows, KIND real or gen, STEP the steps done;
 memories/labels.npy (K,) int64, the labels that the model knows. Shapes: K classes, R rows, c latent channels, s side.
@@ -22,7 +22,7 @@ SHARES = (0.25, 0.5, 1.0)
 
 
 class MemorySnapshots:
-    """Kept in `keep` until the end, so that a stage that goes on after a crash has them all; one rank writes."""
+    """Snapshots kept in `keep` until the end, so that a stage that goes on after a crash has all of them; one rank writes."""
 
     def __init__(self, keep: Path | None, out: Path, num_steps: int, *, is_writer: bool) -> None:
         self._out, self._is_writer = out / FOLDER, is_writer
@@ -44,7 +44,7 @@ class MemorySnapshots:
         os.replace(partial, self._folder / f"{name}.npy")
 
     def finish(self) -> None:
-        """Put them into the artifact."""
+        """Puts the snapshots into the artifact."""
         if self._is_writer and self._folder.is_dir() and self._folder != self._out:
             shutil.copytree(self._folder, self._out, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
 
@@ -60,7 +60,7 @@ def _rows(memory: LatentMemory, num_classes: int, shape: tuple[int, int, int]) -
 
 
 def read_snapshots(adapter: Path) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(kind, steps done, rows) of a finetune artifact, the real memory first; none of one from before there were any."""
+    """The (kind, steps done, rows) of a finetune artifact, the real memory first; older artifacts have none."""
     for kind in ("real", "gen"):
         for path in sorted((adapter / FOLDER).glob(f"{kind}-*.npy")):
             yield kind, int(path.stem.partition("-")[2]), np.load(path)

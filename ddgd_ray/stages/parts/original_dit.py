@@ -1,4 +1,4 @@
-"""Checkpoints in the layout of DiT's own code (Peebles & Xie 2023), as a diffusers DiT.
+"""A diffusers DiT from a checkpoint in the layout of DiT's own code (Peebles & Xie 2023).
 
 Layout: W width, N blocks, p patch, c latent channels, o output channels, L labels with the null label, s side of the latent.
     x_embedder.proj (W, c, p, p)            pos_embed (1, (s / p)^2, W), fixed sines and cosines
@@ -43,7 +43,7 @@ _IN_BLOCK = {
 def load_original(file: Path, heads: int) -> DiTTransformer2DModel:
     """The checkpoint as a diffusers DiT; `ema` of a training checkpoint. heads: 0 takes them from the table of widths.
 
-    Raises StageError for what is no such checkpoint, naming missing, extra and misshapen tensors.
+    Raises StageError for a file that is no such checkpoint, naming missing, extra and misshapen tensors.
     """
     state = _weights_in(read_tensors(file))
     missing = [name for name in ("x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight") if name not in state]

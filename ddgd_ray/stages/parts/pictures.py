@@ -47,7 +47,7 @@ class CorruptImage(StageError):
 def open_picture(path: str, channels: int) -> Image.Image:
     """The whole picture, as RGB or 8-bit grey.
 
-    Raises CorruptImage, and StageError when the storage fails: that says nothing of the file, so it is never skipped.
+    Raises CorruptImage for a damaged file, and StageError when the storage fails: such a file is never skipped.
     """
     data = _contents(path)
     try:
@@ -62,7 +62,7 @@ def open_picture(path: str, channels: int) -> Image.Image:
 
 
 def for_generator(image: Image.Image, spec: ImagesSpec, path: str) -> Uint8:
-    """(S, S, C): shorter side resized to spec.size, centre-cropped (ADM's crop). Raises CorruptImage."""
+    """The picture (S, S, C), its shorter side resized to spec.size, centre-cropped (ADM's crop). Raises CorruptImage."""
     while min(image.size) >= 2 * spec.size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = spec.size / min(image.size)
@@ -76,7 +76,7 @@ def for_generator(image: Image.Image, spec: ImagesSpec, path: str) -> Uint8:
 
 
 def for_classifier(image: Image.Image, resize: int, size: int, path: str) -> Uint8:
-    """(S, S, C): what torchvision's Resize(resize) and CenterCrop(size) make of it, bilinear with antialiasing."""
+    """The picture (S, S, C) as torchvision's Resize(resize) and CenterCrop(size) give it, bilinear with antialiasing."""
     short, long = sorted(image.size)
     if short != resize:
         other = int(resize * long / short)

@@ -1,4 +1,4 @@
-"""Write a fine-tuned model as a plain diffusers pipeline, for people who have diffusers alone."""
+"""A fine-tuned model as a plain diffusers pipeline, for people who have diffusers alone."""
 
 import json
 import os
@@ -42,10 +42,11 @@ def export_pipeline(
     labels: Mapping[int, str],
     texts: Mapping[str, str] = MappingProxyType({CARD: README}),
 ) -> bool:
-    """Fill the new folder `target` with what DiTPipeline.from_pretrained loads; it appears whole or not at all.
+    """Whether plain diffusers computes the same timesteps as the written pipeline needs.
 
+    Fills the new folder `target` with what DiTPipeline.from_pretrained loads; the folder appears whole or not at all.
     weights: `ema` or `raw`. labels: the generator's label of each class. texts: files to put beside, README.md among them.
-    Returns whether plain diffusers computes the same timesteps; where it does not, README.md says at its end what to set.
+    Where plain diffusers computes other timesteps, README.md says at its end what to set.
     Raises StageError when `target` holds something, or the autoencoder is the identity, which no pipeline knows.
     """
     if target.exists() and (target.is_file() or any(target.iterdir())):
@@ -79,7 +80,7 @@ def export_pipeline(
 
 
 def _add(config: Path, **entries: Any) -> None:
-    """Put into a JSON file what save_pretrained leaves out."""
+    """Puts entries into a JSON file that save_pretrained leaves out."""
     config.write_text(json.dumps(json.loads(config.read_text()) | entries, indent=2) + "\n")
 
 

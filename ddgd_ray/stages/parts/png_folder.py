@@ -20,7 +20,9 @@ THREADS = 4  # a 256 px PNG takes one core about 15 ms
 
 
 class PngFolder:
-    """Files by name, and their SHA-256 in the ledger. What an earlier, broken-off process left whole is still here.
+    """A folder of PNG files, and their SHA-256 in a ledger.
+
+    Files that an earlier, broken-off process left whole are still here.
 
     sha256: of each file that is here, by name. A file counts once its ledger line is written, and only while its content
     agrees with it: half-written, damaged or missing files are as if they had never been.
@@ -38,7 +40,7 @@ class PngFolder:
         self._pending: list[Future[None]] = []
 
     def put(self, images: dict[str, Uint8]) -> None:
-        """Start writing; returns when all earlier images are on disk, so that at most two batches are held in memory."""
+        """Starts to write `images`, once all earlier ones are on disk: at most two batches are held in memory."""
         earlier, self._pending = self._pending, [self._threads.submit(self._write, *item) for item in images.items()]
         for future in earlier:
             future.result()
@@ -57,7 +59,7 @@ class PngFolder:
             self._ledger.flush()
 
     def finish(self, target: Path) -> dict[str, str]:
-        """Wait for all files, link them into `target`, and return the SHA-256 of each."""
+        """The SHA-256 of each file, after all files are written and linked into `target`."""
         self.put({})
         for name in self.sha256:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ class PngFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing writes here any more: a second attempt in this process may begin."""
+        """Ends all writing: a second attempt in this process may begin."""
         self._threads.shutdown()
         self._ledger.close()
 

@@ -24,10 +24,11 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Listing:
-    """labels: (N,) int64, the place in `ImagesSpec.classes`. names: N stable names. picture(row): (S, S, C) uint8 as the
-    generator sees it. original(row): before it was fitted to that size.
+    """The images of one split, none of them decoded yet.
 
-    `picture` and `original` may be called from several threads. Raise CorruptImage.
+    labels: (N,) int64, places in `ImagesSpec.classes`. names: N stable names. picture(row): the image as the generator sees it,
+    (S, S, C) uint8. original(row): the image before it is fitted to that size. Both functions may be called from several
+    threads, and raise CorruptImage.
     """
 
     labels: Int64
@@ -52,7 +53,7 @@ class Listing:
 
 
 def list_source(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
-    """Training and test images. Raises StageError when files are missing."""
+    """The listings of training and test images. Raises StageError when files are missing."""
     return _READERS[spec.source](spec, root)
 
 
@@ -80,7 +81,7 @@ def _fashion_full(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
 
 
 def _digits(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
-    """scikit-learn's 8 x 8 digits; every fifth image of a class is a test image, as the set has no split of its own."""
+    """The listings of scikit-learn's 8 x 8 digits, a set without a split: every fifth image of a class is a test image."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as err:
@@ -100,7 +101,7 @@ def _digits(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
 
 
 def _grey_listing(split: str, images: Uint8, labels: NDArray[np.integer], spec: ImagesSpec) -> Listing:
-    """Centre the images on a black square of spec.size, repeat to spec.channels."""
+    """A listing of grey images, centred on a black square of spec.size and repeated to spec.channels."""
     side = images.shape[1]
     before, odd = divmod(spec.size - side, 2)
     if before < 0:

@@ -29,7 +29,7 @@ MAX_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows start to stop of the listing; what is skipped among them is absent from its file. latent: (2c, s, s)."""
+    """The rows `start` to `stop` of the listing; rows that are skipped are absent from the file. latent: (2c, s, s)."""
 
     index: int
     start: int
@@ -45,7 +45,7 @@ class Shard:
         return (self.stop - self.start, 2, *self.latent)
 
     def blocks(self, num_images: int) -> list[Int64]:
-        """Its rows, num_images at a time. No block crosses a shard: a shard made alone has the bytes of a calm run."""
+        """The shard's rows, num_images at a time. No block crosses a shard: a shard made alone has the bytes of a calm run."""
         return np.split(np.arange(self.start, self.stop), range(num_images, self.stop - self.start, num_images))
 
 
@@ -56,7 +56,10 @@ def plan_shards(num_images: int, latent: tuple[int, int, int]) -> list[Shard]:
 
 
 def save_shard(folder: Path, shard: Shard, posterior: Float16, skipped: list[Skipped]) -> None:
-    """Writes the file by one rename, then its record: what has a record is finished. posterior: (n, 2, 2c, s, s)."""
+    """Writes the shard's file by one rename, then its record: a shard with a record is finished.
+
+    posterior: (n, 2, 2c, s, s).
+    """
     temporary = folder / f".{shard.name}.{uuid.uuid4().hex[:8]}"
     try:
         with temporary.open("wb") as file:
@@ -73,7 +76,7 @@ def save_shard(folder: Path, shard: Shard, posterior: Float16, skipped: list[Ski
 
 
 def is_kept(folder: Path, shard: Shard) -> bool:
-    """Whether a finished, undamaged file of this shard is there. Warns when it is damaged and has to be made again."""
+    """Whether a finished, undamaged file of this shard is there. Warns when the file is damaged and has to be made again."""
     path = folder / shard.name
     try:
         record = json.loads(_record(folder, shard).read_text())
@@ -103,7 +106,7 @@ def read_skipped(folder: Path, shard: Shard) -> list[Skipped]:
 
 
 def publish_shards(shards: list[Shard], folder: Path, out: Path) -> None:
-    """The files under their names in `out` too; they stay in `folder`, for what fails after this."""
+    """Links the shards' files into `out`; the files stay in `folder`, for an attempt after a later failure."""
     for shard in shards:
         try:
             os.link(folder / shard.name, out / shard.name)

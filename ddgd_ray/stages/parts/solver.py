@@ -1,4 +1,4 @@
-"""DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) by diffusers' scheduler, as one of method.sampling's samplers."""
+"""A sampler of method.sampling's kind by diffusers' scheduler: DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ddgd_ray.method.sampling import Ancestral, Ddim, Sampler
 
 
 class DpmSolver:
-    """Second-order multistep in its ODE form, epsilon prediction, nothing clipped, the learned variance ignored.
+    """DPM-Solver++ of second order in its ODE form: multistep, nothing clipped, the learned variance ignored.
 
     Timesteps are spaced evenly from T - 1 (`linspace`), as those of ddpm and ddim, but stop one step short of 0: the last
     step goes from t = (T - 1) / steps to noise 0 at first order.
@@ -19,7 +19,7 @@ class DpmSolver:
     num_noises = 0
 
     def __init__(self, num_steps: int) -> None:
-        """num_steps: at most 999; 1,000 would visit a timestep twice."""
+        """num_steps: at most 999, since 1,000 would visit a timestep twice."""
         self._scheduler: Any = DPMSolverMultistepScheduler(
             num_train_timesteps=1000,
             beta_start=1e-4,
@@ -37,7 +37,7 @@ class DpmSolver:
         self.timesteps: list[int] = self._scheduler.timesteps.tolist()
 
     def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
-        """float32, whatever z is."""
+        """The latents after step `place`, float32 whatever z is."""
         stepped: Tensor = self._scheduler.step(eps, self.timesteps[place], z, return_dict=False)[0]
         return stepped
 

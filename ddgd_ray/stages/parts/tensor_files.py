@@ -1,4 +1,4 @@
-"""Files of tensors, read so that nothing in them can run, and compared strictly with what a model holds."""
+"""Tensors from files, read so that nothing in a file can run, and compared strictly with what a model holds."""
 
 import re
 import zipfile
@@ -75,7 +75,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def copy_into(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, what: str, where: str) -> None:
-    """Fill `targets` in place. Raises StageError when a tensor is missing, extra or misshapen, naming up to 8."""
+    """Fills `targets` in place. Raises StageError when a tensor is missing, extra or misshapen, naming up to 8."""
     wrong = differences(shapes_of(tensors), shapes_of(targets))
     if wrong:
         raise StageError(

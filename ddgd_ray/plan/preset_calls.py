@@ -1,4 +1,4 @@
-"""What the trials of a preset share: autoencoder, latents, backbone, reference network, features of the real images."""
+"""Stage calls that all trials of a preset have in common: autoencoder, latents, backbone, reference network, real features."""
 
 import functools
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ class Measure:
     calls: tuple[StageCall, ...]
 
 
-class Shared:
-    """The shared calls of a preset, each made when it is first asked for."""
+class PresetCalls:
+    """The calls that trials of one preset have in common. A call is added when one of the properties is first read."""
 
     def __init__(self, preset: Preset) -> None:
         self.preset = preset
@@ -34,8 +34,11 @@ class Shared:
         self._calls.setdefault(call.ref, call)
         return call.ref
 
-    def before(self, calls: Iterable[StageCall]) -> tuple[StageCall, ...]:
-        """The shared calls that these need, in an order in which they can be made, without those among `calls`."""
+    def needed_by(self, calls: Iterable[StageCall]) -> tuple[StageCall, ...]:
+        """The common calls that `calls` need, directly or through others, in an order in which they can be made.
+
+        A common call that is itself among `calls` is left out.
+        """
         calls = list(calls)
         needed: set[Ref] = set()
         open_ = list(calls)
@@ -74,7 +77,7 @@ class Shared:
         return StageCall(SelectSpec(method="all", ipc=0, images=self.preset.images), {"images": self.images})
 
     def reference(self, seed: int) -> Ref:
-        """The reference network; it never looks at the test images."""
+        """The reference network, trained on all real images; it never looks at the test images."""
         chosen = self.preset.reference
         spec = EvaluateSpec(
             network=chosen.network,
@@ -90,7 +93,7 @@ class Shared:
         return self._add(StageCall(spec, {"set": every, "real": self.decoded(chosen.protocol)}))
 
     def _space(self, space: FeatureSpace, seed: int) -> tuple[int, Ref | Outside]:
-        """Pixels a side that its model sees, and the model."""
+        """The side in pixels of the images that the model of this feature space sees, and a reference to that model."""
         own, chosen = self.preset.images.size, self.preset.reference
         if space == "latents":
             return own, self.autoencoder
@@ -100,7 +103,7 @@ class Shared:
         return own, Outside(f"sha256:{known_sha256(path)}", str(path))
 
     def real_features(self, space: FeatureSpace, seed: int) -> Ref:
-        """Of all training images."""
+        """The features of all training images in this space."""
         size, model = self._space(space, seed)
         spec = FeaturesSpec(space=space, images=self.preset.images, size=size)
         return self._add(StageCall(spec, {"images": self.images, "model": model}))

@@ -1,33 +1,40 @@
-"""A run behind a URL: a local folder that is copied there while a driver holds the run, one driver among all hosts."""
+"""The copy of a run behind a URL: kept equal to the local folder while a driver holds the run, one driver among all hosts."""
 
 import fcntl
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from ddgd_ray.errors import ArtifactError, StageError
+from ddgd_ray.errors import ArtifactError
+from ddgd_ray.storage.addresses import url_of
 from ddgd_ray.storage.leases import Holder, Lease, Pace
 from ddgd_ray.storage.mirror import Mirror, is_unfinished
-from ddgd_ray.storage.remote import Remote, url_of
-from ddgd_ray.storage.remote_store import RemoteBoard
+from ddgd_ray.storage.remote import Remote
 
 ORDERS = ("stop", "stop.now")
 LOCAL = ("lock", *ORDERS)  # between processes of one host
-LOOK_S = 3.0
+LOOK_S = 2.0  # between two looks for what has changed here, and for orders there
 
 
-class RunPlace:
-    """Where the run folder `path` is copied to; nowhere when its run directory is a folder of its own."""
+class RemoteCopy:
+    """The copy of the run folder `path`. There is none, and nothing happens, when its run directory is a folder of its own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         url = url_of(path.parent)
         self.remote = Remote(url) if url else None
+        self._prefix, self._lease = f"runs/{path.name}", f"leases/run-{path.name}"
 
     def _mirror(self, remote: Remote) -> Mirror:
-        prefix = f"runs/{self.path.name}"
-        return Mirror(remote, prefix, self.path, skip=_stays_here, only_at_end=lambda name: name.endswith(".log"))
+        return Mirror(
+            remote,
+            self._prefix,
+            self.path,
+            skip=_stays_here,
+            only_at_end=lambda name: name.endswith(".log"),
+            orders=ORDERS,
+            every_s=LOOK_S,
+        )
 
     def prepare(self) -> None:
         """Fetch what another host wrote. Raises StageError when the storage does not answer."""
@@ -36,7 +43,7 @@ class RunPlace:
             self.pull()
 
     def pull(self) -> None:
-        """Bring the records here; nothing while a driver of this machine holds the run: it is ahead of what is there."""
+        """Fetch the records; nothing while a driver of this host holds the run: its folder is ahead of the copy."""
         if self.remote is None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -53,61 +60,50 @@ class RunPlace:
                     entry.unlink()  # it was sent after the last copy
 
     def push(self) -> None:
-        """Bring everything there, reports and logs too."""
+        """Upload everything that has changed, reports and logs too."""
         if self.remote is not None:
             self._mirror(self.remote).push(is_last=True)
 
     @contextmanager
     def held(self, pace: Pace = Pace()) -> Iterator[None]:  # noqa: B008  frozen
-        """Hold the run among hosts, and copy it every few seconds. Raises ArtifactError that names a living holder.
+        """A block that holds the run among hosts and copies it every few seconds. Raises ArtifactError naming a living holder.
 
-        That of a dead host is taken over once its heartbeats have been missing for `pace.stale_s` seconds.
+        The lease of a dead host is taken over once its heartbeats have been missing for `pace.stale_s` seconds.
         """
         if self.remote is None:
             yield
             return
-        lease = Lease(RemoteBoard(self.remote), f"run-{self.path.name}", pace)
+        lease = Lease(self.remote, self._lease, pace)
         if not lease.acquire(unless_alive=True):
             what = f"this run is locked by {lease.holder or 'another host'}"
-            where = f"{self.remote}/runs/{self.path.name}"
+            where = f"{self.remote}/{self._prefix}"
             raise ArtifactError(what, code="locked", where=where, fix="wait for it, or stop that process")
         mirror = self._mirror(self.remote)
         mirror.start()
-        ended = threading.Event()
-        threading.Thread(target=self._follow_orders, args=(self.remote, ended), name="stop-order", daemon=True).start()
         try:
             yield
         finally:
-            ended.set()
             mirror.stop()
             lease.release()
 
     def holder(self) -> str:
-        """`process PID on HOST` that holds the run among hosts, "" of none; who died a moment ago may be named still."""
-        content = RemoteBoard(self.remote).read(f"run-{self.path.name}") if self.remote is not None else None
+        """`process PID on HOST` that holds the run among hosts, "" of none; one that died a moment ago may still be named."""
+        content = self.remote.read(self._lease) if self.remote is not None else None
         found = Holder.parse(content) if content is not None else None
         return "" if found is None or found.is_gone else str(found)
 
     def order_stop(self, *, now: bool) -> None:
-        """For the driver, wherever it runs."""
+        """Leave an order to stop for the driver, on whatever host it runs."""
         if self.remote is not None:
             for name in ORDERS[: 1 + now]:
-                self.remote.write(f"runs/{self.path.name}/{name}", b"")
+                self.remote.write(f"{self._prefix}/{name}", b"")
 
     def withdraw_stop(self) -> None:
         if self.remote is not None:
             for name in ORDERS:
-                self.remote.remove(f"runs/{self.path.name}/{name}")
-
-    def _follow_orders(self, remote: Remote, ended: threading.Event) -> None:
-        """Put here what `ddgd-ray stop` on another host has put there."""
-        while not ended.wait(LOOK_S):
-            with suppress(StageError):  # the storage does not answer: the next look may tell
-                for name in ORDERS:
-                    if not (self.path / name).exists() and remote.read(f"runs/{self.path.name}/{name}") is not None:
-                        (self.path / name).touch()
+                self.remote.remove(f"{self._prefix}/{name}")
 
 
 def _stays_here(name: str) -> bool:
-    """Locks and orders, what Tune writes, and what is being written."""
+    """Whether a name is that of a lock or an order, of what Tune writes, or of what is being written."""
     return name in LOCAL or name.startswith("tune/") or is_unfinished(name)

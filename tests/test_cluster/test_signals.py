@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.conduct.signals import kept_signals
+from ddgd_ray.cluster.connect import kept_signals
 
 
 @pytest.fixture

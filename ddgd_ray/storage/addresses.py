@@ -1,0 +1,38 @@
+"""Run directories behind URLs: each has a local folder, `$DDGD_CACHE/stores/<hash of the URL>/`, whose file `url` names it.
+
+So commands that take a folder work on either.
+"""
+
+import functools
+import hashlib
+import os
+import re
+from pathlib import Path
+
+MARK = "url"
+
+
+def is_url(text: object) -> bool:
+    return isinstance(text, str) and re.match(r"[a-z][a-z0-9+.-]+://", text) is not None
+
+
+def local_folder(run_dir: "Path | str") -> Path:
+    """The folder of a run directory on this machine: the path itself, absolute, or the folder that stands for a URL."""
+    if not is_url(run_dir):
+        return Path(run_dir).expanduser().absolute()
+    url = str(run_dir).rstrip("/")
+    cache = Path(os.environ.get("DDGD_CACHE") or "~/.cache/ddgd-ray").expanduser().absolute()
+    folder = cache / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    if not (folder / MARK).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / MARK, "w", opener=functools.partial(os.open, mode=0o600)) as file:  # it may hold a password
+            file.write(url)
+    return folder
+
+
+def url_of(run_dir: Path) -> str:
+    """The URL that a local folder stands for; "" when it is a run directory of its own."""
+    try:
+        return (run_dir / MARK).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""

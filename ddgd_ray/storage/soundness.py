@@ -1,0 +1,50 @@
+"""Whether the files of an artifact are what was published, by the sizes and SHA-256 of its manifest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddgd_ray.errors import DamagedArtifact
+from ddgd_ray.storage.manifest import REMAKE, Artifact, check_identity, file_sha256
+
+HASHED_BYTES = 256 << 20  # larger inputs are compared by size alone before a use: 537 MB/s would be 20 s for latents of 10 GB
+
+_compared: set[tuple[str, int, int, str]] = set()  # (path, mtime in ns, size, SHA-256) of files that this process has compared
+
+
+def check_before_use(artifact: Artifact) -> None:
+    """Compare key, names and sizes, and SHA-256 of files up to 256 MB once a process. Raises DamagedArtifact."""
+    check_identity(artifact)
+    compare_files(artifact, most_bytes=HASHED_BYTES)
+
+
+def compare_files(artifact: Artifact, contents: bool = True, most_bytes: int = 0) -> None:
+    """Compare the files with the manifest: names and sizes, and their SHA-256 with `contents`. Raises DamagedArtifact.
+
+    most_bytes: files beyond are compared by size; files that this process has compared before are not read again. 0: all
+    are read.
+    """
+    listed: dict[str, dict[str, Any]] = artifact.manifest["files"]
+    for name, entry in listed.items():
+        path = artifact.path / name
+        state = path.stat() if path.is_file() else None
+        if state is None:
+            problem = "is missing"
+        elif state.st_size != entry["bytes"]:
+            problem = f"has {state.st_size} bytes, expected {entry['bytes']}"
+        elif contents and (not most_bytes or state.st_size <= most_bytes):
+            identity = (str(path), state.st_mtime_ns, state.st_size, str(entry["sha256"]))
+            if (most_bytes and identity in _compared) or file_sha256(path) == entry["sha256"]:
+                _compared.add(identity)
+                continue
+            problem = "has another SHA-256 than when it was published"
+        else:
+            continue
+        raise DamagedArtifact(f"{name} {problem}", where=str(artifact.folder), fix=REMAKE)
+
+
+def remember_compared(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Files that were compared on their way into `folder` need not be read again by this process."""
+    for name, entry in manifest["files"].items():
+        state = (folder / name).stat()
+        _compared.add((str(folder / name), state.st_mtime_ns, state.st_size, str(entry["sha256"])))
