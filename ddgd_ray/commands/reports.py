@@ -46,11 +46,11 @@ def _portray(folder: Path, store: "Store", args: argparse.Namespace) -> None:
     """Decode the memories of the arms that the page shows; what was decoded before is there already."""
     from ddgd_ray.report.memories import portrait_inputs
     from ddgd_ray.report.page import portrayed_arms
-    from ddgd_ray.run.reading import open_for_report
+    from ddgd_ray.run.reading import read_run
     from ddgd_ray.stages.base import Context, StageCall
     from ddgd_ray.stages.publish import publish_call
 
-    run = open_for_report(folder, store)
+    run = read_run(folder, store)
     store.prepare()
     for arm in portrayed_arms(run, args.all_pictures):
         found = portrait_inputs(run, arm)
@@ -75,10 +75,10 @@ def _verify(folder: Path, to: Path | None) -> int:
 def compare_command(args: argparse.Namespace) -> int:
     from ddgd_ray.report.compare_runs import compare_runs
     from ddgd_ray.run.folder import open_store
-    from ddgd_ray.run.reading import open_for_report
+    from ddgd_ray.run.reading import read_run
     from ddgd_ray.storage.store import make_writable, write_atomically
 
-    first, second = (open_for_report(folder, open_store(folder.parent)) for folder in (args.first, args.second))
+    first, second = (read_run(folder, open_store(folder.parent)) for folder in (args.first, args.second))
     compared = compare_runs(first, second)
     print(compared.as_markdown())
     if args.html is not None:

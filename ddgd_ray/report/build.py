@@ -1,11 +1,10 @@
 """All files of a report in one go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ddgd_ray.report.compare import CEILING, choose_control
+from ddgd_ray.report.compare import choose_control
 from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
 from ddgd_ray.report.grids import chosen_arms, write_grids
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
@@ -13,12 +12,11 @@ from ddgd_ray.report.page import write_page
 from ddgd_ray.report.pareto import pareto_tables
 from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
-from ddgd_ray.report.race import allotment_tables
+from ddgd_ray.report.race import seed_policy_tables
 from ddgd_ray.report.render import Table, latex, markdown
 from ddgd_ray.report.tables import arm_table, at_ipc, averaged_csv, comparison_table, csv_table, grid_table
-from ddgd_ray.run.reading import Run, open_for_report
-from ddgd_ray.run.reading import read_run as read_run
-from ddgd_ray.run.results import Row, protocols_of
+from ddgd_ray.run.reading import Run, read_run
+from ddgd_ray.run.results import CEILING, protocols_of
 from ddgd_ray.storage.store import Store, make_writable, write_atomically
 
 
@@ -26,7 +24,7 @@ from ddgd_ray.storage.store import Store, make_writable, write_atomically
 class Report:
     markdown: str
     brief: str
-    """Of the Markdown the arms under the first protocol, and what was selected."""
+    """The part of the Markdown with the arms under the first protocol, and what was selected."""
     tables: tuple[Path, ...]
     """table.md, table.tex and table.csv: averaged over seeds."""
     results: Path
@@ -37,21 +35,18 @@ class Report:
 
 
 def tables_of(run: Run) -> list[Table]:
-    """Of results under each protocol, then of quality."""
-    order = run.arms
-    place = {arm: index for index, arm in enumerate(order)}
-    of_arms = sorted(run.records, key=lambda record: place.get(record["arm"], len(order)))
-    of_results = [*result_tables(run.spec, run.rows), *pareto_tables(run.spec, run.records, run.store)]
-    of_results += allotment_tables(run.path, run.spec, run.store)
-    return [*of_results, *quality_tables(of_arms, run.store)]
+    """Every table of the report: results under each protocol, the front, the race or the rungs, the quality of the sets."""
+    place = {arm: index for index, arm in enumerate(run.arms)}
+    of_arms = sorted(run.trials, key=lambda trial: place[trial.arm])
+    return [*result_tables(run), *pareto_tables(run), *seed_policy_tables(run), *quality_tables(of_arms, run.store)]
 
 
 def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:
     """{file name: content} of all but the pictures and the page: a function of the run folder and the store alone."""
     return {
-        "table.md": markdown_report(run.spec, run.rows, tables, run.records),
-        "table.tex": latex_report(run.spec, tables),
-        "table.csv": averaged_csv(run.rows, run.spec["evaluate"]["networks"]),
+        "table.md": markdown_report(run, tables),
+        "table.tex": latex_report(run, tables),
+        "table.csv": averaged_csv(run.rows, run.spec.evaluate.networks),
         "results.csv": csv_table(run.rows),
         "per_class.csv": per_class_csv(run.rows, run.store),
     }
@@ -64,7 +59,7 @@ def write_report(
 
     with_page: index.html too; its drawings take some seconds.
     """
-    run = open_for_report(path, store)
+    run = read_run(path, store)
     tables = tables_of(run)
     out = to or path / "report"
     make_writable("the report", out, fix="say where it may lie: --to FOLDER")
@@ -72,58 +67,51 @@ def write_report(
     for name, content in texts.items():
         write_atomically(out / name, content)
     arms = [table for table in tables if table.title.startswith("Arms, ") and table.title.endswith(f"protocol {run.protocol}")]
-    brief = markdown_report(run.spec, run.rows, arms, run.records)
+    brief = markdown_report(run, arms)
     shown = None if all_pictures else chosen_arms(run)
-    pictures = write_grids(run.records, store, out, arms=shown)
+    pictures = write_grids(run, out, arms=shown)
     page = write_page(run, tables, out, all_pictures=all_pictures) if with_page else None
     written = (out / "table.md", out / "table.tex", out / "table.csv")
     return Report(texts["table.md"], brief, written, out / "results.csv", tuple(pictures), page)
 
 
-def result_tables(spec: Mapping[str, Any], rows: Sequence[Row]) -> list[Table]:
+def result_tables(run: Run) -> list[Table]:
     """For each protocol and number of images a class: grid, arms, arms against the control, DD-Ranking."""
     tables: list[Table | None] = []
-    networks = spec["evaluate"]["networks"]
-    for protocol in protocols_of(rows):
-        of_protocol = [row for row in rows if row.protocol == protocol]
+    for protocol in protocols_of(run.rows):
+        of_protocol = [row for row in run.rows if row.protocol == protocol]
         control = choose_control(of_protocol)
-        for ipc in spec["evaluate"]["ipc"]:
+        for ipc in run.spec.evaluate.ipc:
             found = at_ipc(of_protocol, ipc)
             if all(row.ipc == 0 for row in found):
                 continue
-            tables += [grid_table(found, spec["vary"]), arm_table(found, networks)]
+            tables += [grid_table(found, run.spec.vary), arm_table(found, run.spec.evaluate.networks)]
             if len({row.arm for row in found} - {CEILING}) > 1:
                 tables.append(comparison_table(found, control))
             if not is_without_augmentation(protocol):
-                tables.append(dd_ranking_table(rows, protocol, ipc))
+                tables.append(dd_ranking_table(run.rows, protocol, ipc))
     return [table for table in tables if table is not None]
 
 
-def markdown_report(
-    spec: Mapping[str, Any], rows: Sequence[Row], tables: Sequence[Table], records: Sequence[Mapping[str, Any]]
-) -> str:
+def markdown_report(run: Run, tables: Sequence[Table]) -> str:
     """Tables, then what was selected on what, how often the test images were read, and what failed."""
-    protocols = protocols_of(rows)
-    chosen_under = [row for row in rows if row.protocol in protocols[:1]]
+    spec = run.spec
     parts = [
-        f"# {spec['name']}: preset {spec['preset']}",
+        f"# {spec.name}: preset {spec.preset}",
         f"Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation seeds (n); protocol "
-        f"{', '.join(protocols) or '-'}; networks {', '.join(spec['evaluate']['networks'])}; images per class "
-        f"{', '.join(map(str, spec['evaluate']['ipc']))}; classifier seeds {len(spec['seeds']['evaluate'])} a set, averaged "
-        f"first.",
-        missing_note(records, rows),
+        f"{', '.join(protocols_of(run.rows)) or '-'}; networks {', '.join(spec.evaluate.networks)}; images per class "
+        f"{', '.join(map(str, spec.evaluate.ipc))}; classifier seeds {len(spec.seeds.evaluate)} a set, averaged first.",
+        missing_note(run),
         *map(markdown, tables),
-        f"## Selection\n\n{selection_note(spec, chosen_under)}" if spec["vary"] or spec["search"] else "",
-        readings_note(rows),
+        f"## Selection\n\n{selection_note(run)}" if spec.vary or spec.search else "",
+        readings_note(run.rows),
     ]
-    failed = [record for record in records if record["state"] == "failed"]
-    if failed:
-        lines = [f"- {record['name']}: {'; '.join(sorted(set(record['errors'].values())))}" for record in failed]
-        parts += ["## Failed trials", "\n".join(lines)]
+    if run.failed:
+        parts += ["## Failed trials", "\n".join(f"- {trial.name}: {trial.error}" for trial in run.failed)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def latex_report(spec: Mapping[str, Any], tables: Sequence[Table]) -> str:
+def latex_report(run: Run, tables: Sequence[Table]) -> str:
     """The tables to \\input, or to copy from."""
-    head = f"% {spec['name']}: preset {spec['preset']}. In the preamble: \\usepackage{{booktabs}}"
+    head = f"% {run.spec.name}: preset {run.spec.preset}. In the preamble: \\usepackage{{booktabs}}"
     return "\n\n".join([head, *map(latex, tables)]) + "\n"

@@ -1,15 +1,29 @@
 """Two sweeps side by side: arms by name, differences on the seeds they share, and what differs in their settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ddgd_ray.report.compare import CEILING, by_arm, claim, tested_pairs
+from ddgd_ray.report.compare import claim, tested_pairs
 from ddgd_ray.report.page import Block, Section, Text, flat, render
 from ddgd_ray.report.render import Cell, Column, Table, markdown
-from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric, paired_cells, under
+from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, paired_cells, under
 from ddgd_ray.run.reading import Run
-from ddgd_ray.run.results import Row, over_seeds, paired_differences, protocols_of
+from ddgd_ray.run.results import CEILING, Row, by_arm, main_metric, over_seeds, paired_differences, protocols_of
+
+COMPARED = (
+    "preset",
+    "recipe",
+    "vary",
+    "search",
+    "seeds",
+    "controls",
+    "sets",
+    "quality",
+    "test",
+    "evaluate",
+    "objective",
+)
+"""Sections of a sweep file that decide what its results mean."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
                 f"Protocol {protocol}: the runs were judged on different real images, or other splits of them: not compared."
             )
             continue
-        for ipc in first.spec["evaluate"]["ipc"]:
+        for ipc in first.spec.evaluate.ipc:
             pair = [at_ipc([row for row in run.rows if row.protocol == protocol], ipc) for run in (first, second)]
             if all(any(row.ipc == ipc for row in rows) for rows in pair):
                 tables.append(_table(pair[0], pair[1], protocol, ipc, notes))
@@ -63,13 +77,13 @@ def compare_runs(first: Run, second: Run) -> RunComparison:
 
 
 def _name(run: Run, letter: str) -> str:
-    return f"{letter}: {run.spec['name']} (preset {run.spec['preset']})"
+    return f"{letter}: {run.spec.name} (preset {run.spec.preset})"
 
 
 def _real_images(run: Run, protocol: str) -> set[str]:
     """Keys of the decoded images that the classifiers of a protocol were tested on."""
     artifacts = (run.store.get("evaluate", row.key) for row in run.rows if row.protocol == protocol)
-    return {artifact.manifest["inputs"]["real"] for artifact in artifacts if artifact is not None}
+    return {artifact.inputs["real"] for artifact in artifacts if artifact is not None}
 
 
 def _table(ours: Sequence[Row], theirs: Sequence[Row], protocol: str, ipc: int, notes: list[str]) -> Table:
@@ -121,14 +135,11 @@ def settings_table(first: Run, second: Run) -> Table:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    spec: Mapping[str, Any] = run.spec
-    parts = {
-        name: spec.get(name) for name in ("preset", "recipe", "vary", "search", "seeds", "controls", "sets", "quality", "test")
-    }
-    parts |= {"evaluate": spec["evaluate"], "objective": spec["objective"]}
-    own = {f"sweep.{name}": _text(value) for name, value in flat(parts).items()}
-    return {name: _text(value) for name, value in flat(run.sweep["identity"]["settings"]).items()} | own
+    """{field: value} of the preset with its overrides, and of the sweep as far as it says what is compared."""
+    spec = run.spec.canonical()
+    own = {f"sweep.{name}": _text(value) for name, value in flat({part: spec[part] for part in COMPARED}).items()}
+    return {name: _text(value) for name, value in flat(run.sweep.settings).items()} | own
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,25 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ddgd_ray.report.compare import by_arm
 from ddgd_ray.report.sensitivity import is_number
-from ddgd_ray.report.tradeoffs import measured
-from ddgd_ray.run.reading import Objective, Run
-from ddgd_ray.run.results import over_seeds
+from ddgd_ray.run.reading import Run
+from ddgd_ray.spec.base import Value
 
 NUM_BINS = 4
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Number `number` of the search; values: of its objectives, as far as they were measured."""
+    """Number `number` of the search. value: of the first objective, mean over distillation seeds."""
 
     number: int
     arm: str
-    params: Mapping[str, Any]
-    values: Mapping[str, float]
+    params: Mapping[str, Value]
+    value: float
 
 
 @dataclass(frozen=True)
@@ -32,23 +29,19 @@ class Importance:
     trend: float | None
 
 
-def configurations(run: Run, objectives: Sequence[Objective]) -> list[Configuration]:
-    """Those that have the first objective, in the order in which they were proposed: by the name of their arm."""
-    found = []
-    arms = {arm: rows for arm, rows in by_arm(run.main_rows).items() if not rows[0].is_control and rows[0].params}
-    for number, arm in enumerate(sorted(arms)):
-        values = {}
-        for objective in objectives:
-            stat = over_seeds(arms[arm], objective.metric)
-            value = stat.mean if stat else measured(run, arm, objective.metric)
-            if value is not None:
-                values[objective.metric] = value
-        if objectives[0].metric in values:
-            found.append(Configuration(number, arm, arms[arm][0].params, values))
-    return found
+def configurations(run: Run) -> list[Configuration]:
+    """Those that have a worth by the objective, in the order in which they were proposed: by the name of their arm."""
+    params = {arm: trial.params for arm, trial in run.first_trials().items() if trial.params and not trial.is_control}
+    worths = run.ranking.worths
+    return [
+        Configuration(number, arm, params[arm], worths[arm].values[0])
+        for number, arm in enumerate(sorted(params))
+        if arm in worths
+    ]
 
 
 def best_so_far(values: Sequence[float], sign: int) -> list[float]:
+    """The best of the values up to each of them. sign: 1 where larger is better, -1 where smaller is."""
     best: list[float] = []
     for value in values:
         best.append(value if not best or sign * value > sign * best[-1] else best[-1])
@@ -61,7 +54,7 @@ def fields_of(found: Sequence[Configuration]) -> list[str]:
     return [name for name in names if len({repr(one.params.get(name)) for one in found}) > 1]
 
 
-def importances(found: Sequence[Configuration], metric: str) -> list[Importance]:
+def importances(found: Sequence[Configuration]) -> list[Importance]:
     """Each field alone: Kruskal-Wallis' eta squared over its values, numbers in four bins of as many configurations each.
 
     The most important first; none below five configurations. Effects of two fields together are not seen.
@@ -69,7 +62,7 @@ def importances(found: Sequence[Configuration], metric: str) -> list[Importance]
     result = []
     for field in fields_of(found) if len(found) >= 5 else ():
         mine = [one for one in found if field in one.params]
-        targets = [one.values[metric] for one in mine]
+        targets = [one.value for one in mine]
         values = [one.params[field] for one in mine]
         numbers = [float(value) for value in values] if all(map(is_number, values)) else []
         groups = _binned(numbers) if numbers else [repr(value) for value in values]
@@ -107,15 +100,3 @@ def _spearman(numbers: Sequence[float], targets: Sequence[float]) -> float:
     if len(set(numbers)) < 2 or len(set(targets)) < 2:
         return 0.0
     return float(stats.spearmanr(numbers, targets).statistic)
-
-
-def pareto_front(points: Sequence[tuple[float, float]], signs: tuple[int, int]) -> list[int]:
-    """Places of the points that no other point beats in one coordinate without losing in the other."""
-    scaled = [(signs[0] * x, signs[1] * y) for x, y in points]
-    front = []
-    best = float("-inf")
-    for place in sorted(range(len(scaled)), key=lambda place: scaled[place], reverse=True):
-        if scaled[place][1] > best:
-            front.append(place)
-            best = scaled[place][1]
-    return sorted(front)

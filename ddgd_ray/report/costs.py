@@ -6,8 +6,8 @@ from ddgd_ray.run.results import stage_costs
 
 
 def cost_table(run: Run) -> Table | None:
-    """None while nothing is published."""
-    costs = stage_costs(run.records, run.store)
+    """A line a stage and their sum; None while nothing is published."""
+    costs = stage_costs(run.trials, run.store)
     if not costs:
         return None
     lines = []

@@ -7,10 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, main_metric, under
-from ddgd_ray.run.results import Row, Stat, paired_differences, stat_of
+from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, under
+from ddgd_ray.run.results import CEILING, Row, Stat, by_arm, main_metric, paired_differences, stat_of
 
 RANDOM = "random_real"
 NO_AUGMENTATION = "-noaug"
@@ -18,7 +17,7 @@ NO_AUGMENTATION = "-noaug"
 
 @dataclass(frozen=True)
 class Scores:
-    """Over distillation seeds; None where the run lacks what a score needs."""
+    """The scores of an arm over distillation seeds; None where the run lacks what a score needs."""
 
     hlr: Stat | None
     """Accuracy on all data less that on the set: lower is better."""
@@ -37,7 +36,7 @@ def augmentation_robust_score(ior_augmented: float, ior_plain: float, gamma: flo
 
 
 def _unit(value: float) -> float:
-    """[-1, 1] to [0, 1]; 0 goes to 0.269."""
+    """The value of [-1, 1] in [0, 1], by the exponential; 0 becomes 0.269."""
     return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
@@ -61,7 +60,7 @@ def scores(rows: Sequence[Row], plain_rows: Sequence[Row], metric: str) -> dict[
 
 
 def _to_ceiling(rows: Sequence[Row], arms: Mapping[str, Sequence[Row]], metric: str) -> dict[int, float]:
-    """All data is the same set for every seed: its run is repeated for each."""
+    """{seed: accuracy less that on all data}. All data is the same set for every seed: its run counts for each."""
     seeds = {row.seed for row in rows}
     return paired_differences(rows, [replace(row, seed=seed) for row in arms.get(CEILING, ()) for seed in seeds], metric)
 
@@ -73,7 +72,10 @@ def is_without_augmentation(label: str, of: str = "") -> bool:
 
 
 def dd_ranking_table(rows: Sequence[Row], protocol: str, ipc: int) -> Table | None:
-    """None unless the run has random real images and all data, or a protocol without augmentation, to hold against."""
+    """The scores of every arm under a protocol at one number of images a class.
+
+    None unless the run has random real images and, to hold against, all data or a protocol without augmentation.
+    """
     ours = at_ipc([row for row in rows if row.protocol == protocol], ipc)
     plain = at_ipc([row for row in rows if is_without_augmentation(row.protocol, protocol)], ipc)
     arms = {row.arm for row in ours}

@@ -1,16 +1,16 @@
 """Pictures of sets: real images beside distilled ones, a row per class."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
 from ddgd_ray.inputs.setfolder import class_folders, set_files
-from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.run.reading import Run
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.run.results import CEILING
 from ddgd_ray.storage.store import Store
 
 PER_CLASS = 10
@@ -22,6 +22,7 @@ HEADER = 16
 
 
 def images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
+    """{class: its first `limit` images} of a set of ours, or of one that was made elsewhere."""
     if not (folder / "metadata.jsonl").is_file():  # a set that was made elsewhere
         names = class_folders(folder)
         return {name: [Path(path) for path in paths[:limit]] for name, paths in set_files(folder, names).items()}
@@ -35,7 +36,7 @@ def images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
 
 
 def draw_grid(columns: Mapping[str, Path], per_class: int = PER_CLASS, side: int = 40) -> Image.Image:
-    """One row a class, one block of images for each set in {title: artifact folder}, titles above and class names left."""
+    """A row a class and a block of images a set. columns: {title: folder of the set}; side: of an image, in pixels."""
     sets = {title: images_by_class(folder, per_class) for title, folder in columns.items()}
     classes = list(next(iter(sets.values())))
     step = side + GAP
@@ -55,11 +56,11 @@ def draw_grid(columns: Mapping[str, Path], per_class: int = PER_CLASS, side: int
     return canvas
 
 
-def set_folder(record: Mapping[str, Any], store: Store) -> Path | None:
-    """The folder of the record's set, None while it is not published."""
-    if not record["build"]:
-        return Path(record["folder"])
-    artifact = store.get(*record["build"][-1])
+def set_folder(trial: TrialRecord, store: Store) -> Path | None:
+    """The folder of the trial's set; None while it is not published, and of a trial without one."""
+    if trial.set is None:
+        return Path(trial.folder) if trial.folder else None
+    artifact = store.get(*trial.set)
     return artifact.path if artifact is not None else None
 
 
@@ -68,19 +69,17 @@ def chosen_arms(run: Run, limit: int = MAX_ARMS) -> list[str]:
     return [*run.ranked[: max(1, limit - len(run.controls))], *run.controls]
 
 
-def write_grids(
-    records: Sequence[Mapping[str, Any]], store: Store, out: Path, *, arms: Collection[str] | None = None
-) -> list[Path]:
+def write_grids(run: Run, out: Path, *, arms: Collection[str] | None = None) -> list[Path]:
     """grid-ARM.png for the first seed of every arm, or of `arms`: real images (random_real) on the left if the run has them."""
     first: dict[str, Path] = {}
     titles: dict[str, str] = {}
-    for record in sorted(records, key=lambda record: record["seed"]):
-        if record["arm"] in first or record["arm"] == CEILING or not (arms is None or record["arm"] in arms):
+    for trial in sorted(run.trials, key=lambda trial: trial.seed):
+        if trial.arm in first or trial.arm == CEILING or not (arms is None or trial.arm in arms):
             continue
-        folder = set_folder(record, store)
+        folder = set_folder(trial, run.store)
         if folder is not None:
-            first[record["arm"]] = folder
-            titles[record["arm"]] = record["arm"] if record["is_control"] else f"distilled: {record['arm']}"
+            first[trial.arm] = folder
+            titles[trial.arm] = trial.arm if trial.is_control else f"distilled: {trial.arm}"
     real = {"real": first.pop(RANDOM)} if RANDOM in first else {}
     written = []
     for arm, folder in first.items():

@@ -1,7 +1,7 @@
 """How the memories fared while a model was fine-tuned: how much of the real latents they cover, how varied, how old."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ddgd_ray.report.figures import Drawing, draw, series_colour
@@ -21,19 +21,19 @@ MEASURES = {
 
 
 def memory_figures(run: Run, arms: Sequence[str]) -> list[Drawing]:
-    """One for each memory: its measures over the steps, a line an arm, the first seed."""
+    """A drawing for each memory: its measures over the steps, a line an arm, the first seed."""
     curves = {arm: points for arm in arms[:MAX_ARMS] if (points := _curves(run, arm))}
     return [_figure(kind, curves) for kind in ("real", "gen") if _measures(kind, curves)]
 
 
 def _curves(run: Run, arm: str) -> list[dict[str, float]]:
-    record = run.first_records().get(arm)
-    for stage, key in record["build"] if record is not None else ():
-        artifact = run.store.get(stage, key) if stage == "finetune" else None
-        path = artifact.path / "curves.jsonl" if artifact is not None else None
-        if path is not None and path.is_file():
-            return [json.loads(line) for line in path.read_text().splitlines()]
-    return []
+    """The points of an arm's fine-tuning at its first seed; none where nothing was fine-tuned, or is published."""
+    trial = run.first_trials().get(arm)
+    artifact = run.store.get(*trial.finetune) if trial is not None and trial.finetune is not None else None
+    path = artifact.path / "curves.jsonl" if artifact is not None else None
+    if path is None or not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _measures(kind: str, curves: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -70,22 +70,22 @@ def _figure(kind: str, curves: dict[str, list[dict[str, float]]]) -> Drawing:
 
 def portrait_inputs(run: Run, arm: str) -> tuple[PortraySpec, dict[str, Ref]] | None:
     """The call of stage portray for the first seed of an arm; None where it was not fine-tuned, or nothing is published."""
-    record: Mapping[str, Any] = run.first_records().get(arm, {"build": ()})
-    refs: dict[str, str] = dict(record["build"])
-    tuned = run.store.get("finetune", refs["finetune"]) if "finetune" in refs else None
-    sample = run.store.get("sample", refs["sample"]) if "sample" in refs else None
-    if tuned is None or sample is None or not any(name.startswith("memories/") for name in tuned.manifest["files"]):
+    trial = run.first_trials().get(arm)
+    if trial is None or trial.finetune is None or trial.set is None:
         return None
-    decoder = sample.manifest["inputs"]["autoencoder"]
+    tuned, sample = run.store.get(*trial.finetune), run.store.get(*trial.set)
+    if tuned is None or sample is None or not any(name.startswith("memories/") for name in tuned.files):
+        return None
+    decoder = sample.inputs["autoencoder"]
     stage = next((stage for stage in ("autoencoder", "adopt") if run.store.has(stage, decoder)), None)
     if stage is None:
         return None
-    images = ImagesSpec.model_validate_json(json.dumps(sample.manifest["spec"]["images"]))
+    images = ImagesSpec.model_validate_json(json.dumps(sample.spec["images"]))
     return PortraySpec(images=images), {"adapter": tuned.ref, "autoencoder": Ref(stage, decoder)}
 
 
 def portrait_of(run: Run, arm: str) -> Artifact | None:
-    """Its memories in pictures, where somebody asked for them before."""
+    """The memories of an arm in pictures, where somebody asked for them before."""
     found = portrait_inputs(run, arm)
     if found is None:
         return None

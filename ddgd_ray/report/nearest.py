@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.report.grids import images_by_class, set_folder
 from ddgd_ray.report.pictures import MAX_CLASSES, PictureTable, left_out, native_side, side_for, strip
 from ddgd_ray.run.reading import Run
-from ddgd_ray.run.results import refs_of
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.run.results import CEILING
 from ddgd_ray.storage.store import Artifact
 
 PER_CLASS = 5
@@ -33,16 +33,16 @@ class Nearest:
 
 def nearest_pictures(run: Run, arms: Sequence[str]) -> PictureTable | None:
     """A column for each of `arms`; None where the store holds no real images."""
-    records = run.first_records()
+    trials = run.first_trials()
     everything = _all_real(run)
     candidates = _Candidates(run, everything)
     found: dict[str, Nearest] = {}
     for arm in arms:
-        folder = set_folder(records[arm], run.store) if arm in records and arm not in (CEILING, RANDOM) else None
+        folder = set_folder(trials[arm], run.store) if arm in trials and arm not in (CEILING, RANDOM) else None
         nearest = None
         if folder is not None:
             made = images_by_class(folder, PER_CLASS)
-            nearest = _by_features(run, records[arm], made, everything) or candidates.nearest(made)
+            nearest = _by_features(run, trials[arm], made, everything) or candidates.nearest(made)
         if nearest is not None:
             found[arm] = nearest
     if not found:
@@ -66,22 +66,22 @@ def nearest_pictures(run: Run, arms: Sequence[str]) -> PictureTable | None:
 
 def _all_real(run: Run) -> Artifact | None:
     """The artifact that holds every training image, where anything needed it."""
-    for stage, key in dict.fromkeys(ref for record in run.records for ref in refs_of(record) if ref[0] == "select"):
-        artifact = run.store.get(stage, key)
-        if artifact is not None and artifact.manifest["spec"]["method"] == "all":
+    for ref in dict.fromkeys(ref for trial in run.trials for ref in trial.refs() if ref.stage == "select"):
+        artifact = run.store.get(*ref)
+        if artifact is not None and artifact.spec["method"] == "all":
             return artifact
     return None
 
 
 def _by_features(
-    run: Run, record: Mapping[str, Any], made: Mapping[str, Sequence[Path]], everything: Artifact | None
+    run: Run, trial: TrialRecord, made: Mapping[str, Sequence[Path]], everything: Artifact | None
 ) -> Nearest | None:
-    """What the first quality of the set found, every training image considered."""
+    """The nearest real images that the first quality of the set found, every training image considered; None without one."""
     import numpy as np
 
-    for stage, key, label in record.get("quality", ()):
-        artifact = run.store.get(stage, key)
-        inputs = artifact.manifest["inputs"] if artifact is not None else {}
+    for measure in trial.quality:
+        artifact = run.store.get(*measure.ref)
+        inputs = artifact.inputs if artifact is not None else {}
         features = [run.store.get("features", inputs[name]) if name in inputs else None for name in ("set", "real")]
         if artifact is None or everything is None or features[0] is None or features[1] is None:
             continue
@@ -93,7 +93,7 @@ def _by_features(
             mine = np.flatnonzero(labels == known)
             order[mine] = np.argsort(np.argsort(rows[mine]))
         real = images_by_class(everything.path, len(labels))
-        names = list(everything.manifest["spec"]["images"]["classes"])
+        names = list(everything.spec["images"]["classes"])
         nearest = [int(entry["row"]) for entry in json.loads((artifact.path / "copies.json").read_text())["nearest"]]
         made_labels = np.load(of_set.path / "labels.npy")
         pairs: dict[str, list[tuple[Path, Path]]] = {}
@@ -102,7 +102,7 @@ def _by_features(
             for path, index in zip(paths, indices, strict=False):
                 place = places[nearest[index]]
                 pairs.setdefault(name, []).append((path, real[names[int(labels[place])]][int(order[place])]))
-        return Nearest(pairs, f"Nearest by features {label.partition(',')[0]}, among all {len(labels)} training images.")
+        return Nearest(pairs, f"Nearest by features {measure.space}, among all {len(labels)} training images.")
     return None
 
 
@@ -112,7 +112,7 @@ class _Candidates:
     def __init__(self, run: Run, everything: Artifact | None) -> None:
         folder, of = everything.path if everything is not None else None, "training images"
         if folder is None:
-            drawn = run.first_records().get(RANDOM)
+            drawn = run.first_trials().get(RANDOM)
             folder, of = set_folder(drawn, run.store) if drawn is not None else None, f"training images that {RANDOM} drew"
         found = [path for paths in images_by_class(folder, 10**9).values() for path in paths] if folder is not None else []
         self._paths = found[:: max(1, -(-len(found) // MAX_CANDIDATES))]

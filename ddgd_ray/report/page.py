@@ -15,7 +15,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from ddgd_ray import __version__
-from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.costs import cost_table
 from ddgd_ray.report.figures import Drawing
 from ddgd_ray.report.grids import chosen_arms
@@ -30,6 +29,7 @@ from ddgd_ray.report.sensitivity import sensitivity_figures
 from ddgd_ray.report.tables import at_ipc
 from ddgd_ray.report.tradeoffs import tradeoff_figures
 from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import CEILING
 from ddgd_ray.storage.store import write_atomically
 
 PAGE = "index.html"
@@ -73,16 +73,15 @@ class Section:
 
 
 def write_page(run: Run, tables: Sequence[Table], out: Path, *, all_pictures: bool = False) -> Path:
-    """`out`/index.html."""
+    """The path of the page, `out`/index.html, once it is written."""
     path = out / PAGE
-    write_atomically(
-        path, render(f"{run.spec['name']}: preset {run.spec['preset']}", _lead(run), sections_of(run, tables, all_pictures))
-    )
+    title = f"{run.spec.name}: preset {run.spec.preset}"
+    write_atomically(path, render(title, _lead(run), sections_of(run, tables, all_pictures)))
     return path
 
 
 def sections_of(run: Run, tables: Sequence[Table], all_pictures: bool = False) -> list[Section]:
-    """Those that have something to show."""
+    """The sections of the page that have something to show."""
     sensitivity = sensitivity_figures(run)
     nearest_arms = [arm for arm in chosen_arms(run) if arm != CEILING] if all_pictures else _nearest_arms(run)
     memory_arms = portrayed_arms(run, all_pictures)
@@ -108,7 +107,7 @@ def sections_of(run: Run, tables: Sequence[Table], all_pictures: bool = False) -
 
 
 def portrayed_arms(run: Run, all_pictures: bool = False) -> list[str]:
-    """Whose memories are shown: the best, or all."""
+    """The arms whose memories are shown: the best, or all."""
     return run.ranked if all_pictures else run.ranked[:NUM_MEMORIES]
 
 
@@ -119,25 +118,25 @@ def _nearest_arms(run: Run) -> list[str]:
 
 def _lead(run: Run) -> str:
     spec = run.spec
-    finished = max((float(record.get("finished", 0)) for record in run.records), default=0.0)
-    until = f", finished {time.strftime('%Y-%m-%d %H:%M', time.gmtime(finished))} UTC" if finished else ""
+    finished = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.finished))
+    until = f", finished {finished} UTC" if run.finished else ""
     return (
-        f"{len(run.records)} trials{until}. Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation "
-        f"seeds (n); protocol {run.protocol or '-'}; networks {', '.join(spec['evaluate']['networks'])}; images per class "
-        f"{', '.join(map(str, spec['evaluate']['ipc']))}; {len(spec['seeds']['evaluate'])} classifier seeds "
+        f"{len(run.trials)} trials{until}. Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation "
+        f"seeds (n); protocol {run.protocol or '-'}; networks {', '.join(spec.evaluate.networks)}; images per class "
+        f"{', '.join(map(str, spec.evaluate.ipc))}; {len(spec.seeds.evaluate)} classifier seeds "
         f"a set, averaged first."
     )
 
 
 def _selection(run: Run) -> list[Block]:
-    chosen = selection_note(run.spec, run.main_rows) if run.spec["vary"] or run.spec["search"] else ""
-    return [Text(text) for text in (chosen, readings_note(run.rows), missing_note(run.records, run.rows)) if text]
+    chosen = selection_note(run) if run.spec.vary or run.spec.search else ""
+    return [Text(text) for text in (chosen, readings_note(run.rows), missing_note(run)) if text]
 
 
 def _heats(run: Run) -> list[Heat]:
-    """Under the main protocol, for each number of images a class."""
+    """The accuracy of each class under the main protocol, a block for each number of images a class."""
     heats = []
-    for ipc in run.spec["evaluate"]["ipc"]:
+    for ipc in run.spec.evaluate.ipc:
         found = class_table(at_ipc(run.main_rows, ipc), run.store)
         if found is not None:
             heats.append(_heat(run, ipc, found))
@@ -157,29 +156,29 @@ def _heat(run: Run, ipc: int, table: ClassTable) -> Heat:
 
 
 def _failures(run: Run) -> list[Block]:
-    failed = [record for record in run.records if record["state"] == "failed"]
-    items = [(record["name"], "; ".join(sorted(set(record["errors"].values())))) for record in failed[:MAX_ROWS]]
+    failed = run.failed
+    items = [(trial.name, trial.error) for trial in failed[:MAX_ROWS]]
     blocks: list[Block] = [Listing(items)] if items else []
     return [*blocks, Text(left_out(MAX_ROWS, len(failed), "failed trials").strip())] if len(failed) > MAX_ROWS else blocks
 
 
 def _settings(run: Run) -> list[Block]:
     spec = run.spec
-    varied = {path: ", ".join(map(str, values)) for path, values in spec["vary"].items()}
-    space = {path: json.dumps(value) for path, value in run.sweep["identity"].get("space", {}).items()}
-    seeds = {f"seeds.{name}": ", ".join(map(str, values)) for name, values in spec["seeds"].items()}
-    fixed = {path: str(value) for path, value in flat(run.sweep["identity"]["settings"]).items()}
-    rest = {"recipe": str(spec.get("recipe") or "-"), "objective": json.dumps(spec["objective"])}
-    rest |= {"controls": ", ".join(spec.get("controls", ())) or "-", "ddgd-ray": str(run.sweep.get("ddgd_ray", "-"))}
+    varied = {path: ", ".join(map(str, values)) for path, values in spec.vary.items()}
+    space = {path: json.dumps(value) for path, value in run.sweep.space.items()}
+    seeds = {f"seeds.{name}": ", ".join(map(str, values)) for name, values in spec.seeds.canonical().items()}
+    fixed = {path: str(value) for path, value in flat(run.sweep.settings).items()}
+    rest = {"recipe": spec.recipe or "-", "objective": json.dumps(spec.objective.canonical())}
+    rest |= {"controls": ", ".join(spec.controls) or "-", "ddgd-ray": run.sweep.ddgd_ray}
     return [Listing([*varied.items(), *space.items(), *seeds.items(), *rest.items(), *fixed.items(), *_versions(run)])]
 
 
 def _versions(run: Run) -> list[tuple[str, str]]:
-    """Of the packages that trained the first classifier."""
+    """The versions of the packages that trained the first classifier."""
     for row in run.rows[:1]:
         artifact = run.store.get("evaluate", row.key)
         if artifact is not None:
-            return sorted(artifact.manifest.get("versions", {}).items())
+            return sorted(artifact.versions.items())
     return []
 
 
@@ -194,7 +193,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def inline(text: str) -> Markup:
-    """The notes' Markdown: **bold**; everything else as it is."""
+    """The note with its **bold** as HTML; everything else stands as it is."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 

@@ -1,46 +1,32 @@
-"""The Pareto front of a search for several objectives."""
+"""The Pareto front of a sweep with several objectives: its table, and a drawing for each further objective."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from ddgd_ray.report.figures import Dot, Drawing, scatter
 from ddgd_ray.report.render import Cell, Column, Table
-from ddgd_ray.run.objectives import Worth, front_of, made_of, worth_of
-from ddgd_ray.spec.base import as_tuples
-from ddgd_ray.spec.search_spec import ObjectiveSpec
-from ddgd_ray.spec.sweep_spec import ResourcesSpec
-from ddgd_ray.storage.store import Store
+from ddgd_ray.run.reading import Run
 
 NOTE = (
     "Configurations that keep the constraints and that no other such beats: none is at least as good in every objective and "
     "better in one. Means over distillation seeds (n); {count} of {total} finished configurations keep the constraints."
 )
+ON_FRONT, BEATEN, BREAKS = 1, 0, 2
+"""Colours of the dots."""
 
 
-def pareto_tables(spec: Mapping[str, Any], records: Sequence[Mapping[str, Any]], store: Store) -> list[Table]:
+def pareto_tables(run: Run) -> list[Table]:
     """The front in order of the first objective, with its parameters; none with one objective, or before anything ended."""
-    if not spec["objective"].get("also"):
+    ranking = run.ranking
+    objective, worths = ranking.objective, {arm: ranking.worths[arm] for arm in ranking.contenders}
+    if not objective.also or not worths:
         return []
-    objective = ObjectiveSpec.model_validate(as_tuples(spec["objective"]))
-    resources = ResourcesSpec.model_validate(as_tuples(spec["resources"]))
-    of_arm: dict[str, list[Mapping[str, Any]]] = {}
-    for record in records:
-        if not record["is_control"] and not record.get("folder"):
-            of_arm.setdefault(record["arm"], []).append(record)
-    worths: dict[str, Worth] = {}
-    for arm, found in of_arm.items():
-        if all(record["state"] == "done" for record in found):
-            worth = worth_of([made_of(record) for record in found], objective, store, resources)
-            if worth is not None:
-                worths[arm] = worth
-    if not worths:
-        return []
-    names = list(dict.fromkeys(name for arm in worths for name in of_arm[arm][0]["params"]))
+    params = {arm: trial.params for arm, trial in run.first_trials().items() if arm in worths}
+    names = list(dict.fromkeys(name for of_arm in params.values() for name in of_arm))
     lines = []
-    for arm in front_of(worths, objective.directions):
-        params = of_arm[arm][0]["params"]
+    for arm in ranking.front:
         values = [Cell(f"{value:.4g}") for value in worths[arm].values]
-        cells = [Cell(str(len(of_arm[arm]))), *values, *(Cell(_shown(params.get(name, "-"))) for name in names)]
-        lines.append((arm, cells))
+        varied = [Cell(_shown(params[arm].get(name, "-"))) for name in names]
+        lines.append((arm, [Cell(str(len(ranking.seed_values[arm]))), *values, *varied]))
     arrows = {"maximize": "high", "minimize": "low"}
     goals = zip(objective.metrics, objective.directions, strict=True)
     columns = [Column("arm"), Column("n"), *(Column(f"{metric} ({arrows[direction]})") for metric, direction in goals)]
@@ -49,5 +35,31 @@ def pareto_tables(spec: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
     return [Table(f"Pareto front, {len(lines)} of {len(worths)} configurations", columns, lines, note)]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def front_figures(run: Run) -> list[Drawing]:
+    """A drawing of all arms and the front for each objective after the first; none with fewer than two arms."""
+    ranking = run.ranking
+    if len(ranking.contenders) < 2:
+        return []
+    return [_front(run, place) for place in range(1, len(ranking.objective.metrics))]
+
+
+def _front(run: Run, place: int) -> Drawing:
+    """The first objective against the one at `place`. The front is joined by a line where no third objective decides too."""
+    ranking = run.ranking
+    objective, front = ranking.objective, ranking.front
+    dots = {}
+    for arm in ranking.contenders:
+        worth = ranking.worths[arm]
+        group = ON_FRONT if arm in front else BEATEN if worth.is_feasible else BREAKS
+        dots[arm] = Dot(arm, worth.values[place], worth.values[0], group=group)
+    joined: Sequence[Dot] = [dots[arm] for arm in front] if len(objective.metrics) == 2 else ()
+    goals = [f"{metric}: {direction}" for metric, direction in zip(objective.metrics, objective.directions, strict=True)]
+    caption = f"Not beaten by any other: {', '.join(front) or 'none'}. {'; '.join(goals)}."
+    num_breaking = sum(dot.group == BREAKS for dot in dots.values())
+    caption += f" {num_breaking} arms break a constraint; they have the third colour." if num_breaking else ""
+    first, second = objective.metric, objective.metrics[place]
+    return scatter(f"Pareto front, {first} and {second}", second, first, list(dots.values()), caption=caption, front=joined)

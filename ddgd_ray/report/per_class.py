@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ddgd_ray.report.compare import by_arm
-from ddgd_ray.run.results import Row, over_seeds
+from ddgd_ray.run.results import Row, by_arm, over_seeds
 from ddgd_ray.storage.store import Store
 
 
 def results_by_class(rows: Sequence[Row], store: Store) -> Iterator[tuple[Row, str, Mapping[str, float]]]:
-    """Row, the images it was measured on (test, or validation where those were not looked at), {class: top-1}."""
+    """(row, measured on, {class: top-1}) of each classifier; measured on: `test`, or `validation` where only that was."""
     for row in rows:
         artifact = store.get(*row.tested_by) if row.tested_by else store.get("evaluate", row.key)
         path = artifact.path / "result.json" if artifact is not None else None
@@ -25,7 +24,7 @@ def results_by_class(rows: Sequence[Row], store: Store) -> Iterator[tuple[Row, s
 
 
 def per_class_csv(rows: Sequence[Row], store: Store) -> str:
-    """measured_on: test images, or validation images where the test images were not looked at."""
+    """A line for each classifier and class. measured_on: `test`, or `validation` where the test images were not looked at."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["arm", "is_control", "distill_seed", "network", "ipc", "evaluate_seed", "protocol", "measured_on", "class", "top1"]

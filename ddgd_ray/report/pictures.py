@@ -10,16 +10,16 @@ from typing import Any
 
 from PIL import Image
 
-from ddgd_ray.report.compare import CEILING
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.report.grids import chosen_arms, images_by_class, set_folder
 from ddgd_ray.report.memories import portrait_of
 from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import CEILING
 
 PER_CLASS = 5
 MAX_CLASSES = 20
 MAX_PIXELS = 1_500_000
-"""Of all pictures of one table; their side shrinks to it."""
+"""Pixels of all pictures of one table; their side shrinks to fit."""
 LEAST_SIDE, MOST_SIDE = 24, 64
 LEAST_SHOWN = 40
 
@@ -89,12 +89,12 @@ def native_side(sets: Mapping[str, Mapping[str, Sequence[Path]]]) -> int:
 def set_pictures(run: Run, *, all_pictures: bool = False) -> PictureTable | None:
     """Real images, controls, arms: the same seed, so that images at one place came from the same noise."""
     arms = [arm for arm in chosen_arms(run) if arm != CEILING] if not all_pictures else [*run.ranked, *run.controls]
-    records = run.first_records()
+    trials = run.first_trials()
     controls = [arm for arm in run.controls if arm in arms and arm != RANDOM]
     order = [*([RANDOM] if RANDOM in arms else []), *controls, *(arm for arm in arms if arm in run.ranked)]
     sets = {}
     for arm in order:
-        folder = set_folder(records[arm], run.store) if arm in records else None
+        folder = set_folder(trials[arm], run.store) if arm in trials else None
         if folder is not None:
             sets[arm] = images_by_class(folder, PER_CLASS)
     if not sets:
@@ -109,7 +109,7 @@ def set_pictures(run: Run, *, all_pictures: bool = False) -> PictureTable | None
             paths = images.get(name, [])
             cells.append(strip([paths], side, f"{len(paths)} images of class {name}, {title_of(arm)}") if paths else None)
         rows.append((name, cells))
-    seeds = sorted({records[arm]["seed"] for arm in sets})
+    seeds = sorted({trials[arm].seed for arm in sets})
     note = f"The first {PER_CLASS} images of each class, seed {', '.join(map(str, seeds))}."
     note += " Images at the same place of sampled sets came from the same noise."
     note += left_out(len(shown), len(classes), "classes") + left_out(

@@ -1,9 +1,9 @@
 """How close sets are to the real images, and how varied: one table a feature space."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ddgd_ray.report.render import Cell, Column, Table
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.run.results import stat_of
 from ddgd_ray.storage.store import Store
 
@@ -14,17 +14,14 @@ NOTE = (
 ORDER = ("precision", "recall", "density", "coverage", "frechet", "vendi", "similarity", "similarity_within", "copies")
 
 
-def quality_tables(records: Sequence[Mapping[str, Any]], store: Store) -> list[Table]:
-    """Mean ± std over seeds for each arm, a table for each label of the records' `quality`.
-
-    Arms in order of the records.
-    """
+def quality_tables(trials: Sequence[TrialRecord], store: Store) -> list[Table]:
+    """Mean ± std over seeds for each arm, a table for each label of the trials' `quality`; arms in order of the trials."""
     found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}  # label, arm, metric, seed
-    for record in records:
-        for stage, key, label in record.get("quality", ()):
-            artifact = store.get(stage, key)
+    for trial in trials:
+        for measure in trial.quality:
+            artifact = store.get(*measure.ref)
             for name, value in (artifact.metrics if artifact else {}).items():
-                found.setdefault(label, {}).setdefault(record["arm"], {}).setdefault(name, {})[record["seed"]] = value
+                found.setdefault(measure.label, {}).setdefault(trial.arm, {}).setdefault(name, {})[trial.seed] = value
     return [_table(label, arms) for label, arms in found.items()]
 
 

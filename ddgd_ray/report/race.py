@@ -4,14 +4,18 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from ddgd_ray.report.render import Cell, Column, Table
+from ddgd_ray.run.objective import sign_of
+from ddgd_ray.run.reading import Run, read_seed_policy, read_trial_records
+from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord
+from ddgd_ray.spec.base import Values
+from ddgd_ray.spec.search_spec import ACCURACIES
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Store
 
-Ref = tuple[str, str]
+Decisions = RaceRecord | RungsRecord
 
 
 @dataclass(frozen=True)
@@ -30,48 +34,45 @@ class Saving:
         return 1 - self.spent / self.full if self.full else 0.0
 
 
-def allotment_tables(path: Path, spec: Mapping[str, Any], store: Store) -> list[Table]:
-    """One table of a run folder whose sweep has `race` or `rungs`, none of another."""
-    try:
-        ledger = json.loads((path / "allotment.json").read_text())
-    except (OSError, ValueError):
+def seed_policy_tables(run: Run) -> list[Table]:
+    """One table of a run whose sweep has `race` or `rungs`, none of another. Raises ArtifactError for a damaged record."""
+    decisions = read_seed_policy(run.path)
+    if decisions is None:
         return []
-    records = [json.loads(file.read_text()) for file in sorted((path / "trials").glob("*.json"))]
-    arms = dict.fromkeys(entry["arm"] for entry in ledger["full"])
-    records = [record for record in records if record["arm"] in arms and not record["is_control"]]
-    facts = [_cost_note(saving_of(ledger, records, spec, store)), _winner_note(ledger, records, store)]
-    if ledger["kind"] == "race":
-        return [_race_table(ledger, list(arms), records, facts)]
-    return [_rungs_table(ledger, facts, _num_readers(records, store))]
+    arms = list(dict.fromkeys(planned.arm for planned in decisions.full))
+    known = read_trial_records(run.path, with_lower_rungs=True)
+    trials = [trial for trial in known if trial.arm in arms and not trial.is_control]
+    facts = [_cost_note(saving_of(decisions.full, trials, run.spec.resources, run.store)), _winner_note(run, decisions)]
+    if isinstance(decisions, RaceRecord):
+        return [_race_table(decisions, arms, trials, facts)]
+    return [_rungs_table(decisions, facts, _num_readers(trials, run.store))]
 
 
-def saving_of(ledger: Mapping[str, Any], records: Iterable[Mapping[str, Any]], spec: Mapping[str, Any], store: Store) -> Saving:
-    """Of the arms that compete, what they share included; controls and the finalists' tests aside."""
-    resources = ResourcesSpec.model_validate(spec["resources"])
-    spent: set[Ref] = set()
-    for record in records:
-        refs = [*record["prepare"], *record["build"], *(item[:2] for item in record.get("quality", ()))]
-        refs += [[item["stage"], item["key"]] for item in record["evaluators"]]
-        spent |= {(stage, key) for stage, key in refs}
-    full = {(stage, key) for entry in ledger["full"] for stage, key in entry["calls"]}
-    seconds = {ref: artifact.seconds for ref in spent | full if (artifact := store.get(*ref)) is not None}
+def saving_of(full: Sequence[PlannedRecord], trials: Iterable[TrialRecord], resources: ResourcesSpec, store: Store) -> Saving:
+    """What the arms that compete took, and would have taken in full, what they share included.
+
+    full: the trials of the full grid. trials: those that ran, at lower rungs too. Controls and finalists' tests are aside.
+    """
+    of_trials = {ref for trial in trials for ref in (*trial.prepare, *trial.own_refs())}
+    of_full = {ref for planned in full for ref in planned.calls}
+    seconds = {ref: artifact.seconds for ref in of_trials | of_full if (artifact := store.get(*ref)) is not None}
+    stages = {ref.stage for ref in of_full}
     known: dict[str, list[float]] = {}
-    for (stage, key), value in seconds.items():
-        if (stage, key) in full or stage not in {name for name, _ in full}:  # a lower rung's are cheaper
-            known.setdefault(stage, []).append(value)
+    for ref, value in seconds.items():
+        if ref in of_full or ref.stage not in stages:  # a lower rung's are cheaper
+            known.setdefault(ref.stage, []).append(value)
     mean = {stage: statistics.fmean(values) for stage, values in known.items()}
-    has_gpu = any(resources.of(stage).gpus for stage, _ in full)
+    has_gpu = any(resources.of(stage).gpus for stage in stages)
 
     def weight(stage: str) -> float:
-        amounts = resources.of(stage)
-        return amounts.held["gpus" if has_gpu else "cpus"]
+        return resources.of(stage).held["gpus" if has_gpu else "cpus"]
 
     return Saving(
-        spent=sum(seconds[ref] * weight(ref[0]) for ref in sorted(spent) if ref in seconds),
-        full=sum(seconds.get(ref, mean.get(ref[0], 0.0)) * weight(ref[0]) for ref in sorted(full)),
+        spent=sum(seconds[ref] * weight(ref.stage) for ref in sorted(of_trials) if ref in seconds),
+        full=sum(seconds.get(ref, mean.get(ref.stage, 0.0)) * weight(ref.stage) for ref in sorted(of_full)),
         unit="GPU-seconds" if has_gpu else "core-seconds",
-        num_calls=len(full),
-        num_estimated=len(full - seconds.keys()),
+        num_calls=len(of_full),
+        num_estimated=len(of_full - seconds.keys()),
     )
 
 
@@ -83,36 +84,19 @@ def _cost_note(saving: Saving) -> str:
     )
 
 
-def _means(entries: Iterable[tuple[str, Iterable[Ref]]], metric: str, store: Store) -> dict[str, float]:
-    """{arm: mean over its seeds of the mean over evaluators} of the arms whose every evaluator is published."""
-    values: dict[str, list[float]] = {}
-    lacking = set()
-    for arm, refs in entries:
-        found = [artifact.metrics.get(metric) for ref in refs if (artifact := store.get(*ref)) is not None]
-        if not found or None in found or len(found) < len(list(refs)):
-            lacking.add(arm)
-        else:
-            values.setdefault(arm, []).append(statistics.fmean(value for value in found if value is not None))
-    return {arm: statistics.fmean(found) for arm, found in values.items() if arm not in lacking}
-
-
-def _winner_note(ledger: Mapping[str, Any], records: Sequence[Mapping[str, Any]], store: Store) -> str:
-    """By the main protocol alone: its refs are the ledger's."""
-    metric, sign = ledger["metric"], 1 if ledger["direction"] == "maximize" else -1
-    refs_of = {(entry["arm"], entry["seed"]): [(stage, key) for stage, key in entry["evaluators"]] for entry in ledger["full"]}
-    places = [(record["arm"], record["seed"]) for record in records if record.get("rung") is None and record["state"] == "done"]
-    if ledger["kind"] == "race":
-        places = [place for place in places if place[0] in ledger["left"]]
-    ours = _means([(arm, refs_of[arm, seed]) for arm, seed in places if (arm, seed) in refs_of], metric, store)
-    if not ours:
+def _winner_note(run: Run, decisions: Decisions) -> str:
+    """The arm that the objective prefers, and whether it is the best of the full grid too, where all of that is published."""
+    metric, winner = decisions.metric, run.ranking.best
+    if not winner:
         return "No winner yet."
-    winner = max(ours, key=lambda arm: sign * ours[arm])
-    said = f"Winner by {metric}: {winner}, {ours[winner]:.4f}."
-    full = _means([(arm, refs) for (arm, _), refs in refs_of.items()], metric, store)
-    missing = {arm for arm, _ in refs_of} - full.keys()
+    said = f"Winner by {metric}: {winner}, {_digits(run.ranking.worths[winner].values[0], metric)}."
+    if metric not in ACCURACIES:
+        return f"{said} Whether the full grid has the same winner is not known: no classifier measures {metric}."
+    full = _full_means(decisions.full, metric, run.store)
+    missing = {planned.arm for planned in decisions.full} - full.keys()
     if missing:
         return f"{said} Whether the full grid has the same winner is not known: it is not in the store for {len(missing)} arms."
-    best = max(full, key=lambda arm: sign * full[arm])
+    best = max(full, key=lambda arm: sign_of(decisions.direction) * full[arm])
     if best == winner:
         return f"{said} The full grid, all of which is in the store, has the same winner ({full[best]:.4f})."
     return (
@@ -121,60 +105,75 @@ def _winner_note(ledger: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
     )
 
 
-def _race_table(
-    ledger: Mapping[str, Any], arms: Sequence[str], records: Sequence[Mapping[str, Any]], facts: Sequence[str]
-) -> Table:
-    drops = {drop["arm"]: drop for drop in ledger["drops"]}
-    settings = ledger["settings"]
+def _digits(value: float, metric: str) -> str:
+    return f"{value:.4f}" if metric in ACCURACIES else f"{value:.4g}"
+
+
+def _full_means(full: Iterable[PlannedRecord], metric: str, store: Store) -> dict[str, float]:
+    """{arm: mean over its seeds of the mean over evaluators} of the arms whose every evaluator is published."""
+    values: dict[str, list[float]] = {}
+    lacking = set()
+    for planned in full:
+        found = [artifact.metrics.get(metric) for ref in planned.evaluators if (artifact := store.get(*ref)) is not None]
+        measured = [value for value in found if value is not None]
+        if not measured or len(measured) < len(planned.evaluators):
+            lacking.add(planned.arm)
+        else:
+            values.setdefault(planned.arm, []).append(statistics.fmean(measured))
+    return {arm: statistics.fmean(found) for arm, found in values.items() if arm not in lacking}
+
+
+def _race_table(race: RaceRecord, arms: Sequence[str], trials: Sequence[TrialRecord], facts: Sequence[str]) -> Table:
+    drops = {drop.arm: drop for drop in race.drops}
+    settings = race.settings
     lines = []
     for arm in arms:
-        num_seeds = sum(record["arm"] == arm and record["state"] == "done" for record in records)
-        if arm in drops:
-            drop = drops[arm]
-            cells = [f"dropped after {drop['num_seeds']} seeds", drop["against"], f"{drop['difference']:+.4f}"]
-            cells += [f"{drop['statistic']:.2f}", f"{-drop['critical']:.2f}"]
+        num_seeds = sum(trial.arm == arm and trial.state == "done" for trial in trials)
+        drop = drops.get(arm)
+        if drop is not None:
+            cells = [f"dropped after {drop.num_seeds} seeds", drop.against, f"{drop.difference:+.4f}"]
+            cells += [f"{drop.statistic:.2f}", f"{-drop.critical:.2f}"]
         else:
-            outcome = "failed" if arm in ledger["failed"] else "kept" if ledger["is_over"] else "running"
+            outcome = "failed" if arm in race.failed else "kept" if race.is_over else "running"
             cells = [outcome, *["-"] * 4]
         lines.append((arm, [Cell(str(num_seeds)), *map(Cell, cells)]))
-    zone = settings["min_effect"]
-    of = "one variance of all arms" if settings["pool_variance"] else "the arm's own variance"
-    what = f"as good as the best up to {zone:g}" if zone else "the best"
+    of = "one variance of all arms" if settings.pool_variance else "the arm's own variance"
+    what = f"as good as the best up to {settings.min_effect:g}" if settings.min_effect else "the best"
     note = (
         f"An arm is dropped when t < -t critical against the incumbent (one-sided, differences paired by seed, {of}) at a "
-        f"level of {ledger['alpha']:.2g}: {1 - settings['confidence']:.2g} over {ledger['num_arms'] - 1} opponents and "
-        f"{ledger['num_looks']} looks. An arm {what} is kept with probability {settings['confidence']:g} or more, if "
+        f"level of {race.alpha:.2g}: {1 - settings.confidence:.2g} over {race.num_arms - 1} opponents and "
+        f"{race.num_looks} looks. An arm {what} is kept with probability {settings.confidence:g} or more, if "
         f"differences are normal."
     )
-    heads = ["arm", "seeds", "outcome", "against", f"difference of {ledger['metric']}", "t", "-t critical"]
+    heads = ["arm", "seeds", "outcome", "against", f"difference of {race.metric}", "t", "-t critical"]
     return Table("Race", [Column(head) for head in heads], lines, " ".join([note, *facts]))
 
 
-def _rungs_table(ledger: Mapping[str, Any], facts: Sequence[str], num_readers: int) -> Table:
+def _rungs_table(rungs: RungsRecord, facts: Sequence[str], num_readers: int) -> Table:
     lines = []
-    for line in sorted(ledger["decisions"], key=lambda line: (line["rung"], line["place"] or len(ledger["full"]))):
-        value = "-" if line["value"] is None else f"{line['value']:.4f}"
-        place = f"{line['place']} of {line['of']}" if line["place"] else "-"
-        lines.append((line["arm"], [Cell(text) for text in (str(line["rung"]), value, place, line["outcome"])]))
-    settings = ledger["settings"]["settings"]
-    said = [f"rung {rung}: {_setting(setting)}" for rung, setting in enumerate(settings)]
-    note = f"The best 1/{ledger['settings']['eta']} of a rung go on. {'; '.join(said)}. Values of two rungs are not comparable."
+    for line in sorted(rungs.decisions, key=lambda line: (line.rung, line.place or len(rungs.full))):
+        value = "-" if line.value is None else _digits(line.value, rungs.metric)
+        place = f"{line.place} of {line.of}" if line.place else "-"
+        lines.append((line.arm, [Cell(text) for text in (str(line.rung), value, place, line.outcome)]))
+    said = [f"rung {rung}: {_setting(setting)}" for rung, setting in enumerate(rungs.settings.settings)]
+    note = f"The best 1/{rungs.settings.eta} of a rung go on. {'; '.join(said)}. Values of two rungs are not comparable."
     if num_readers:
         note += f" Test images were read by {num_readers} classifiers of rungs before the last, beside those counted below."
-    heads = ["arm", "rung", ledger["metric"], "place", "outcome"]
+    heads = ["arm", "rung", rungs.metric, "place", "outcome"]
     return Table("Rungs", [Column(head) for head in heads], lines, " ".join([note, *facts]))
 
 
-def _setting(setting: Mapping[str, Any]) -> str:
+def _setting(setting: Mapping[str, Values]) -> str:
     if not setting:
         return "the full setting"
     return ", ".join(f"{name} {json.dumps(value)}" for name, value in setting.items())
 
 
-def _num_readers(records: Iterable[Mapping[str, Any]], store: Store) -> int:
+def _num_readers(trials: Iterable[TrialRecord], store: Store) -> int:
     """Classifiers of lower rungs alone that looked at the test images."""
-    keys: dict[bool, set[Ref]] = {True: set(), False: set()}
-    for record in records:
-        keys[record.get("rung") is None] |= {(item["stage"], item["key"]) for item in record["evaluators"]}
-    found = [store.get(*ref) for ref in keys[False] - keys[True]]
+    of_full: set[Ref] = set()
+    of_lower: set[Ref] = set()
+    for trial in trials:
+        (of_full if trial.rung is None else of_lower).update(evaluator.ref for evaluator in trial.evaluators)
+    found = [store.get(*ref) for ref in of_lower - of_full]
     return sum(artifact is not None and "top1_last" in artifact.metrics for artifact in found)

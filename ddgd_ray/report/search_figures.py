@@ -1,35 +1,27 @@
-"""A search at one look: history, importance, slices, parallel coordinates, contours, and the front of two objectives."""
+"""A search at one look: history, importance, slices, parallel coordinates, contours."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from ddgd_ray.report.configurations import (
-    Configuration,
-    Importance,
-    best_so_far,
-    configurations,
-    fields_of,
-    importances,
-    pareto_front,
-)
-from ddgd_ray.report.figures import HEIGHT, INK, Dot, Drawing, draw, scatter, series_colour, set_scale
+from ddgd_ray.report.configurations import Configuration, Importance, best_so_far, configurations, fields_of, importances
+from ddgd_ray.report.figures import HEIGHT, INK, Drawing, draw, series_colour, set_scale
 from ddgd_ray.report.sensitivity import is_number
-from ddgd_ray.run.reading import Objective, Run, objectives_of
+from ddgd_ray.run.objective import sign_of
+from ddgd_ray.run.reading import Run
+from ddgd_ray.spec.search_spec import ObjectiveSpec
 
 COLOURS = "viridis"
 MAX_FIELDS = 8
 
 
 def search_figures(run: Run) -> list[Drawing]:
-    """None unless the run searched and two configurations at least have a value."""
-    if not run.spec["search"]:
+    """The drawings of a search by its first objective; none of a grid, or with a value of fewer than two configurations."""
+    if run.spec.search is None:
         return []
-    objectives = objectives_of(run.spec)
-    found = configurations(run, objectives)
+    first, found = run.spec.objective, configurations(run)
     if len(found) < 2:
         return []
-    first = objectives[0]
-    ranked = importances(found, first.metric)
+    ranked = importances(found)
     fields = [one.field for one in ranked] or fields_of(found)
     drawings = [_history(found, first)]
     if ranked:
@@ -41,16 +33,13 @@ def search_figures(run: Run) -> list[Drawing]:
     pair = numeric[:2] if len(numeric) > 1 else fields[:2]
     if len(pair) == 2:
         drawings.append(_contour(found, pair[0], pair[1], first))
-    for second in objectives[1:]:
-        front = _front(found, first, second)
-        drawings += [front] if front is not None else []
     return drawings
 
 
-def _history(found: Sequence[Configuration], objective: Objective) -> Drawing:
+def _history(found: Sequence[Configuration], objective: ObjectiveSpec) -> Drawing:
     numbers = [one.number for one in found]
-    values = [one.values[objective.metric] for one in found]
-    best = best_so_far(values, objective.sign)
+    values = [one.value for one in found]
+    best = best_so_far(values, sign_of(objective.direction))
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -93,9 +82,9 @@ def places_of(values: Sequence[Any]) -> tuple[list[float], list[str]]:
     return [float(names.index(str(value))) for value in values], names
 
 
-def _slices(run: Run, found: Sequence[Configuration], fields: Sequence[str], objective: Objective) -> list[Drawing]:
-    """Objective over each field, coloured by when it was tried."""
-    y = [one.values[objective.metric] for one in found]
+def _slices(run: Run, found: Sequence[Configuration], fields: Sequence[str], objective: ObjectiveSpec) -> list[Drawing]:
+    """One drawing with a panel a field: the objective over its values, coloured by when each was tried."""
+    y = [one.value for one in found]
     columns = min(3, len(fields))
     rows = -(-len(fields) // columns)
 
@@ -130,11 +119,11 @@ def _prepare(axes: Any, x: Sequence[float], names: Sequence[str]) -> None:
         set_scale(axes, x)
 
 
-def _parallel(found: Sequence[Configuration], fields: Sequence[str], objective: Objective) -> Drawing:
-    """A line a configuration over all fields, the objective last; the best are drawn over the others."""
-    values = [one.values[objective.metric] for one in found]
+def _parallel(found: Sequence[Configuration], fields: Sequence[str], objective: ObjectiveSpec) -> Drawing:
+    """One line a configuration over all fields, the objective last; the best are drawn over the others."""
+    values = [one.value for one in found]
     columns = [_unit([one.params.get(name) for one in found]) for name in fields] + [_unit(values)]
-    order = sorted(range(len(found)), key=lambda place: objective.sign * values[place])
+    order = sorted(range(len(found)), key=lambda place: sign_of(objective.direction) * values[place])
 
     def paint(figure: Any) -> None:
         import matplotlib
@@ -173,11 +162,11 @@ def _unit(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     return [of[value] for value in x], ticks
 
 
-def _contour(found: Sequence[Configuration], first: str, second: str, objective: Objective) -> Drawing:
-    """Objective over two fields: filled contours where three numbers span a plane, dots in any case."""
+def _contour(found: Sequence[Configuration], first: str, second: str, objective: ObjectiveSpec) -> Drawing:
+    """The objective over two fields: filled contours where the numbers span a plane, dots in any case."""
     x, x_names = places_of([one.params.get(first) for one in found])
     y, y_names = places_of([one.params.get(second) for one in found])
-    values = [one.values[objective.metric] for one in found]
+    values = [one.value for one in found]
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -206,20 +195,3 @@ def _spans_plane(x: Sequence[float], y: Sequence[float]) -> bool:
     centred -= centred.mean(axis=1, keepdims=True)
     centred /= np.maximum(np.abs(centred).max(axis=1, keepdims=True), 1e-30)
     return int(np.linalg.matrix_rank(centred, tol=1e-6)) == 2
-
-
-def _front(found: Sequence[Configuration], first: Objective, second: Objective) -> Drawing | None:
-    both = [one for one in found if second.metric in one.values]
-    if len(both) < 2:
-        return None
-    points = [(one.values[second.metric], one.values[first.metric]) for one in both]
-    on_front = set(pareto_front(points, (second.sign, first.sign)))
-    dots = [Dot(one.arm, *points[place], group=int(place in on_front)) for place, one in enumerate(both)]
-    front = [dots[place] for place in sorted(on_front)]
-    names = ", ".join(dot.label for dot in front)
-    caption = (
-        f"Not beaten in both by any other: {names}. {first.metric}: {first.direction}; {second.metric}: {second.direction}."
-    )
-    return scatter(
-        f"Pareto front, {first.metric} and {second.metric}", second.metric, first.metric, dots, caption=caption, front=front
-    )

@@ -1,34 +1,32 @@
 """Figure 4 of the paper for every numeric field that varies: accuracy over its values."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeGuard
 
-from ddgd_ray.report.compare import CEILING, by_arm
 from ddgd_ray.report.figures import Drawing, Line, Point, sensitivity
 from ddgd_ray.report.statistics import mean_interval
 from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric
 from ddgd_ray.run.reading import Run
-from ddgd_ray.run.results import Row, over_seeds, seed_means
+from ddgd_ray.run.results import CEILING, Row, by_arm, over_seeds, seed_means
 
 MAX_LINES = 6
 MAX_FIGURES = 8
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def numeric_fields(run: Run) -> list[str]:
-    """Of a grid, those with three or more values at least, all of them numbers."""
-    vary = run.spec["vary"]
-    return [path for path, values in vary.items() if len(values) > 1 and all(map(is_number, values))]
+    """The varied fields of a grid that have two values or more, all of them numbers."""
+    return [path for path, values in run.spec.vary.items() if len(values) > 1 and all(map(is_number, values))]
 
 
 def sensitivity_figures(run: Run) -> list[Drawing]:
-    """One for each field and number of images a class, under the main protocol; at most MAX_FIGURES."""
+    """A drawing for each field and number of images a class, under the main protocol; at most MAX_FIGURES."""
     found = []
     for path in numeric_fields(run):
-        for ipc in run.spec["evaluate"]["ipc"]:
+        for ipc in run.spec.evaluate.ipc:
             drawing = _figure(run, path, ipc)
             if drawing is not None:
                 found.append(drawing)
@@ -68,7 +66,7 @@ def _others(row: Row, path: str) -> str:
 
 
 def _lines(rows: Sequence[Row], path: str, metric: str) -> list[Line]:
-    """One for each combination of the other varied fields."""
+    """A line for each combination of the other varied fields."""
     found: dict[str, dict[float, list[Row]]] = {}
     for row in rows:
         if is_number(row.params[path]):

@@ -8,10 +8,11 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddgd_ray.report.compare import CEILING, Paired, by_arm, choose_control, claim, compare, highest, marks
+from ddgd_ray.report.compare import Paired, choose_control, claim, compare, highest, marks
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.statistics import ALPHA, Interval, mean_interval
-from ddgd_ray.run.results import Row, Stat, over_seeds, protocols_of, seed_means
+from ddgd_ray.run.results import CEILING, Row, Stat, by_arm, main_metric, over_seeds, protocols_of, seed_means
+from ddgd_ray.spec.base import Value
 
 METRIC_TITLES = {
     "val_top1": "validation (selects)",
@@ -41,7 +42,7 @@ def common_metric(rows: Sequence[Row]) -> str:
     return "top1_last" if tested == arms or not any("val_top1" in row.metrics for row in rows) else "val_top1"
 
 
-def grid_table(rows: Sequence[Row], vary: Mapping[str, Any]) -> Table | None:
+def grid_table(rows: Sequence[Row], vary: Mapping[str, Sequence[Value]]) -> Table | None:
     """First varied field down, second across, as the paper's Table 3; None unless two fields vary.
 
     Test accuracy, or validation accuracy where only some arms were tested.

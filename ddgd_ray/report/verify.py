@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import unified_diff
 from html.parser import HTMLParser
@@ -15,13 +16,13 @@ from ddgd_ray.report.build import report_texts, tables_of
 from ddgd_ray.report.memories import portrait_of
 from ddgd_ray.report.page import MAX_ROWS, PAGE
 from ddgd_ray.report.render import Table
-from ddgd_ray.run.reading import Run, open_for_report
-from ddgd_ray.run.results import refs_of
+from ddgd_ray.run.reading import Run, read_run
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.spec.evaluation import STAGE_SPECS
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import MANIFEST, Artifact, Store, key_of_identity
 
-Ref = tuple[str, str]
 MAX_LINES = 6
 """Of a file that differs, shown."""
 
@@ -45,30 +46,20 @@ def verify_run(path: Path, store: Store, report: Path) -> Verification:
     report: the folder of the report. Raises ArtifactError when `path` is no run folder.
     """
     found = Verification()
-    run = _opened(path, store, found)
-    if run is None:
-        return found
+    run = read_run(path, store)
     artifacts = _behind(run, found)
     for artifact in artifacts.values():
         _check_artifact(artifact, store, found)
-    for record in run.records:
-        found.problems += [f"trial {record['name']}: {what}" for what in _contradictions(record, artifacts)]
-    if report.is_dir():
-        _check_report(run, report, found)
-    else:
+    for trial in run.trials:
+        found.problems += [f"trial {trial.name}: {what}" for what in _contradictions(trial, artifacts)]
+    if not report.is_dir():
         found.notes.append(f"no report on disk at {report}")
-    return found
-
-
-def _opened(path: Path, store: Store, found: Verification) -> Run | None:
-    """None where manifests are so damaged that there are no rows; the damage is then among the problems."""
+        return found
     try:
-        return open_for_report(path, store)
-    except ArtifactError as err:
-        if err.code == "no-run":
-            raise
-        found.problems.append(f"{err.where}: {err.what}")
-        return None
+        _check_report(run, report, found)
+    except ArtifactError:  # the damage is among the problems
+        found.notes.append(f"the report at {report} cannot be compared: what is damaged has no numbers")
+    return found
 
 
 def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
@@ -76,15 +67,16 @@ def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
     artifacts: dict[Ref, Artifact] = {}
     absent: set[str] = set()
     open_: list[Ref] = []
-    for record in run.records:
-        for ref in refs_of(record):
+    for trial in run.trials:
+        for ref in trial.refs():
             if run.store.has(*ref):
                 open_.append(ref)
-            elif record["state"] == "done":
-                found.problems.append(f"{ref[0]} {ref[1]}: is not in the store, trial {record['name']} is done with it")
-    for arm in run.arms:  # the page's pictures of memories
-        portrait = portrait_of(run, arm)
-        open_ += [("portray", portrait.key)] if portrait is not None else []
+            elif trial.state == "done":
+                found.problems.append(f"{ref.stage} {ref.key}: is not in the store, trial {trial.name} is done with it")
+    for arm in run.first_trials():
+        with suppress(ArtifactError):  # of a manifest that is met again below
+            portrait = portrait_of(run, arm)  # the page's pictures of memories
+            open_ += [portrait.ref] if portrait is not None else []
     while open_:
         ref = open_.pop()
         if ref in artifacts:
@@ -96,10 +88,10 @@ def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
             continue
         assert artifact is not None, "has() said that it is there"
         artifacts[ref] = artifact
-        for key in artifact.manifest["inputs"].values():
+        for key in artifact.inputs.values():
             if re.fullmatch("[0-9a-f]{64}", key):  # others are fingerprints of what no stage made
                 stages = [stage for stage in STAGE_SPECS if run.store.has(stage, key)]
-                open_ += [(stage, key) for stage in stages]
+                open_ += [Ref(stage, key) for stage in stages]
                 absent |= set() if stages else {key}
     if absent:
         found.notes.append(f"{len(absent)} inputs are no longer in the store and could not be looked at")
@@ -107,18 +99,18 @@ def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
 
 
 def _check_artifact(artifact: Artifact, store: Store, found: Verification) -> None:
-    manifest, name = artifact.manifest, f"{artifact.manifest['stage']} {artifact.key}"
+    name, files = f"{artifact.stage} {artifact.key}", artifact.files
     found.num_artifacts += 1
-    found.num_files += len(manifest["files"])
-    found.num_bytes += sum(entry["bytes"] for entry in manifest["files"].values())
-    if key_of_identity(manifest["stage"], manifest["version"], manifest["spec"], manifest["inputs"]) != artifact.key:
+    found.num_files += len(files)
+    found.num_bytes += sum(entry["bytes"] for entry in files.values())
+    if key_of_identity(artifact.stage, artifact.version, artifact.spec, artifact.inputs) != artifact.key:
         found.problems.append(f"{name}: its key does not follow from its spec and inputs")
     try:
         compare_files(artifact)
     except ArtifactError as err:
         found.problems.append(f"{name}: {err.what}")
         return
-    listed = {*manifest["files"], MANIFEST}
+    listed = {*files, MANIFEST}
     there = {str(path.relative_to(artifact.path)) for path in artifact.path.rglob("*") if path.is_file()}
     found.problems += [f"{name}: {extra} was not published with it" for extra in sorted(there - listed)]
     found.problems += [f"{name}: {what}" for what in _wrong_metrics(artifact)]
@@ -126,7 +118,7 @@ def _check_artifact(artifact: Artifact, store: Store, found: Verification) -> No
 
 def _wrong_metrics(artifact: Artifact) -> Iterator[str]:
     """Metrics that do not follow from the classifier's own files: the confusion matrix and the curve."""
-    if artifact.manifest["stage"] not in ("evaluate", "test"):
+    if artifact.stage not in ("evaluate", "test"):
         return
     metrics, expected = artifact.metrics, dict[str, float]()
     curve = artifact.path / "curves.jsonl"
@@ -136,7 +128,7 @@ def _wrong_metrics(artifact: Artifact) -> Iterator[str]:
         expected["val_top1"] = points[-1]["val_top1"]
     if tested and "test_top1" in points[-1]:
         expected["top1_last"] = tested[-1]
-        if artifact.manifest["spec"].get("tests") == "all":
+        if artifact.spec.get("tests") == "all":
             expected["top1_best"] = max(tested)
     result = artifact.path / "result.json"
     if result.is_file():
@@ -149,28 +141,28 @@ def _wrong_metrics(artifact: Artifact) -> Iterator[str]:
             yield f"{name} is {metrics[name]:.6f} in its manifest, {value:.6f} by its own files"
 
 
-def _contradictions(record: Mapping[str, Any], artifacts: Mapping[Ref, Artifact]) -> Iterator[str]:
-    """Where the trial's line in the ledger says other things than the artifacts that it names."""
-    build = [artifact for ref in record["build"] if (artifact := artifacts.get(tuple(ref))) is not None]
-    for path, value in record["params"].items():
+def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> Iterator[str]:
+    """What the trial's record says otherwise than the artifacts that it names."""
+    build = [artifact for ref in trial.build if (artifact := artifacts.get(ref)) is not None]
+    for path, value in trial.params.items():
         section, *names = path.split(".")
         for artifact in build:
-            if artifact.manifest["stage"] == section:
-                inner: Any = artifact.manifest["spec"]
+            if artifact.stage == section:
+                inner: Any = artifact.spec
                 for name in names:
                     inner = inner.get(name) if isinstance(inner, Mapping) else None
                 if inner != value:
                     yield f"{path} is {value!r} in its record, {inner!r} in {section} {artifact.key[:8]}"
-    for item in record["evaluators"]:
-        evaluator = artifacts.get((item["stage"], item["key"]))
+    for item in trial.evaluators:
+        evaluator = artifacts.get(item.ref)
         if evaluator is None:
             continue
-        for name in ("network", "ipc", "seed"):
-            told, made = item[name], evaluator.manifest["spec"][name]
+        for name, told in (("network", item.network), ("ipc", item.ipc), ("seed", item.seed)):
+            made = evaluator.spec[name]
             if told != made:
-                yield f"{name} is {told!r} in its record, {made!r} in evaluate {item['key'][:8]}"
-        if record["build"] and evaluator.manifest["inputs"]["set"] != record["build"][-1][1]:
-            yield f"evaluate {item['key'][:8]} was trained on another set"
+                yield f"{name} is {told!r} in its record, {made!r} in evaluate {item.key[:8]}"
+        if trial.set is not None and evaluator.inputs["set"] != trial.set.key:
+            yield f"evaluate {item.key[:8]} was trained on another set"
 
 
 def _check_report(run: Run, report: Path, found: Verification) -> None:

@@ -87,8 +87,8 @@ class Run:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """The arms by the sweep's objective, the best first."""
-        return ranking_of(self.trials, self.spec.objective, self.store, self.spec.resources)
+        """The arms by the sweep's objective, the best first; equals in the order of the sweep file."""
+        return ranking_of(in_order_of(self.spec.vary, self.trials), self.spec.objective, self.store, self.spec.resources)
 
     @cached_property
     def protocol(self) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.storage.manifest import Ref
@@ -89,14 +89,24 @@ def rows_of(trials: Iterable[TrialRecord], store: Store) -> list[Row]:
     return rows
 
 
-def in_order_of(vary: Mapping[str, Sequence[Any]], rows: Sequence[Row]) -> list[Row]:
-    """Rows as their values stand in the sweep file; rows without such values, controls, last."""
+class _Varied(Protocol):
+    """A row, or a trial."""
 
-    def place(row: Row) -> list[int]:
-        found = ((list(values), row.params.get(path)) for path, values in vary.items())
-        return [values.index(value) if value in values else len(values) for values, value in found]
+    @property
+    def params(self) -> Mapping[str, Any]: ...
 
-    return sorted(rows, key=place)
+
+V = TypeVar("V", bound=_Varied)
+
+
+def in_order_of(vary: Mapping[str, Sequence[Any]], found: Sequence[V]) -> list[V]:
+    """Rows or trials as their values stand in the sweep file; those without such values, controls, last."""
+
+    def place(one: V) -> list[int]:
+        listed = ((list(values), one.params.get(path)) for path, values in vary.items())
+        return [values.index(value) if value in values else len(values) for values, value in listed]
+
+    return sorted(found, key=place)
 
 
 def by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -58,6 +58,16 @@ class Artifact:
         return Ref(self.stage, self.key)
 
     @property
+    def version(self) -> int:
+        """Version of the stage that made it."""
+        return int(self.manifest["version"])
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """{name: {sha256, bytes}} of its files."""
+        return dict(self.manifest["files"])
+
+    @property
     def spec(self) -> dict[str, Any]:
         """The resolved spec of the stage, as JSON."""
         return dict(self.manifest["spec"])

@@ -12,7 +12,7 @@ from PIL import Image
 from ddgd_ray.report.build import write_report
 from ddgd_ray.report.compare_runs import compare_runs
 from ddgd_ray.run.folder import open_store
-from ddgd_ray.run.reading import open_for_report
+from ddgd_ray.run.reading import read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
@@ -27,7 +27,7 @@ def pages(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     store = open_store(finished.parent)
     report = write_report(finished, store, to=out, with_page=True)
     assert report.page is not None
-    run = open_for_report(finished, store)
+    run = read_run(finished, store)
     (out / "compare.html").write_text(compare_runs(run, run).as_html())
     return [report.page, out / "compare.html"]
 

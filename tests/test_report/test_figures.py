@@ -2,21 +2,19 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from ddgd_ray.report.configurations import best_so_far, configurations, importances, pareto_front
+from ddgd_ray.report.configurations import best_so_far, configurations, importances
 from ddgd_ray.report.figures import Dot, Drawing, scatter
 from ddgd_ray.report.search_figures import search_figures
 from ddgd_ray.report.sensitivity import sensitivity_figures
-from ddgd_ray.run.reading import Objective, Run, objectives_of
+from ddgd_ray.run.reading import Run
 from ddgd_ray.run.results import Row
 
 Rows = Callable[..., Row]
 PATH = "finetune.lambda_g"
+SEARCH = {"vary": {}, "search": {"space": "space.yaml", "trials": 12}}
 
 
 def levels(row: Rows, values: tuple[float, ...] = (0.0, 0.002, 0.032)) -> list[Row]:
@@ -34,7 +32,7 @@ def marks(drawing: Drawing) -> int:
 
 def test_a_numeric_field_has_a_figure_with_its_default_and_its_controls(row: Rows, run_of: Callable[..., Run]) -> None:
     controls = [row("plain", is_control=True, top1_last=0.51, val_top1=0.4), row("random_real", is_control=True, top1_last=0.9)]
-    (drawing,) = sensitivity_figures(run_of([*levels(row), *controls], vary={PATH: [0.0, 0.002, 0.032]}))
+    (drawing,) = sensitivity_figures(run_of([*levels(row), *controls], vary={PATH: (0.0, 0.002, 0.032)}))
     assert "0.002: 0.512 ± 0.010 (n=3)" in drawing.alt
     assert ">default 0.008<" in drawing.svg
     assert ">plain<" in drawing.svg
@@ -44,14 +42,14 @@ def test_a_numeric_field_has_a_figure_with_its_default_and_its_controls(row: Row
 
 def test_every_seed_is_a_dot(row: Rows, run_of: Callable[..., Run]) -> None:
     fewer = [found for found in levels(row) if found.seed < 2]
-    spec = {"vary": {PATH: [0.0, 0.002, 0.032]}}
+    spec = {"vary": {PATH: (0.0, 0.002, 0.032)}}
     (all_three,), (two) = sensitivity_figures(run_of(levels(row), **spec)), sensitivity_figures(run_of(fewer, **spec))
     assert marks(all_three) - marks(two[0]) >= 3
 
 
 def test_words_and_single_values_have_no_figure(row: Rows, run_of: Callable[..., Run]) -> None:
     rows = [row("max", params={"a.pop": "max", "a.size": 3}, top1_last=0.5)]
-    assert sensitivity_figures(run_of(rows, vary={"a.pop": ["max", "fifo"], "a.size": [3]})) == []
+    assert sensitivity_figures(run_of(rows, vary={"a.pop": ("max", "fifo"), "a.size": (3,)})) == []
 
 
 def test_other_fields_are_lines_of_their_own(row: Rows, run_of: Callable[..., Run]) -> None:
@@ -60,7 +58,7 @@ def test_other_fields_are_lines_of_their_own(row: Rows, run_of: Callable[..., Ru
         for size in (16, 64, 256)
         for pop in ("max", "fifo")
     ]
-    (drawing,) = sensitivity_figures(run_of(rows, vary={"a.size": [16, 64, 256], "a.pop": ["max", "fifo"]}))
+    (drawing,) = sensitivity_figures(run_of(rows, vary={"a.size": (16, 64, 256), "a.pop": ("max", "fifo")}))
     assert ">pop max<" in drawing.svg
     assert ">pop fifo<" in drawing.svg
 
@@ -87,8 +85,8 @@ def searched(row: Rows) -> list[Row]:
     ]
 
 
-def test_a_search_has_its_six_figures(row: Rows, run_of: Callable[..., Run]) -> None:
-    drawings = search_figures(run_of(searched(row), search={"trials": 12}))
+def test_a_search_has_its_five_figures(row: Rows, run_of: Callable[..., Run]) -> None:
+    drawings = search_figures(run_of(searched(row), **SEARCH))
     assert [drawing.title for drawing in drawings] == [
         "History of the search",
         "Importance",
@@ -100,60 +98,22 @@ def test_a_search_has_its_six_figures(row: Rows, run_of: Callable[..., Run]) -> 
     assert "a.size 2048, a.pop max" in drawings[3].alt
 
 
-def test_several_objectives_have_a_front(row: Rows, run_of: Callable[..., Run]) -> None:
-    rows = [row(found.arm, params=found.params, speed=-found.metrics["val_top1"], **found.metrics) for found in searched(row)]
-    objective = {"metrics": {"val_top1": "maximize", "speed": "maximize"}}
-    run = run_of(rows, search={"trials": 12}, objective={**objective, "metric": "val_top1", "direction": "maximize"})
-    front = search_figures(run)[-1]
-    assert front.title == "Pareto front, val_top1 and speed"
-    assert all(found.arm in front.caption for found in rows)
-
-
 def test_a_grid_and_a_search_of_one_have_no_search_figures(row: Rows, run_of: Callable[..., Run]) -> None:
     assert search_figures(run_of(searched(row))) == []
-    assert search_figures(run_of(searched(row)[:1], search={"trials": 1})) == []
+    assert search_figures(run_of(searched(row)[:1], **SEARCH)) == []
 
 
 def test_the_field_that_decides_is_the_most_important(row: Rows, run_of: Callable[..., Run]) -> None:
-    objective = Objective("val_top1")
-    first, second = importances(configurations(run_of(searched(row)), [objective]), "val_top1")
+    first, second = importances(configurations(run_of(searched(row), **SEARCH)))
     assert (first.field, first.trend) == ("a.size", pytest.approx(1.0))
     assert first.share > 0.8
     assert second.share < 0.2
 
 
 def test_with_four_configurations_nothing_is_said_of_importance(row: Rows, run_of: Callable[..., Run]) -> None:
-    assert importances(configurations(run_of(searched(row)[:4]), [Objective("val_top1")]), "val_top1") == []
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12), st.sampled_from([(1, 1), (-1, 1)]))
-def test_no_point_of_the_front_is_beaten_and_every_other_is(points: list[tuple[int, int]], signs: tuple[int, int]) -> None:
-    front = pareto_front(points, signs)
-    scaled = [(signs[0] * x, signs[1] * y) for x, y in points]
-
-    def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
-        return one != other and one[0] >= other[0] and one[1] >= other[1]
-
-    for place, point in enumerate(scaled):
-        is_beaten = any(beats(other, point) for other in scaled)
-        is_twin = any(scaled[other] == point for other in front)
-        assert is_twin != is_beaten, (place, point)
+    assert importances(configurations(run_of(searched(row)[:4], **SEARCH))) == []
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1, [2, 2, 3]), (-1, [2, 1, 1])])
 def test_the_best_so_far_never_worsens(sign: int, expected: list[int]) -> None:
     assert best_so_far([2, 1, 3], sign) == expected
-
-
-@pytest.mark.parametrize(
-    ("said", "names"),
-    [
-        ({"metric": "val_top1", "direction": "minimize"}, [("val_top1", "minimize")]),
-        ({"metric": "val_top1", "metrics": ["val_top1", "coverage"]}, [("val_top1", "maximize"), ("coverage", "maximize")]),
-        ({"metrics": [{"metric": "seconds", "direction": "minimize"}]}, [("seconds", "minimize")]),
-        ({"metric": ["val_top1", "ipc"]}, [("val_top1", "maximize"), ("ipc", "maximize")]),
-    ],
-)
-def test_objectives_are_read_in_any_of_their_forms(said: Any, names: list[tuple[str, str]]) -> None:
-    assert [(one.metric, one.direction) for one in objectives_of({"objective": said})] == names

@@ -21,10 +21,11 @@ from ddgd_ray.report.pictures import memory_pictures, strip
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.verify import verify_run
 from ddgd_ray.run.folder import open_store
-from ddgd_ray.run.reading import Run, open_for_report
+from ddgd_ray.run.reading import Run, read_run
 from ddgd_ray.run.results import Row
 from ddgd_ray.stages.base import Context, StageCall
 from ddgd_ray.stages.publish import publish_call
+from tests import run_parts
 
 pytestmark = pytest.mark.timeout(400)  # a whole sweep comes first
 
@@ -143,12 +144,12 @@ def test_each_image_of_the_real_set_is_its_own_nearest_image(finished: Path) -> 
     from ddgd_ray.report.grids import images_by_class, set_folder
     from ddgd_ray.report.nearest import _all_real, _by_features, _Candidates
 
-    run = open_for_report(finished, open_store(finished.parent))
-    record = run.first_records()["random_real"]
-    folder = set_folder(record, run.store)
+    run = read_run(finished, open_store(finished.parent))
+    trial = run.first_trials()["random_real"]
+    folder = set_folder(trial, run.store)
     assert folder is not None
     made = images_by_class(folder, 5)
-    for found in (_by_features(run, record, made, _all_real(run)), _Candidates(run, _all_real(run)).nearest(made)):
+    for found in (_by_features(run, trial, made, _all_real(run)), _Candidates(run, _all_real(run)).nearest(made)):
         assert found is not None
         assert set(found.pairs) == set(made)
         for pairs in found.pairs.values():
@@ -158,7 +159,7 @@ def test_each_image_of_the_real_set_is_its_own_nearest_image(finished: Path) -> 
 def test_memories_are_decoded_when_asked_for_and_stay_in_the_store(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.parent, tmp_path / "runs")
     folder, store = tmp_path / "runs" / finished.name, open_store(tmp_path / "runs")
-    run = open_for_report(folder, store)
+    run = read_run(folder, store)
     assert memory_pictures(run, run.ranked) == []
     for arm in run.ranked:
         call = portrait_inputs(run, arm)
@@ -175,7 +176,7 @@ def test_memories_are_decoded_when_asked_for_and_stay_in_the_store(finished: Pat
 
 
 def page_of(run: Run) -> Page:
-    return Page(render(str(run.spec["name"]), "lead", sections_of(run, tables_of(run))))
+    return Page(render(HOSTILE, "lead", sections_of(run, tables_of(run))))
 
 
 def test_names_are_text_wherever_they_stand(row: Callable[..., Row], run_of: Callable[..., Run]) -> None:
@@ -192,10 +193,8 @@ def test_names_are_text_wherever_they_stand(row: Callable[..., Row], run_of: Cal
         for value in (1, 2, 3)
         for seed in range(3)
     ]
-    failed = {"name": HOSTILE, "arm": HOSTILE, "seed": 0, "state": "failed", "errors": {"k": HOSTILE}, "params": {}}
-    failed |= {"prepare": [], "build": [], "evaluators": [], "is_control": False}
-    spec = {"vary": {HOSTILE: [1, 2, 3]}, "name": HOSTILE, "preset": HOSTILE, "evaluate": {"networks": [HOSTILE], "ipc": [20]}}
-    page = page_of(run_of(rows, [failed], **spec))
+    failed = run_parts.trial(HOSTILE, state="failed", errors={"k": HOSTILE})
+    page = page_of(run_of(rows, [failed], vary={HOSTILE: (1, 2, 3)}, preset=HOSTILE))
     assert len(page.all("script")) == 1
     assert page.all("img") == []
     assert page.text.count(HOSTILE) > 10
@@ -206,14 +205,14 @@ def test_a_thousand_arms_make_a_page_of_bounded_length(row: Callable[..., Row], 
     rows = [
         row(f"arm{number}", params={"a.b": number}, val_top1=0.5, top1_last=0.4 + number / 10_000) for number in range(1000)
     ]
-    run = run_of(rows, vary={"a.b": list(range(1000))})
+    run = run_of(rows, vary={"a.b": tuple(range(1000))})
     text = render("many", "lead", sections_of(run, tables_of(run)))
     assert "The first 200 of 1000 lines; table.csv has all." in text
     assert len(text) < 500_000
 
 
 def test_a_run_without_results_has_a_page_all_the_same(run_of: Callable[..., Run]) -> None:
-    assert "No arm has finished." in page_of(run_of([], vary={"a.b": [1, 2]})).text
+    assert "No arm has finished." in page_of(run_of([], vary={"a.b": (1, 2)})).text
 
 
 def test_bold_in_notes_is_bold_and_cells_keep_their_marks() -> None:
