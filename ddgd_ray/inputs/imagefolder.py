@@ -73,9 +73,9 @@ def _split_folder(spec: ImagesSpec, root: Path, base: Path) -> ImageFiles:
             fix="leave out images.test_per_class",
         )
     test = base / present[0]  # ILSVRC has val and test: the labels of test are nobody's
-    solution = None if any((test / name).is_dir() for name in spec.classes) else _solution(base)
-    per_class = _flat(spec, test, solution) if solution else {name: _images_in(test / name) for name in spec.classes}
-    files = ImageFiles({name: _images_in(base / "train" / name) for name in spec.classes}, per_class)
+    solution = None if any((test / name).is_dir() for name in spec.classes) else imagenet_solution(base)
+    per_class = _flat(spec, test, solution) if solution else {name: images_in(test / name) for name in spec.classes}
+    files = ImageFiles({name: images_in(base / "train" / name) for name in spec.classes}, per_class)
     _refuse_empty(spec, root, {base / "train": files.train, test: files.val})
     return files
 
@@ -93,7 +93,7 @@ def _sliced(spec: ImagesSpec, root: Path) -> ImageFiles:
             where=str(root),
             fix=f"--set images.root={root.parent}" if beside else "--set images.test_per_class=50, or another number",
         )
-    every = {name: _images_in(root / name) for name in spec.classes}
+    every = {name: images_in(root / name) for name in spec.classes}
     _refuse_empty(spec, root, {root: every})
     few = {name: len(paths) for name, paths in every.items() if len(paths) <= spec.test_per_class}
     if few:
@@ -115,14 +115,14 @@ def _sliced(spec: ImagesSpec, root: Path) -> ImageFiles:
     )
 
 
-def _solution(base: Path) -> Path | None:
+def imagenet_solution(base: Path) -> Path | None:
     """Kaggle's table of the validation labels: beside ILSVRC/, or anywhere between it and val/."""
     return next((folder / SOLUTION for folder in (base, *base.parents[:3]) if (folder / SOLUTION).is_file()), None)
 
 
 def _flat(spec: ImagesSpec, folder: Path, solution: Path) -> PerClass:
     """Images without class folders, by the first WordNet id in their line (ImageId,PredictionString) of the table."""
-    paths = {os.path.splitext(os.path.basename(path))[0]: path for path in _images_in(folder)}
+    paths = {os.path.splitext(os.path.basename(path))[0]: path for path in images_in(folder)}
     per_class: dict[str, list[str]] = {name: [] for name in spec.classes}
     missing = []
     try:
@@ -155,7 +155,7 @@ def _flat(spec: ImagesSpec, folder: Path, solution: Path) -> PerClass:
     return per_class
 
 
-def _images_in(folder: Path) -> list[str]:
+def images_in(folder: Path) -> list[str]:
     """Sorted; a link whose target is gone is one of them."""
     try:
         with os.scandir(folder) as entries:
@@ -182,7 +182,7 @@ def _refuse_empty(spec: ImagesSpec, root: Path, found: Mapping[Path, PerClass]) 
         empty = [f"{name} ({_why_empty(folder / name)})" for name, paths in per_class.items() if not paths]
         if empty:
             bad.append(folder)
-            flat = "images lie there without class folders; " if _images_in(folder) else ""
+            flat = "images lie there without class folders; " if images_in(folder) else ""
             shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
             lines.append(f"{flat}{len(empty)} of {len(per_class)} classes have no images: {shown}; {_found(folder)}")
     if lines:
