@@ -109,6 +109,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
     from ddgd_ray.conduct.sweep import run_sweep
     from ddgd_ray.conduct.work import run_in_process
+    from ddgd_ray.inputs.notes import input_notes
     from ddgd_ray.plan.plan import plan_controls
     from ddgd_ray.redact import redact
     from ddgd_ray.run.folder import RunFolder, open_store
@@ -123,6 +124,8 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
         runtime_env = read_runtime_env(args.runtime_env)
     plan_controls(sweep)  # data and weights are looked for before anything is written
+    for note in input_notes(sweep):
+        echo(f"warning: {note}")
     run_dir = run_dir_of(args)
     folder = RunFolder(run_dir, sweep.spec.name)
     folder.prepare()

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ddgd_ray.errors import StageError
-from ddgd_ray.inputs.imagefolder import BELOW, LAYOUTS, TEST_NAMES, image_files, imagenet_solution, images_in
+from ddgd_ray.inputs.class_files import SYSTEM_FOLDERS, LeftOut, images_below, own_images
+from ddgd_ray.inputs.imagefolder import BELOW, LAYOUTS, TEST_NAMES, TRAIN_NAMES, image_files, imagenet_solution, named_folders
 from ddgd_ray.spec.stages import ImagesSpec
 
 MAX_OPENED = 120
@@ -58,18 +59,18 @@ class Survey:
 
 
 def survey(folder: Path) -> Survey:
-    """Raises StageError that says what was found where no class folders are, and names classes with too few images."""
+    """What lies in a folder. Raises StageError where no class folders are, and one that names classes with too few images."""
     if not folder.is_dir():
         kind = "is a file" if folder.is_file() else "does not exist"
         raise StageError(f"the images' folder {kind}", code="data-missing", where=str(folder), fix="give a folder of images")
     root, base = _places(folder)
-    train_base = base / "train" if base is not None else root
+    train_base = base / named_folders(base, TRAIN_NAMES)[0] if base is not None else root
     folders = _subfolders(train_base)
-    found = {name: images_in(train_base / name) for name in folders}
+    found = {name: images_below(train_base / name, LeftOut()) for name in folders}
     classes = tuple(name for name, paths in found.items() if paths)
     _refuse_few(train_base, {name: len(found[name]) for name in classes}, folders)
     tests: Mapping[str, Sequence[str]] = {}
-    test_folder = next((name for name in TEST_NAMES if base is not None and (base / name).is_dir()), "")
+    test_folder = next(iter(named_folders(base, TEST_NAMES)), "") if base is not None else ""
     if base is not None and test_folder and _is_labelled(base, test_folder):
         tests = image_files(ImagesSpec(source="imagefolder", classes=classes, size=8), root).val
     else:
@@ -93,10 +94,10 @@ def _places(folder: Path) -> tuple[Path, Path | None]:
     """The root, and what train/ lies in, if there is one. A folder that holds nothing but a folder is what unpacking left."""
     for _ in range(MAX_DESCENT):
         for below in BELOW:
-            if (folder / below / "train").is_dir():
+            if named_folders(folder / below, TRAIN_NAMES):
                 return folder, folder / below
         inner = _subfolders(folder)
-        if len(inner) != 1 or images_in(folder / inner[0]):
+        if len(inner) != 1 or own_images(folder / inner[0]):
             break
         folder = folder / inner[0]
     return folder, None
@@ -108,12 +109,14 @@ def _is_labelled(base: Path, test_folder: str) -> bool:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the folders in a folder that may be classes, sorted."""
+    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    return sorted(name for name in names if not name.startswith(".") and name not in SYSTEM_FOLDERS)
 
 
 def _refuse_few(base: Path, counts: Mapping[str, int], folders: Sequence[str]) -> None:
     if len(counts) < 2:
-        flat = len(images_in(base))
+        flat = len(own_images(base))
         lies = (
             f"{flat} images lie there without class folders" if flat else f"{len(counts)} of {len(folders)} folders hold images"
         )
