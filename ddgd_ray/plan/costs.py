@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
+from ddgd_ray.plain_files import read_json
 from ddgd_ray.spec.evaluation import STAGE_SPECS
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS
@@ -149,14 +150,14 @@ def known_rates(store: Store, file: Path | None = None) -> Rates:
 def read_calibration(file: Path) -> Rates:
     """Rates of a calibration file. Raises SpecError when the file is none."""
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}")
         return {
             stage: {family: Rate(**rate) for family, rate in families.items()} for stage, families in content["stages"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        what = f"expected a calibration file of schema {SCHEMA}: {err}"
+        what = f"expected a calibration file of schema {SCHEMA}: {getattr(err, 'strerror', None) or err}"
         fix = "make one: ddgd-ray plan FILE --write-calibration PATH"
         raise SpecError(what, code="calibration", where=str(file), fix=fix) from err
 
