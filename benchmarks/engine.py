@@ -131,7 +131,7 @@ def _own(num: int, seconds: float, workers: int) -> dict[str, float]:
         nonlocal publish_s
         admission = Admission([Node("here", {"CPU": workers, "memory": 8e9})], resources)
         while not conductor.is_finished:
-            admission.retain(conductor.running)
+            admission.retain(conductor.jobs.running)
             job = conductor.next(admission.fits)
             started = time.perf_counter()
             outcome = _noop(job, store, resources)

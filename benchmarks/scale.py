@@ -62,7 +62,7 @@ class Watch:
     def begin(self, conductor: Conductor) -> None:
         self.planned_s = time.perf_counter() - self.started
         self.last = time.perf_counter()
-        self.queue = len(conductor.queue)
+        self.queue = len(conductor.jobs.queue)
 
     def __call__(self, cluster: VirtualCluster, conductor: Conductor) -> None:
         now = time.perf_counter()

@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks import measure
 from ddgd_ray.conduct.conductor import Conductor
-from ddgd_ray.conduct.sweep import new_allotment, planned_trials, run_sweep
+from ddgd_ray.conduct.sweep import new_seed_policy, planned_trials, run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.plan.plan import Trial
 from ddgd_ray.run.folder import RunFolder, open_store
@@ -148,7 +148,7 @@ def replay(sweep: Sweep, store: Store, folder: Path) -> Conductor | None:
     """The sweep over what is published; None where something is missing."""
     run = RunFolder(folder, sweep.spec.name)
     run.prepare()
-    conductor = Conductor(sweep, store, GridSearch(sweep), run, allotment=new_allotment(sweep, store, run))
+    conductor = Conductor(sweep, store, GridSearch(sweep), run, seed_policy=new_seed_policy(sweep, store, run))
     return conductor if conductor.is_finished else None
 
 
@@ -176,7 +176,7 @@ def races(args: argparse.Namespace, store: Store) -> tuple[list[Trial], dict[str
             full = replay(read(name, args), store, Path(folder))
             if race is None or full is None:
                 return None
-            assert isinstance(race.allotment, Race)
+            assert isinstance(race.seed_policy, Race)
             kept = [arm.proposal.arm for arm in race.arms if not arm.end.startswith(("dropped", "failed"))]
             ours, theirs = winner(race, kept), winner(full)
             said[name] = {"arms": len(race.arms), "dropped": len(race.arms) - len(kept), "race": ours, "full": theirs}

@@ -9,6 +9,7 @@ from typing import Any
 from ddgd_ray import __version__
 from ddgd_ray.commands.doctor import add_doctor, doctor_command
 from ddgd_ray.commands.exports import export_command, export_model_command
+from ddgd_ray.commands.init import add_init, init_command
 from ddgd_ray.commands.models import pretrain_command
 from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.plans import plan_command
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("file", type=Path, help="a sweep file, e.g. ablations/memory.yaml")
         added.add_argument("--preset", help="run the file on another data set")
         added.add_argument(
+            "--images", type=lambda text: str(absolute(text)), metavar="FOLDER", help="run the file on images of your own"
+        )
+        added.add_argument(
             "--set", action="append", default=[], metavar="PATH=VALUE", help="override a field, e.g. finetune.steps=500"
         )
 
@@ -81,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         tracking.add_argument("--no-tracking", action="store_true", help="do not write to MLflow")
         tracking.add_argument("--tracking-required", action="store_true", help="exit 5 when MLflow lacks something at the end")
 
+    add_init(command("init", init_command, "look at a folder of images and write a sweep file that suits it and this machine"))
     sweep = command("sweep", run_sweep_command, "run a sweep, or continue it: finished stages are not repeated")
     takes_sweep(sweep)
     runs(sweep)
@@ -91,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     takes_sweep(plan)
     plan.add_argument("--cores", type=float, default=0, metavar="N", help="of the machine or cluster (default: this one's)")
     plan.add_argument("--gpus", type=float, default=0, metavar="N", help="the same (default: what one job holds)")
+    plan.add_argument("--measure", action="store_true", help="time a few steps of each missing stage on this machine first")
     plan.add_argument("--calibration", type=absolute, metavar="FILE", help="rates of another machine")
     plan.add_argument(
         "--write-calibration", type=absolute, metavar="FILE", help="write down the rates of this run folder's store"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.conduct.conductor import Conductor
-from ddgd_ray.conduct.sweep import new_allotment
+from ddgd_ray.conduct.sweep import new_seed_policy
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.run.folder import RunFolder
 from ddgd_ray.search.ask_tell import GridSearch
@@ -42,8 +42,8 @@ def conduct(sweep: Sweep, folder: Path, store: FakeStore, search: Any = None, ev
     run = RunFolder(folder, sweep.spec.name)
     run.prepare()
     emit = events.append if events is not None else lambda event: None
-    allotment = new_allotment(sweep, store, run)  # type: ignore[arg-type]
-    return Conductor(sweep, store, search or GridSearch(sweep), run, emit, allotment)  # type: ignore[arg-type]
+    policy = new_seed_policy(sweep, store, run)  # type: ignore[arg-type]
+    return Conductor(sweep, store, search or GridSearch(sweep), run, emit, policy)  # type: ignore[arg-type]
 
 
 def finish(conductor: Conductor, store: FakeStore, job: Job) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ClusterError, SpecError
+from ddgd_ray.plain_files import read_text
 from ddgd_ray.spec.load import read
 
 SETTINGS = {
@@ -29,6 +30,7 @@ SETTINGS = {
     "OMP_WAIT_POLICY": "PASSIVE",  # two busy-waiting threads on a loaded core: 5.7 s a step in place of 0.24
 }
 
+MAX_TOKEN_BYTES = 65536
 ANSWER_S = 4.5  # the user hears within 5 s
 ASK_S = 20.0  # a process that imports ray and asks the head for its versions: 1-2 s, more on busy cores
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -209,7 +211,7 @@ def token_source() -> str:
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(given) if given else Path("~/.ray/auth_token").expanduser()
     try:
-        has_token = bool(path.read_text().strip())
+        has_token = bool(read_text(path, MAX_TOKEN_BYTES).strip())
     except (OSError, UnicodeDecodeError) as err:
         if given:
             fix = "give the path of a file that you can read, with the cluster's token in it"

@@ -93,9 +93,9 @@ class ClusterDriver:
         if self.is_over:
             return None
         self.look()
-        self.admission.retain(self.conductor.running)
+        self.admission.retain(self.conductor.jobs.running)
         job = self.conductor.next(self.admission.fits)
-        if job is not None or self.conductor.running:
+        if job is not None or self.conductor.jobs.running:
             self._moved = time.monotonic()
         elif not self.conductor.is_finished and time.monotonic() - self._moved > NODE_WAIT_S:
             self.error = EngineError(
@@ -120,7 +120,7 @@ class ClusterDriver:
 
     def ended(self, job_id: str, outcome: Outcome) -> None:
         """Pass an outcome on to the conductor; an error on a node that is gone becomes the loss of the node."""
-        if job_id not in self.conductor.running:
+        if job_id not in self.conductor.jobs.running:
             return
         if outcome.error and not outcome.is_lost:
             self.look(force=True)

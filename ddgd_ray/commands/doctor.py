@@ -11,7 +11,7 @@ from ddgd_ray.errors import SpecError, SpecErrors
 if TYPE_CHECKING:
     from ddgd_ray.doctor.finding import Finding
     from ddgd_ray.spec.preset import Preset
-    from ddgd_ray.spec.sweep_spec import ResourcesSpec
+    from ddgd_ray.spec.sweep_spec import SweepSpec
 
 
 def add_doctor(added: argparse.ArgumentParser) -> None:
@@ -25,13 +25,14 @@ def add_doctor(added: argparse.ArgumentParser) -> None:
 
 
 def doctor_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.doctor.inputs import check_images, check_weights
+    from ddgd_ray.doctor.inputs import check_images, check_sets, check_weights
     from ddgd_ray.doctor.machine import check_cores, check_gpus, check_memory, check_packages
     from ddgd_ray.doctor.services import check_ray, check_tracking
     from ddgd_ray.doctor.storage import check_run_dir, check_token, check_url
     from ddgd_ray.tracking.tracker import default_uri
 
-    preset, resources = _asked(args)
+    preset, spec = _asked(args)
+    resources = spec.resources if spec is not None else None
     run_dir = run_dir_of(args)  # of a URL, the local folder with MLflow's database
     found: list[Finding] = []
 
@@ -57,6 +58,7 @@ def doctor_command(args: argparse.Namespace) -> int:
     if preset is not None:
         tell(check_images(preset.images, decodes=not args.fast))
         tell(check_weights(preset))
+        tell(check_sets(spec.sets if spec is not None else {}, preset.images))
     counts = {level: sum(finding.level == level for finding in found) for level in ("PASS", "WARN", "FAIL")}
     if args.json:
         print(json.dumps({"ok": not counts["FAIL"], "counts": counts, "findings": [finding.as_json() for finding in found]}))
@@ -65,8 +67,8 @@ def doctor_command(args: argparse.Namespace) -> int:
     return 5 if counts["FAIL"] else 0
 
 
-def _asked(args: argparse.Namespace) -> "tuple[Preset | None, ResourcesSpec | None]":
-    """The preset to check, if one is named, and what a sweep's jobs ask for, if a sweep file is given."""
+def _asked(args: argparse.Namespace) -> "tuple[Preset | None, SweepSpec | None]":
+    """The preset to check, if one is named, and the sweep, if its file is given."""
     from ddgd_ray.commands.sweeps import _overrides
     from ddgd_ray.spec.preset import build_preset, read_preset, with_overrides
     from ddgd_ray.spec.sweep import read_sweep
@@ -74,7 +76,7 @@ def _asked(args: argparse.Namespace) -> "tuple[Preset | None, ResourcesSpec | No
     overrides = _overrides(args)
     if args.file is not None:
         sweep = read_sweep(args.file, overrides, args.preset)
-        return sweep.preset_with({}), sweep.spec.resources
+        return sweep.preset_with({}), sweep.spec
     if args.preset is None:
         if overrides:
             raise SpecError("of which preset?", where="--set", fix="add --preset NAME, or give a sweep file")

@@ -30,3 +30,9 @@ def absolute(text: str) -> Path:
 
 def echo(text: str) -> None:
     print(text, flush=True)
+
+
+def time_words(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
-from ddgd_ray.commands.output import run_dir_of
+from ddgd_ray.commands.output import run_dir_of, time_words
 from ddgd_ray.commands.sweeps import read
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ MAX_LISTED = 60
 
 def plan_command(args: argparse.Namespace) -> int:
     from ddgd_ray.conduct.sweep import planned_trials
-    from ddgd_ray.plan.costs import known_rates, rates_of, write_calibration
+    from ddgd_ray.plan.costs import known_rates, rates_of, remember, write_calibration
     from ddgd_ray.plan.forecast import forecast
     from ddgd_ray.run.folder import RunFolder, open_store
     from ddgd_ray.search.forecast import search_forecast, tried
@@ -34,6 +36,12 @@ def plan_command(args: argparse.Namespace) -> int:
         print(f"rates of {store.root} written to {args.write_calibration}")
         return 0
     rates = known_rates(store, args.calibration)
+    if args.measure:
+        from ddgd_ray.conduct.measure import measured_rates
+
+        logging.getLogger("ddgd_ray.stages").setLevel(logging.ERROR)  # what a stage of two steps warns of is no news
+        remember(measured_rates(sweep, store, rates_of(store), tell=lambda text: print(f"measuring {text}", file=sys.stderr)))
+        rates = known_rates(store, args.calibration)
     resources = sweep.spec.resources
     cores = args.cores or float(os.cpu_count() or 1)
     gpus = args.gpus or max(resources.of(stage).held["gpus"] for stage in get_args(StageName))
@@ -75,8 +83,8 @@ def _print_search(sweep: "Sweep", search: "SearchForecast") -> None:
     print(f"search: up to {search.configurations} configurations by {asked.algorithm} over {', '.join(sweep.space)},")
     print(f"each at {len(sweep.spec.seeds.distill)} seeds, {asked.parallel} at once; which ones, the results decide.")
     done = f"{search.configurations - search.left} are done. " if search.left < search.configurations else ""
-    gpus = f" and {_time(search.one.gpu_s)} of GPUs" if search.one.gpu_s else ""
-    print(f"{done}One at the preset's values takes {_time(search.one.core_s)} of cores{gpus}. Planned for certain:")
+    gpus = f" and {time_words(search.one.gpu_s)} of GPUs" if search.one.gpu_s else ""
+    print(f"{done}One at the preset's values takes {time_words(search.one.core_s)} of cores{gpus}. Planned for certain:")
 
 
 def _print_stages(certain: "Forecast") -> None:
@@ -96,10 +104,11 @@ def _print_total(total: "Forecast", cores: float, gpus: float, search: "SearchFo
     on = f"{cores:g} cores" + (f" and {gpus:g} GPUs" if gpus else "")
     print(f"\nwith {search.left} configurations to come:" if search else "")
     print(f"{total.core_s / 3600:.2f} core-hours, {total.gpu_s / 3600:.2f} GPU-hours, {total.size_bytes / 1e6:.0f} MB on disk;")
-    print(f"about {_time(total.wall_s)} on the clock ({_time(total.wall_low_s)} to {_time(total.wall_high_s)}) with {on}")
+    spread = f"{time_words(total.wall_low_s)} to {time_words(total.wall_high_s)}"
+    print(f"about {time_words(total.wall_s)} on the clock ({spread}) with {on}")
     num_unknown = search.certain.num_unknown + search.left * search.one.num_unknown if search else total.num_unknown
     if num_unknown:
-        print(f"without {num_unknown} calls of stages that were never measured: give --calibration FILE")
+        print(f"without {num_unknown} calls of stages that were never measured here: a minute of --measure times them")
 
 
 def _print_budget(sweep: "Sweep", total: "Forecast") -> None:
@@ -123,9 +132,3 @@ def _print_trials(trials: Sequence["Trial"], store: Any) -> None:
         print(f"{trial.name:28} {'  '.join(keys)}  evaluators {done}/{len(trial.evaluators)}")
     if len(trials) > MAX_LISTED:
         print(f"... and {len(trials) - MAX_LISTED} more")
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

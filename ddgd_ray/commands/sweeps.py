@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from ddgd_ray.spec.sweep import Sweep
 
 TRACKER_WAIT_S = 9.0
+# how sets of images of one's own are judged unless told otherwise: as in the published tables
+PUBLISHED = {
+    "images.size": 256,
+    "evaluate.protocol": "idc",
+    "reference.network": "resnet18_bn",
+    "reference.protocol": "teacher",
+}
 STOPPED = {
     "interrupted": "interrupted: everything finished is kept; run the same command again to continue",
     "failures": "stopped: too many jobs failed (resources.max_failed_share)",
@@ -27,9 +34,11 @@ STOPPED = {
 
 
 def read(args: argparse.Namespace) -> "Sweep":
+    from ddgd_ray.commands.init import own_images
     from ddgd_ray.spec.sweep import read_sweep
 
-    return read_sweep(args.file, _overrides(args), args.preset)
+    preset, overrides = own_images(args, _overrides(args))
+    return read_sweep(args.file, overrides, preset)
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -68,6 +77,9 @@ def evaluate_command(args: argparse.Namespace) -> int:
     if args.protocol:
         overrides["evaluate.protocol"] = args.protocol
     preset = args.preset or "imagefolder"
+    if not args.preset:
+        for path, value in PUBLISHED.items():
+            overrides.setdefault(path, value)
     ipc = args.ipc
     if not ipc:
         classes = overrides.get("images.classes") or read_preset(preset).data["images"]["classes"]
@@ -97,6 +109,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
     from ddgd_ray.conduct.sweep import run_sweep
     from ddgd_ray.conduct.work import run_in_process
+    from ddgd_ray.inputs.notes import input_notes
     from ddgd_ray.plan.plan import plan_controls
     from ddgd_ray.redact import redact
     from ddgd_ray.run.folder import RunFolder, open_store
@@ -111,6 +124,8 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
         runtime_env = read_runtime_env(args.runtime_env)
     plan_controls(sweep)  # data and weights are looked for before anything is written
+    for note in input_notes(sweep):
+        echo(f"warning: {note}")
     run_dir = run_dir_of(args)
     folder = RunFolder(run_dir, sweep.spec.name)
     folder.prepare()

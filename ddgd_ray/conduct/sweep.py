@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddgd_ray.conduct.conductor import Conductor
-from ddgd_ray.conduct.events import Event, StopReason
+from ddgd_ray.conduct.conductor import Conductor, Event, StopReason
 from ddgd_ray.errors import SpecError
 from ddgd_ray.plan.plan import Trial, arm_name, plan_arm, plan_controls
 from ddgd_ray.run.accounts import Accounts
@@ -15,7 +14,7 @@ from ddgd_ray.run.folder import RunFolder, TrialProgress, open_store
 from ddgd_ray.search.ask_tell import GridSearch, Proposal, Proposals, Search
 from ddgd_ray.search.race import Race
 from ddgd_ray.search.rungs import Rungs, rung_trials
-from ddgd_ray.search.seed_policy import Allotment, AllSeeds, forget_decisions
+from ddgd_ray.search.seed_policy import AllSeeds, SeedPolicy, forget_decisions
 from ddgd_ray.spec.search_spec import is_reproducible
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -30,16 +29,16 @@ Execute = Callable[[Conductor, Store, ResourcesSpec], None]
 
 @dataclass
 class Result:
-    """What became of a sweep. causes: {message: exit code} of the jobs that failed themselves."""
+    """The end of a sweep. causes: {message: exit code} of the jobs that failed themselves."""
 
     folder: RunFolder
     records: list[TrialProgress]
     causes: dict[str, int]
     stop_reason: StopReason
-    """Why it ended before everything was done; "" when it was not stopped."""
+    """Why the sweep ended before everything was done; "" when it was not stopped."""
     num_ran: int
     note: str = ""
-    """What the search has to say about its end."""
+    """Why the search ended before it had tried all that was asked for; "" when it did not."""
 
     @property
     def failed(self) -> list[TrialProgress]:
@@ -60,7 +59,10 @@ class Result:
 
 
 def new_search(sweep: Sweep, folder: RunFolder, store: Store) -> Search:
-    """The grid, or Optuna with what this run proposed before. Raises SpecError when a warm start finds nothing."""
+    """The search of a sweep: its grid, or Optuna with what this run proposed before.
+
+    Raises SpecError when a warm start finds nothing.
+    """
     if sweep.spec.search is None:
         return GridSearch(sweep)
     from ddgd_ray.search.optuna import OptunaSearch
@@ -74,7 +76,8 @@ def new_search(sweep: Sweep, folder: RunFolder, store: Store) -> Search:
     return search
 
 
-def new_allotment(sweep: Sweep, store: Store, folder: RunFolder) -> Allotment:
+def new_seed_policy(sweep: Sweep, store: Store, folder: RunFolder) -> SeedPolicy:
+    """The policy that the sweep names: a race, rungs, or every seed for everybody."""
     if sweep.spec.race is not None:
         return Race(sweep, store, folder)
     if sweep.spec.rungs is not None:
@@ -84,7 +87,10 @@ def new_allotment(sweep: Sweep, store: Store, folder: RunFolder) -> Allotment:
 
 
 def planned_trials(sweep: Sweep) -> list[Trial]:
-    """All trials of a grid, which a race may not need; with rungs those of the first; of a search, those of no result."""
+    """The trials that are known without a result: of a grid all, though a race may not need them; of rungs the first rung.
+
+    Of a search, which proposes by results, there are the controls and ready-made sets alone.
+    """
 
     def trials(proposal: Proposal) -> list[Trial]:
         if sweep.spec.rungs is not None:
@@ -105,7 +111,9 @@ def run_sweep(
     emit: Callable[[Event], None] = lambda event: None,
     on_start: Callable[[Conductor], None] = lambda conductor: None,
 ) -> Result:
-    """Execute what the store says is missing. The same call continues an interrupted sweep, and with `amend` a larger one.
+    """The result of executing what the store says is missing.
+
+    The same call continues an interrupted sweep, and with `amend` a larger one.
 
     on_start gets the conductor before work begins; its `stop` ends the sweep once running jobs have ended.
     """
@@ -126,8 +134,8 @@ def run_sweep(
                 folder.forget()  # nothing began: a corrected file may have this name
             raise
         accounts = Accounts(folder.path, sweep.spec.budget, sweep.spec.resources)
-        allotment = new_allotment(sweep, store, folder)
-        conductor = Conductor(sweep, store, search, folder, emit, allotment, accounts)
+        policy = new_seed_policy(sweep, store, folder)
+        conductor = Conductor(sweep, store, search, folder, emit, policy, accounts)
         on_start(conductor)
         if not conductor.is_finished:
             with accounts.alive():
@@ -135,13 +143,13 @@ def run_sweep(
         return Result(
             folder,
             conductor.records,
-            conductor.causes,
+            conductor.jobs.causes,
             stop_reason=conductor.stop_reason or ("" if conductor.is_complete else "interrupted"),
-            num_ran=conductor.num_done,
+            num_ran=conductor.jobs.num_done,
             note=search.note if conductor.is_complete else "",
         )
 
 
 def default_run_dir() -> str:
-    """A folder, or a URL."""
+    """The folder or URL for runs: DDGD_RUN_DIR, or `runs`."""
     return os.environ.get("DDGD_RUN_DIR", "runs")

@@ -17,7 +17,7 @@ from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.storage.store import Store
 
 SECONDS = {"finetune": 1800.0, "sample": 120.0, "evaluate": 900.0}
-"""Mean virtual seconds of a job on one GPU; other stages take OTHER_S."""
+"""{stage: mean virtual seconds of a job on one GPU}; other stages take OTHER_S."""
 OTHER_S = 60.0
 
 
@@ -37,9 +37,9 @@ class VirtualCluster:
     watch_every: int = 1000
     now_s: float = 0.0
     held_s: float = 0.0
-    """GPU-seconds that jobs held a GPU."""
+    """Virtual GPU-seconds that jobs have held."""
     publish_s: float = 0.0
-    """Real seconds spent on publishing, which is work of a real cluster's workers."""
+    """Real seconds spent on publishing, which on a real cluster its workers do."""
     num_ended: int = 0
     num_deaths: int = 0
     num_preemptions: int = 0
@@ -91,7 +91,7 @@ class VirtualCluster:
 
 
 def publish_virtually(job: Job, store: Store) -> None:
-    """Artifacts without files whose accuracies follow from their keys."""
+    """Publish artifacts without files, whose accuracies follow from their keys."""
     for call in job.calls:
         if store.has(*call.ref):
             continue

@@ -1,4 +1,4 @@
-"""What a worker process does with a job: each call in turn, published before it returns. The in-process executor."""
+"""The work of one job: each of its calls is published before the next begins. The in-process executor."""
 
 import logging
 import os
@@ -17,13 +17,13 @@ from ddgd_ray.storage.store import Artifact, Store
 
 log = logging.getLogger(__name__)
 
-DEVICE = "DDGD_DEVICE"  # of all stages, whatever they hold: to try GPUs that Ray is only told about
+DEVICE = "DDGD_DEVICE"  # the device of all stages, whatever they hold: to try GPUs that Ray is only told about
 
 Publish = Callable[[StageCall, Store, Context], tuple[Artifact, bool]]
 
 
 def context_of(resources: ResourcesSpec, stage: str, stop_file: Path | None = None) -> Context:
-    """What a job of this stage may know of its surroundings."""
+    """The surroundings that a job of this stage may know of: device, threads, sizes of batches, the stop file."""
     amounts = resources.of(stage)
     return Context(
         device=os.environ.get(DEVICE) or ("cuda" if amounts.gpus else "cpu"),
@@ -42,7 +42,10 @@ def context_of(resources: ResourcesSpec, stage: str, stop_file: Path | None = No
 def run_job(
     job: Job, store: Store, resources: ResourcesSpec, publish: Publish = publish_call, *, stop_file: Path | None = None
 ) -> Outcome:
-    """Never raises: an error becomes the outcome's text. Errors that name their cause are final, others may be repeated."""
+    """The outcome of a job; an error becomes its text, and is never raised.
+
+    An error that names its cause is final; a job with any other error may be tried again.
+    """
     started = time.monotonic()
     try:
         context = context_of(resources, job.stage, stop_file)
@@ -67,7 +70,7 @@ def run_job(
 
 
 def run_in_process(conductor: Conductor, store: Store, resources: ResourcesSpec) -> None:
-    """One job after another in this process: the executor of the tests and of `--executor local`."""
+    """Run one job after another in this process: the executor of the tests and of `--executor local`."""
     while not conductor.is_finished:
         job = conductor.next()
         assert job is not None or conductor.is_draining, "jobs wait, none is running, and none can start"

@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ddgd_ray.doctor.finding import Finding, from_error, passed
 from ddgd_ray.errors import DdgdError, StageError
-from ddgd_ray.inputs.fingerprints import images_source, resolve
+from ddgd_ray.inputs.fingerprints import images_source, resolve, set_source
 from ddgd_ray.inputs.imagefolder import ImageFiles, image_files
+from ddgd_ray.inputs.notes import image_notes, set_notes
 from ddgd_ray.inputs.weights import PATTERNS, weights_source
+from ddgd_ray.spec.base import Values
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages.parts.pictures import CorruptImage, open_picture
@@ -68,20 +70,45 @@ def _folder(spec: ImagesSpec, root: Path, decodes: bool) -> list[Finding]:
             f"{found}; {len(few)} classes have no more than images.validation_per_class = {spec.validation_per_class}: {shown}"
         )
         return [Finding("images", "FAIL", what, "lower images.validation_per_class or add images")]
+    notes = [_noted("images", note) for note in image_notes(spec, files)]
+    if files.left_out and not files.left_out.num_pictures:
+        found += f"; in the class folders {files.left_out}"
     if not decodes:
-        return [passed("images", f"{found}; not decoded")]
+        return [passed("images", f"{found}; not decoded"), *notes]
     bad = list(undecodable(files, spec.channels))
     if not bad:
-        return [passed("images", f"{found}; every one can be decoded")]
+        return [passed("images", f"{found}; every one can be decoded"), *notes]
     most = spec.max_corrupt if spec.on_corrupt == "skip" else 0
     lines = [f"        {path}: {reason}" for path, reason in bad[:MAX_SHOWN]]
     more = [f"        and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
     allowed = f", images.max_corrupt allows {most}" if most else ""
     what = f"{len(bad)} of {sum(counts)} images in {root} cannot be decoded{allowed}:\n" + "\n".join([*lines, *more])
     if len(bad) <= most:
-        return [Finding("images", "WARN", what, "replace them; the sweep leaves them out and records them")]
+        return [Finding("images", "WARN", what, "replace them; the sweep leaves them out and records them"), *notes]
     fix = "replace or remove these files, or " + ("raise images.max_corrupt" if most else "set images.on_corrupt: skip")
-    return [Finding("images", "FAIL", what, fix)]
+    return [Finding("images", "FAIL", what, fix), *notes]
+
+
+def _noted(check: str, note: str) -> Finding:
+    fix = (
+        "convert these pictures to .png or .jpg, or move them away" if "left out" in note else "take ImageNet's own val images"
+    )
+    return Finding(check, "WARN", note, fix)
+
+
+def check_sets(sets: Mapping[str, Values], spec: ImagesSpec) -> list[Finding]:
+    """Findings of the ready-made sets that a sweep judges, {name: folder or folders}; their images are not decoded."""
+    findings = []
+    for name, folders in sets.items():
+        for folder in folders if isinstance(folders, tuple) else (folders,):
+            try:
+                root = resolve(str(folder), f"sets.{name}")
+                source = set_source(root, spec.classes)
+                findings += [_noted("sets", note) for note in set_notes(root, spec)]
+                findings.append(passed("sets", f"{name}: at least {source.smallest} images a class in {root}"))
+            except DdgdError as err:
+                findings.append(from_error("sets", err))
+    return findings
 
 
 def undecodable(files: ImageFiles, channels: int) -> Iterator[tuple[str, str]]:

@@ -155,6 +155,19 @@ def check_gpus(
     return [passed("gpus", f"{shown}; driver {version}")]
 
 
+def seen_gpus(driver: Path = Path("/proc/driver/nvidia/version")) -> list[tuple[str, int]]:
+    """(name, bytes of memory) of each GPU that torch sees; none where there is no driver, or where asking fails."""
+    if not driver.exists() and not Path("/dev/kfd").exists():
+        return []
+    try:
+        ran = subprocess.run(
+            (sys.executable, "-c", GPU_PROBE), capture_output=True, text=True, timeout=GPU_TIMEOUT_S, check=False
+        )
+        return [(str(name), int(memory)) for name, memory in json.loads(ran.stdout)["gpus"]] if not ran.returncode else []
+    except (subprocess.TimeoutExpired, ValueError, KeyError):
+        return []
+
+
 def _no_gpu(asked: float, why: str, fix: str = "") -> Finding:
     if not asked:
         return passed("gpus", f"none ({why}), and none is asked for")

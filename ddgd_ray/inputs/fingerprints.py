@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.inputs.imagefolder import LAYOUTS, image_files
-from ddgd_ray.inputs.setfolder import set_files
+from ddgd_ray.inputs.setfolder import set_files, written_sha256
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS, ImagesSpec
 from ddgd_ray.storage.hashes import Content, contents
 
@@ -23,7 +23,8 @@ FASHION_FILES = (
 )
 # SHA-256 over the four decompressed files in the order above; the same from Debian and from torchvision's download
 FASHION_FINGERPRINT = "sha256:14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214"
-IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+IMAGE_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", *TIFF_BEGINNINGS, b"P2", b"P3", b"P5", b"P6")
 READER = 2  # bumped when files of an image folder are decoded otherwise than before: their artifacts are made again
 
 
@@ -82,6 +83,7 @@ def set_source(root: Path, classes: tuple[str, ...]) -> SetSource:
     Raises StageError for a folder that does not hold these classes, and lists files that are no images.
     """
     files = set_files(root, classes)
+    written_sha256(root)  # what a stage would refuse later is refused now
     paths = [path for per_class in files.values() for path in per_class]
     digest, bad = hashlib.sha256(b"set 1\n"), []
     found = dict(zip(paths, _contents(paths), strict=True))

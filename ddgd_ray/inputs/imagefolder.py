@@ -1,70 +1,101 @@
-"""Which files of an image folder are the training and test images of each class, in three layouts told apart by what is there.
+"""The training and test images of each class of an image folder, in three layouts told apart by what is there.
 
 The same files give the same answer in any layout: a file's class is its folder's name or what LOC_val_solution.csv says, its
-stable name is SPLIT/CLASS/FILE. Hidden files and those without an image's suffix do not count; broken links do, as corrupt.
+stable name is SPLIT/CLASS/FILE, with the folders below the class folder in FILE. Broken links count, as corrupt images.
 """
 
 import csv
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.inputs.class_files import LeftOut, images_below, own_images
 from ddgd_ray.spec.stages import ImagesSpec
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 SOLUTION = "LOC_val_solution.csv"
 LAYOUTS = f"""expected one of
     ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg (or validation/, or test/)
     ROOT/ILSVRC/Data/CLS-LOC/train/CLASS/*.JPEG and ROOT/ILSVRC/Data/CLS-LOC/val/*.JPEG and ROOT/{SOLUTION}
     ROOT/CLASS/*.jpg, with images.test_per_class"""
 BELOW = ("", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # where train/ may lie below the root
-TEST_NAMES = ("val", "validation", "test")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("val", "validation", "valid", "test", "testing")  # in any case; earlier ones go first
+TWINS = 3  # of these only one can hold the test images; test beside one of them has the labels of nobody
 PerClass = Mapping[str, list[str]]
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """{class: absolute paths, sorted by name} of each split, classes in the order of `ImagesSpec.classes`."""
+    """{class: absolute paths, in the order of their names} of each split, classes in the order of `ImagesSpec.classes`."""
 
     train: PerClass
     val: PerClass
+    folders: Mapping[str, Path]
+    """{split: the folder of its class folders}."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What lies in the class folders and is not read."""
+
+    def names(self, split: str) -> list[str]:
+        """The stable names SPLIT/CLASS/FILE of a split, `train` or `val`, class by class."""
+        per_class = self.train if split == "train" else self.val
+        folder = self.folders[split]
+        return [f"{split}/{name}/{_below(path, folder / name)}" for name, paths in per_class.items() for path in paths]
 
     def named(self) -> list[tuple[str, str]]:
-        """(stable name SPLIT/CLASS/FILE, path) of every file, training images first."""
-        splits = {"train": self.train, "val": self.val}
-        return [
-            (f"{split}/{name}/{os.path.basename(path)}", path)
-            for split, per_class in splits.items()
-            for name, paths in per_class.items()
-            for path in paths
-        ]
+        """(stable name, path) of every file, training images first."""
+        paths = [path for per_class in (self.train, self.val) for paths in per_class.values() for path in paths]
+        return list(zip(self.names("train") + self.names("val"), paths, strict=True))
+
+
+def _below(path: str, folder: Path) -> str:
+    """A path relative to its class folder; the file's name where the images of all classes lie in one folder."""
+    start = f"{folder}{os.sep}"
+    return path.removeprefix(start) if path.startswith(start) else os.path.basename(path)
 
 
 def image_files(spec: ImagesSpec, root: Path) -> ImageFiles:
     """The files of a data set. Raises StageError that says what was found in place of what was expected."""
     if not root.is_dir():
-        kind = "is a broken link" if root.is_symlink() else "is a file" if root.exists() else "does not exist"
+        kinds = {"is a file": root.is_file(), "is no folder": root.exists(), "is a broken link": root.is_symlink()}
+        kind = next((kind for kind, holds in kinds.items() if holds), "does not exist")
         raise _missing(f"the images' folder {kind}", root)
-    bases = [root / below for below in BELOW if (root / below / "train").is_dir()]
+    found = {root / below: named_folders(root / below, TRAIN_NAMES) for below in BELOW}
+    bases = [(base, train) for base, trains in found.items() for train in trains if not _are_classes(spec, base, train)]
     if len(bases) > 1:
-        raise _missing(f"images lie in several places: {' and '.join(str(base / 'train') for base in bases)}", root)
+        raise _missing(f"images lie in several places: {' and '.join(str(base / train) for base, train in bases)}", root)
     if bases:
-        return _split_folder(spec, root, bases[0])
+        return _split_folder(spec, root, *bases[0])
     if not any((root / name).is_dir() for name in spec.classes):
         raise _missing(f"there is no train folder and no class folder, {_found(root)}", root)
     return _sliced(spec, root)
 
 
-def _split_folder(spec: ImagesSpec, root: Path, base: Path) -> ImageFiles:
+def named_folders(base: Path, wanted: tuple[str, ...]) -> list[str]:
+    """The names of folders in `base` that are one of the wanted names in any case, in the order of the wanted names."""
+    try:
+        names = [entry.name for entry in os.scandir(base) if entry.is_dir()]
+    except OSError:
+        return []
+    return [name for one in wanted for name in sorted(names, reverse=True) if name.lower() == one]
+
+
+def _are_classes(spec: ImagesSpec, base: Path, train: str) -> bool:
+    """Whether `train` is no split but a class of that name, beside the other classes."""
+    return train in spec.classes and not (base / train / train).is_dir() and all((base / n).is_dir() for n in spec.classes)
+
+
+def _split_folder(spec: ImagesSpec, root: Path, base: Path, train: str) -> ImageFiles:
     """train/ beside val/, validation/ or test/; val/ may be flat, with its labels in LOC_val_solution.csv."""
-    present = [name for name in TEST_NAMES if (base / name).is_dir()]
+    present = named_folders(base, TEST_NAMES)
     if not present:
-        raise _missing(f"there is no {' or '.join(TEST_NAMES)} folder beside train, {_found(base)}", root)
-    if "validation" in present and "val" in present:
-        raise _missing("val and validation are both there, and only one can hold the test images", base)
+        raise _missing(f"there is no {' or '.join(TEST_NAMES)} folder beside {train}, {_found(base)}", root)
+    twins = [name for name in present if name.lower() in TEST_NAMES[:TWINS]]
+    if len(twins) > 1:
+        raise _missing(f"{' and '.join(twins)} are both there, and only one can hold the test images", base)
     if spec.test_per_class:
         raise StageError(
             f"images.test_per_class = {spec.test_per_class} is for folders without a split, and here is {present[0]}",
@@ -72,28 +103,34 @@ def _split_folder(spec: ImagesSpec, root: Path, base: Path) -> ImageFiles:
             where=str(base),
             fix="leave out images.test_per_class",
         )
-    test = base / present[0]  # ILSVRC has val and test: the labels of test are nobody's
-    solution = None if any((test / name).is_dir() for name in spec.classes) else _solution(base)
-    per_class = _flat(spec, test, solution) if solution else {name: _images_in(test / name) for name in spec.classes}
-    files = ImageFiles({name: _images_in(base / "train" / name) for name in spec.classes}, per_class)
-    _refuse_empty(spec, root, {base / "train": files.train, test: files.val})
+    test, left_out = base / present[0], LeftOut()  # ILSVRC has val and test: the labels of test are nobody's
+    solution = None if any((test / name).is_dir() for name in spec.classes) else imagenet_solution(base)
+    per_class = _flat(spec, test, solution) if solution else _per_class(spec, test, left_out)
+    per_train = _per_class(spec, base / train, left_out)
+    files = ImageFiles(per_train, per_class, {"train": base / train, "val": test}, left_out)
+    _refuse_empty(spec, root, {base / train: files.train, test: files.val})
     return files
 
 
-def _sliced(spec: ImagesSpec, root: Path) -> ImageFiles:
-    """ROOT/CLASS: the test images of a class are the test_per_class files whose CLASS/FILE has the smallest SHA-256.
+def _per_class(spec: ImagesSpec, folder: Path, left_out: LeftOut) -> PerClass:
+    return {name: images_below(folder / name, left_out) for name in spec.classes}
 
-    So they do not depend on order or place, and files added later move few of them.
+
+def _sliced(spec: ImagesSpec, root: Path) -> ImageFiles:
+    """The files of ROOT/CLASS. The test images of a class are the test_per_class files with the smallest SHA-256 of CLASS/FILE.
+
+    So the test images do not depend on order or place, and files added later move few of them.
     """
     if not spec.test_per_class:
-        beside = [name for name in TEST_NAMES if root.name == "train" and (root.parent / name).is_dir()]
+        beside = root.name.lower() in TRAIN_NAMES and named_folders(root.parent, TEST_NAMES)
         raise StageError(
             f"the class folders lie in no train folder, and how many images of each are for testing is not said; {LAYOUTS}",
             code="data-missing",
             where=str(root),
             fix=f"--set images.root={root.parent}" if beside else "--set images.test_per_class=50, or another number",
         )
-    every = {name: _images_in(root / name) for name in spec.classes}
+    left_out = LeftOut()
+    every = _per_class(spec, root, left_out)
     _refuse_empty(spec, root, {root: every})
     few = {name: len(paths) for name, paths in every.items() if len(paths) <= spec.test_per_class}
     if few:
@@ -105,28 +142,32 @@ def _sliced(spec: ImagesSpec, root: Path) -> ImageFiles:
             fix="lower images.test_per_class or add images",
         )
 
-    def rank(path: str) -> str:
-        return hashlib.sha256(os.fsencode("/".join(path.split(os.sep)[-2:]))).hexdigest()
+    def rank(name: str, path: str) -> str:
+        return hashlib.sha256(os.fsencode(f"{name}/{_below(path, root / name)}")).hexdigest()
 
-    tests = {name: set(sorted(paths, key=rank)[: spec.test_per_class]) for name, paths in every.items()}
+    tests = {
+        name: set(sorted(paths, key=functools.partial(rank, name))[: spec.test_per_class]) for name, paths in every.items()
+    }
     return ImageFiles(
         {name: [path for path in paths if path not in tests[name]] for name, paths in every.items()},
         {name: [path for path in paths if path in tests[name]] for name, paths in every.items()},
+        {"train": root, "val": root},
+        left_out,
     )
 
 
-def _solution(base: Path) -> Path | None:
-    """Kaggle's table of the validation labels: beside ILSVRC/, or anywhere between it and val/."""
+def imagenet_solution(base: Path) -> Path | None:
+    """The table of the validation labels as Kaggle has it: beside ILSVRC/, or anywhere between that and val/."""
     return next((folder / SOLUTION for folder in (base, *base.parents[:3]) if (folder / SOLUTION).is_file()), None)
 
 
 def _flat(spec: ImagesSpec, folder: Path, solution: Path) -> PerClass:
-    """Images without class folders, by the first WordNet id in their line (ImageId,PredictionString) of the table."""
-    paths = {os.path.splitext(os.path.basename(path))[0]: path for path in _images_in(folder)}
+    """The images of a folder without class folders, by the first WordNet id of their line (ImageId,PredictionString)."""
+    paths = {os.path.splitext(os.path.basename(path))[0]: path for path in own_images(folder)}
     per_class: dict[str, list[str]] = {name: [] for name in spec.classes}
     missing = []
     try:
-        with solution.open(newline="") as file:
+        with solution.open(newline="", encoding="utf-8-sig") as file:
             wanted = [
                 (row["ImageId"], name)
                 for row in csv.DictReader(file)
@@ -155,25 +196,6 @@ def _flat(spec: ImagesSpec, folder: Path, solution: Path) -> PerClass:
     return per_class
 
 
-def _images_in(folder: Path) -> list[str]:
-    """Sorted; a link whose target is gone is one of them."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                entry.path
-                for entry in entries
-                if not entry.name.startswith(".")
-                and entry.name.lower().endswith(IMAGE_SUFFIXES)
-                and (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)))
-            )
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as err:
-        raise StageError(
-            f"this folder cannot be read: {err.strerror}", code="data-missing", where=str(folder), fix="check its permissions"
-        ) from err
-
-
 def _refuse_empty(spec: ImagesSpec, root: Path, found: Mapping[Path, PerClass]) -> None:
     """Raises StageError that counts and names the classes without images, of all folders at once."""
     lines = []
@@ -182,7 +204,7 @@ def _refuse_empty(spec: ImagesSpec, root: Path, found: Mapping[Path, PerClass]) 
         empty = [f"{name} ({_why_empty(folder / name)})" for name, paths in per_class.items() if not paths]
         if empty:
             bad.append(folder)
-            flat = "images lie there without class folders; " if _images_in(folder) else ""
+            flat = "images lie there without class folders; " if own_images(folder) else ""
             shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
             lines.append(f"{flat}{len(empty)} of {len(per_class)} classes have no images: {shown}; {_found(folder)}")
     if lines:
@@ -196,14 +218,16 @@ def _refuse_empty(spec: ImagesSpec, root: Path, found: Mapping[Path, PerClass]) 
 
 
 def _why_empty(folder: Path) -> str:
+    """What a class folder without images is, and what lies in it."""
     if folder.is_dir():
-        return "empty folder"
+        images_below(folder, left_out := LeftOut())
+        return f"no image that is read: {left_out}" if left_out else "empty folder"
     return "broken link" if folder.is_symlink() else "no folder"
 
 
 def _found(folder: Path) -> str:
-    """What lies there, for an error."""
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    """The words for what lies in a folder."""
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
     folders = [entry.name for entry in entries if entry.is_dir()]
     shown = ", ".join(folders[:10]) + (f" and {len(folders) - 10} more" if len(folders) > 10 else "")
     return f"found {len(folders)} folders ({shown or 'none'}) and {len(entries) - len(folders)} files"

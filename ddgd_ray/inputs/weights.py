@@ -1,12 +1,12 @@
 """Outside inputs: where pre-trained weights lie, and the fingerprint of their content. Torch-free; nothing is downloaded."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.inputs.fingerprints import known_sha256, resolve
+from ddgd_ray.plain_files import read_json
 from ddgd_ray.spec.preset import DitWeightsSpec, WeightsSpec
 
 # safetensors first: of a folder with both, the second is a copy
@@ -83,7 +83,7 @@ def _is_part(config: Path, part: str) -> bool:
     names = {"autoencoder": "AutoencoderKL", "backbone": "DiTTransformer2DModel"}
     # facebook/DiT-XL-2-256 names its transformer Transformer2DModel, from before the class had its own name
     try:
-        found = json.loads(config.read_text())["_class_name"]
+        found = read_json(config)["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):  # not a model's: the caller says what was expected there
         return False
     return found == names[part] or (part == "backbone" and found == "Transformer2DModel")

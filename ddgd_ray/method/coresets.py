@@ -11,16 +11,19 @@ _TIE = 1e-12  # scores nearer than this part of their scale are equal: even prod
 
 
 @torch.no_grad()
-def herding(features_NF: Tensor, num: int) -> Tensor:
+def herding(features_NF: Tensor, num: int, *, normalized: bool = True) -> Tensor:
     """Rows whose running mean stays nearest to the mean of all (Welling 2009; iCaRL, Alg. 4), without replacement.
 
-    Rows are L2-normalised first, as in iCaRL; a row of zeros stays one. Departure: means are not normalised again, so that
-    selections match how far rows spread and not their direction alone. Returns (num,) int64; on a tie, the lowest index.
-    Raises ValueError unless 1 <= num <= N.
+    Rows are L2-normalised first, as in iCaRL, unless `normalized` is False, as in IDC's code; a row of zeros stays one.
+    Departure: means are not normalised again, so that selections match how far rows spread and not their direction alone.
+    Returns (num,) int64; on a tie, the lowest index. Raises ValueError unless 1 <= num <= N.
     """
     _check(features_NF, num)
-    unit_NF = F.normalize(features_NF.double(), dim=1)
+    unit_NF = features_NF.double()
+    if normalized:
+        unit_NF = F.normalize(unit_NF, dim=1)
     square_N = unit_NF.square().sum(dim=1)
+    slack = square_N.new_tensor(_TIE) if normalized else _TIE * square_N.max()
     mean_F = unit_NF.mean(dim=0)
     behind_F = torch.zeros_like(mean_F)  # n mean - sum of the n - 1 picked
     is_picked_N = torch.zeros_like(square_N, dtype=torch.bool)
@@ -28,7 +31,7 @@ def herding(features_NF: Tensor, num: int) -> Tensor:
     for _ in range(num):
         behind_F = behind_F + mean_F
         gain_N = 2 * (unit_NF @ behind_F) - square_N  # |behind|^2 - |behind - row|^2
-        picks.append(_first_of_greatest(gain_N, is_picked_N, slack=gain_N.new_tensor(_TIE)))
+        picks.append(_first_of_greatest(gain_N, is_picked_N, slack=slack))
         is_picked_N[picks[-1]] = True
         behind_F = behind_F - unit_NF[picks[-1]]
     return torch.stack(picks)
@@ -55,6 +58,20 @@ def k_center(features_NF: Tensor, num: int, *, first: int) -> Tensor:
             return torch.stack(picks)
         square_N = torch.minimum(square_N, (exact_NF - exact_NF[picks[-1]]).square().sum(dim=1))
         picks.append(_first_of_greatest(square_N, is_picked_N, slack=_TIE * square_N.max()))
+
+
+@torch.no_grad()
+def farthest_first(features_NF: Tensor, num: int) -> Tensor:
+    """The row nearest to the mean, then always the one whose greatest cosine to those picked is the least; nothing is drawn.
+
+    k-center on the sphere (Gonzalez 1985's traversal), from the middle outward: a small selection is typical, a larger one
+    reaches the edges. Returns (num,) int64; on a tie, the lowest index. Raises ValueError
+    unless 1 <= num <= N.
+    """
+    _check(features_NF, num)
+    unit_NF = F.normalize(features_NF.double(), dim=1)
+    toward_N = unit_NF @ unit_NF.mean(dim=0)
+    return k_center(unit_NF, num, first=int((toward_N >= toward_N.max() - _TIE).byte().argmax()))
 
 
 def _check(features_NF: Tensor, num: int) -> None:

@@ -1,18 +1,24 @@
-"""Seconds and bytes that stages will take, by rates that are read from published artifacts or a calibration file.
+"""Seconds and bytes that stages will take, by rates read from published artifacts, `plan --measure`, or a calibration file.
 
 A stage's work is counted in units that its seconds grow with: images seen in training, denoising steps times images. A rate is
 seconds a unit in one family of equal networks and sizes; a family never seen goes by its stage's others, with a wider range.
 """
 
+import hashlib
+import importlib.metadata
 import json
 import logging
+import os
+import platform
 import statistics
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
+from ddgd_ray.plain_files import read_json
 from ddgd_ray.spec.evaluation import STAGE_SPECS
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS
@@ -22,7 +28,8 @@ from ddgd_ray.storage.store import Artifact, Store, write_atomically
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-SHIPPED = Path(__file__).resolve().parent.parent / "data" / "calibration.json"
+UNTOUCHED = "untouched"
+"""Ends the families of fine-tunings of no steps: what they take tells nothing about the others, nor these about them."""
 MAX_READ = 400
 """The most artifacts of one stage that a calibration reads."""
 UNSEEN = 3.0
@@ -64,15 +71,28 @@ def work_of(stage: str, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> t
         network = inputs.get("backbone", "")[:12] or f"{spec.get('layers')}x{spec.get('heads')}x{spec.get('head_dim')}"
         family = f"{network} {spec.get('adapter', 'scratch')} {spec.get('dtype', '')}".strip()
         images_seen = float(spec["steps"] * spec["batch_size"])
-        return (family, images_seen) if images_seen else (f"{family} untouched", 1.0)  # a control without fine-tuning
+        return (family, images_seen) if images_seen else (f"{family} {UNTOUCHED}", 1.0)  # a control without fine-tuning
     if stage == "autoencoder":
-        return f"{spec['kind']} {images['size']}", float(spec["steps"] * spec["batch_size"]) if spec["kind"] == "kl" else 1.0
+        widths = "-".join(map(str, spec["widths"]))
+        return f"{spec['kind']} {images['size']} {widths}", float(spec["steps"] * spec["batch_size"]) if spec[
+            "kind"
+        ] == "kl" else 1.0
     if stage == "sample":
         passes = 1 if spec["guidance"] == 1 else 2
         return f"{inputs['backbone'][:12]} {spec['dtype']}", float(spec["ipc"] * num_classes * spec["steps"] * passes)
     if stage == "evaluate":
         return _training(spec, images, num_classes)
-    return f"{images.get('source', '')} {images.get('size', '')} {spec.get('method', '')}{spec.get('space', '')}".strip(), 1.0
+    of_folder = f" {inputs['images'][-8:]}" if images.get("source") == "imagefolder" and "images" in inputs else ""
+    method = f"{spec.get('method', '')}{spec.get('space', '')}{' set' if 'set' in inputs else ''}"
+    return f"{images.get('source', '')} {spec.get('size') or images.get('size', '')} {method}{of_folder}".strip(), 1.0
+
+
+def kind_of(call: StageCall) -> tuple[str, str]:
+    """Stage and family, without the keys in it: calls of one kind do the same work on other weights and images."""
+    family, _ = work_of(call.stage, call.spec.canonical(), call.input_keys())
+    keys = {key[:12] for key in call.input_keys().values()} | {key[-8:] for key in call.input_keys().values()}
+    words = [word for word in family.split() if word not in keys]
+    return call.stage, " ".join("folder" if word == "imagefolder" else word for word in words)
 
 
 def _training(spec: Mapping[str, Any], images: Mapping[str, Any], num_classes: int) -> tuple[str, float]:
@@ -88,7 +108,10 @@ def _training(spec: Mapping[str, Any], images: Mapping[str, Any], num_classes: i
 
 
 def rates_of(store: Store) -> Rates:
-    """Rates of the store's artifacts; of a stage with more than MAX_READ, some are left out."""
+    """Rates of the store's artifacts; of a stage with more than MAX_READ, some are left out.
+
+    The checkpoints that ship with the package are left out too: another machine made them.
+    """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for stage in STAGE_SPECS:
         for key in store.keys(stage)[:MAX_READ]:  # sorted by hash: a random choice
@@ -97,7 +120,7 @@ def rates_of(store: Store) -> Rates:
             except ArtifactError as err:
                 log.warning("passed over: %s", err)
                 continue
-            if artifact is None or not artifact.seconds:
+            if artifact is None or not artifact.seconds or any(map(artifact.path.is_relative_to, store.read_only)):
                 continue
             family, units = work_of(stage, artifact.manifest["spec"], artifact.manifest["inputs"])
             found.setdefault(stage, {}).setdefault(family, []).append((artifact.seconds / units, _size(artifact)))
@@ -116,8 +139,9 @@ def _rate(values: Iterable[tuple[float, float]]) -> Rate:
 
 
 def known_rates(store: Store, file: Path | None = None) -> Rates:
-    """Rates of the shipped calibration, or of `file` in its place; families that the store holds replace theirs."""
-    rates = {stage: dict(families) for stage, families in read_calibration(file or SHIPPED).items()}
+    """Rates that were measured on this machine, or of `file` in their place; families that the store holds replace theirs."""
+    found = read_calibration(file) if file is not None else of_this_machine()
+    rates = {stage: dict(families) for stage, families in found.items()}
     for stage, families in rates_of(store).items():
         rates.setdefault(stage, {}).update(families)
     return rates
@@ -126,21 +150,55 @@ def known_rates(store: Store, file: Path | None = None) -> Rates:
 def read_calibration(file: Path) -> Rates:
     """Rates of a calibration file. Raises SpecError when the file is none."""
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']}")
         return {
             stage: {family: Rate(**rate) for family, rate in families.items()} for stage, families in content["stages"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        what = f"expected a calibration file of schema {SCHEMA}: {err}"
+        what = f"expected a calibration file of schema {SCHEMA}: {getattr(err, 'strerror', None) or err}"
         fix = "make one: ddgd-ray plan FILE --write-calibration PATH"
         raise SpecError(what, code="calibration", where=str(file), fix=fix) from err
 
 
 def write_calibration(rates: Rates, file: Path) -> None:
     stages = {stage: {family: vars(rate) for family, rate in families.items()} for stage, families in rates.items()}
-    write_atomically(file, json.dumps({"schema": SCHEMA, "stages": stages}, indent=1, sort_keys=True) + "\n")
+    content = {"schema": SCHEMA, "machine": machine(), "stages": stages}
+    write_atomically(file, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def machine_file() -> Path:
+    """Where what `plan --measure` finds is kept: beside the hashes of files, of this machine and user."""
+    cache = Path(os.environ.get("DDGD_CACHE") or "~/.cache/ddgd-ray").expanduser()
+    return cache / f"rates-{hashlib.sha256(machine().encode()).hexdigest()[:12]}.json"
+
+
+def machine() -> str:
+    """What rates depend on and a restart does not change: the processor, its number, and torch's version."""
+    model = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{model}, {os.cpu_count()} cores, torch {importlib.metadata.version('torch')}"
+
+
+def of_this_machine() -> Rates:
+    """What was measured here before; nothing where nothing was, or where it cannot be read."""
+    try:
+        return read_calibration(machine_file()) if machine_file().is_file() else {}
+    except SpecError as err:
+        log.warning("%s", err)
+        return {}
+
+
+def remember(rates: Rates) -> None:
+    """Add to what was measured on this machine."""
+    merged = {stage: dict(families) for stage, families in of_this_machine().items()}
+    for stage, families in rates.items():
+        merged.setdefault(stage, {}).update(families)
+    machine_file().parent.mkdir(parents=True, exist_ok=True)
+    write_calibration(merged, machine_file())
 
 
 def cost_of(call: StageCall, rates: Rates) -> Cost | None:
@@ -152,7 +210,9 @@ def cost_of(call: StageCall, rates: Rates) -> Cost | None:
     rate = families.get(family)
     if rate is not None:
         return Cost(rate.mean * units, rate.low * units, rate.high * units, rate.size_bytes)
-    others = list(families.values())
+    others = [rate for name, rate in families.items() if name.endswith(UNTOUCHED) == family.endswith(UNTOUCHED)]
+    if not others:
+        return None
     mean = statistics.median(other.mean for other in others)
     low, high = min(other.low for other in others) / UNSEEN, max(other.high for other in others) * UNSEEN
     size = statistics.median(other.size_bytes for other in others)

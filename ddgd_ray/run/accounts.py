@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ddgd_ray.plain_files import read_bytes, read_text
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.spec.budget_spec import BudgetSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -20,6 +21,7 @@ FILE = "spend.jsonl"
 ALIVE = "alive"
 """The file with the time of the driver's last sign of life, seconds since 1970."""
 BEAT_S = 10.0
+MAX_SPEND_BYTES = 1 << 30
 
 
 @dataclass
@@ -93,7 +95,7 @@ def _read(path: Path) -> _ReadBack:
 
 def _beat(path: Path) -> float:
     try:
-        return float((path / ALIVE).read_text())
+        return float(read_text(path / ALIVE))
     except (OSError, ValueError):
         return 0.0
 
@@ -116,7 +118,7 @@ def mean_seconds(path: Path) -> dict[str, float]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return whole_lines((path / FILE).read_bytes())
+        return whole_lines(read_bytes(path / FILE, MAX_SPEND_BYTES))
     except OSError:
         return []
 

@@ -41,9 +41,9 @@ class Race:
         self._full += map(planned_record, self._trials[proposal.arm])
         return self._trials[proposal.arm][: self._race.first_seeds]
 
-    def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
+    def step(self, idle: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
         live = [arm for arm in arms if not arm.end]
-        if len(arms) < self._num_arms or not all(arm.is_at_rest for arm in live):
+        if len(arms) < self._num_arms or not all(arm.is_idle for arm in live):
             return
         values = {arm.proposal.arm: found for arm in live if (found := self._values(arm)) is not None}
         for arm in live:

@@ -46,9 +46,9 @@ class Rungs:
         self._full += map(planned_record, plan_arm(self._sweep, proposal.arm, proposal.params))
         return rung_trials(self._sweep, 0, proposal)
 
-    def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
+    def step(self, idle: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
         live = [arm for arm in arms if not arm.end]
-        if not all(arm.is_at_rest for arm in live):
+        if not all(arm.is_idle for arm in live):
             return
         verdicts: list[tuple[Arm, list[Trial] | End]] = []
         for rung in sorted({self._rung[arm.proposal.arm] for arm in live}):

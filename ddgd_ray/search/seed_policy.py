@@ -1,4 +1,4 @@
-"""How much each configuration gets: which of its trials run at first, and, once these are over, whether more of them do."""
+"""Seed policies: which trials a configuration runs at first, and, once these are over, whether it runs more of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +20,17 @@ class Arm:
     proposal: Proposal
     records: list[TrialProgress] = field(default_factory=list)
     num_open: int = 0
-    """Trials that are not over."""
+    """The number of trials that are not over."""
     end: str = ""
 
     @property
     def trials(self) -> list[TrialRecord]:
-        """What is on record of its trials."""
+        """The records of the arm's trials, as they stand now."""
         return [progress.record for progress in self.records]
 
     @property
-    def is_at_rest(self) -> bool:
+    def is_idle(self) -> bool:
+        """No trial of the arm is under way, and the policy may still give it more."""
         return not self.num_open and not self.end
 
 
@@ -40,16 +41,19 @@ class End:
     reason: str = "complete"
 
 
-class Allotment(Protocol):
-    """Decides by results of the store alone, never by timing: a second start must come to the same decisions."""
+class SeedPolicy(Protocol):
+    """A rule for the number of trials of each arm.
+
+    It decides by results of the store alone, never by timing: a second start must come to the same decisions.
+    """
 
     def first(self, proposal: Proposal) -> list[Trial]:
         """The trials that a configuration starts with."""
 
-    def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterable[tuple[Arm, "list[Trial] | End"]]:
-        """For arms at rest, more trials or their end; arms that are not named go on resting.
+    def step(self, idle: Sequence[Arm], arms: Sequence[Arm]) -> Iterable[tuple[Arm, "list[Trial] | End"]]:
+        """More trials, or the end, for some of the arms that are idle; others stay idle.
 
-        rested: those that came to rest since the last call. arms: all that were proposed, in order, those that have ended too.
+        idle: arms that have become idle since the last call. arms: all arms in the order of their proposals, ended ones too.
         """
 
 
@@ -62,8 +66,8 @@ class AllSeeds:
     def first(self, proposal: Proposal) -> list[Trial]:
         return plan_arm(self._sweep, proposal.arm, proposal.params)
 
-    def step(self, rested: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, "list[Trial] | End"]]:
-        return ((arm, End()) for arm in rested)
+    def step(self, idle: Sequence[Arm], arms: Sequence[Arm]) -> Iterator[tuple[Arm, "list[Trial] | End"]]:
+        return ((arm, End()) for arm in idle)
 
 
 def planned_record(trial: Trial) -> PlannedRecord:

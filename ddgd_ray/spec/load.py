@@ -4,6 +4,7 @@ Refused: duplicate keys, tags, anchors and aliases, several documents, invisible
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ddgd_ray.errors import SpecError, SpecErrors
+from ddgd_ray.plain_files import read_bytes
 
 Path_ = tuple[str | int, ...]
 MAX_BYTES = 1_000_000
@@ -88,17 +90,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def read(path: Path) -> Document:
     """The mapping in a YAML file. Raises SpecErrors with every problem of its form."""
     try:
-        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        raw = read_bytes(path, MAX_BYTES)
     except FileNotFoundError as err:
         near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")]) if path.parent.is_dir() else "?"
         hint = f"did you mean {path.parent / near}?" if near != "?" else "give the path of a sweep file, *.yaml"
         raise SpecError("there is no such file", code="missing-file", where=str(path), fix=hint) from err
     except OSError as err:
         fix = "give the path of a readable sweep file, *.yaml"
-        raise SpecError(f"cannot be read: {err.strerror}", code="missing-file", where=str(path), fix=fix) from err
-    if raw is None:
-        fix = "give the path of a sweep file, *.yaml"
-        raise SpecError(f"is larger than {MAX_BYTES} bytes", code="yaml", where=str(path), fix=fix)
+        code = "yaml" if err.errno == errno.EFBIG else "missing-file"
+        raise SpecError(f"cannot be read: {err.strerror}", code=code, where=str(path), fix=fix) from err
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as err:

@@ -9,7 +9,11 @@ import os
 import re
 from pathlib import Path
 
+from ddgd_ray.errors import StageError
+from ddgd_ray.plain_files import read_text
+
 MARK = "url"
+MAX_URL_BYTES = 4096
 
 
 def is_url(text: object) -> bool:
@@ -33,6 +37,9 @@ def local_folder(run_dir: "Path | str") -> Path:
 def url_of(run_dir: Path) -> str:
     """The URL that a local folder stands for; "" when it is a run directory of its own."""
     try:
-        return (run_dir / MARK).read_text().strip()
-    except (FileNotFoundError, NotADirectoryError):
+        return read_text(run_dir / MARK, MAX_URL_BYTES).strip()
+    except PermissionError as err:
+        fix = "run this as its owner, or choose another --run-dir"
+        raise StageError(f"cannot be read: {err.strerror}", where=str(run_dir / MARK), fix=fix) from err
+    except (OSError, ValueError):  # no run directory, or no file of ours: whoever needs the folder says what is wrong with it
         return ""

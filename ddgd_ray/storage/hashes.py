@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.plain_files import regular
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _each(pool: ThreadPoolExecutor, work: Callable[[str], Result], paths: list[s
 
 
 def _state(path: str) -> State:
-    stat = os.stat(path)
+    stat = regular(path)
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 

@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import json
+import math
 import platform
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
+from ddgd_ray.plain_files import is_plain_name, regular
 from ddgd_ray.spec.base import canonical_json
 from ddgd_ray.spec.stages import StageSpec
 from ddgd_ray.storage.commit import sync_folder, write_atomically
@@ -37,6 +40,8 @@ class Artifact:
     folder: Path
     manifest: dict[str, Any]
     fetch: Callable[[], None] | None = field(default=None, compare=False, repr=False)
+    may_link: bool = False
+    """Its files may be links: those of the package itself are, where an installer made them so."""
 
     @property
     def path(self) -> Path:
@@ -122,6 +127,8 @@ def key_of_identity(stage: str, version: int, spec: Mapping[str, Any], inputs: M
 
 
 def file_sha256(path: Path) -> str:
+    """The SHA-256 of a regular file. Raises OSError for anything else, which might never end."""
+    regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -153,25 +160,54 @@ def new_manifest(
     }
 
 
-def read_manifest(text: str, key: str, where: str) -> dict[str, Any]:
-    """The manifest of `key`. Raises DamagedArtifact, and ArtifactError for one that a newer version of the project wrote."""
+def read_manifest(text: str, stage: str, key: str, where: str) -> dict[str, Any]:
+    """The manifest of `key`. Raises DamagedArtifact, and ArtifactError for one that a newer version of the project wrote.
+
+    Whoever can write into a shared store can write manifests: the names in one lead nowhere but below the folder of its key.
+    """
     try:
-        manifest: dict[str, Any] = json.loads(text)
-        found = (manifest["schema"], manifest["key"])
-        manifest["metrics"], manifest["seconds"]
-    except (ValueError, KeyError, TypeError) as err:
+        manifest = json.loads(text)
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise DamagedArtifact("its manifest cannot be read", where=where, fix=REMAKE) from err
-    if isinstance(found[0], int) and found[0] > SCHEMA:
+    if isinstance(schema, int) and schema > SCHEMA:
         raise ArtifactError(
-            f"expected schema {SCHEMA}, found schema {found[0]}: a newer ddgd-ray made it",
+            f"expected schema {SCHEMA}, found schema {schema}: a newer ddgd-ray made it",
             code="newer-schema",
             where=where,
             fix="use that version, or another --run-dir",
         )
-    if found != (SCHEMA, key):
-        what = f"expected schema {SCHEMA} of key {key[:8]}, found schema {found[0]} of key {str(found[1])[:8]}"
-        raise DamagedArtifact(what, where=where, fix=REMAKE)
-    return manifest
+    problem = _problem(manifest, stage, key)
+    if problem:
+        raise DamagedArtifact(problem, where=where, fix=REMAKE)
+    return dict(manifest)
+
+
+def _problem(manifest: Mapping[str, Any], stage: str, key: str) -> str:
+    """What keeps a manifest from being that of `key`, or ""."""
+    found = {name: manifest.get(name) for name in ("schema", "stage", "key")}
+    if found != {"schema": SCHEMA, "stage": stage, "key": key}:
+        schema, other_stage, other_key = (str(value)[:20] for value in found.values())
+        return f"expected schema {SCHEMA} of {stage} {key[:8]}, found schema {schema} of {other_stage} {other_key[:8]}"
+    odd = [name for name in ("spec", "inputs", "metrics", "files") if not isinstance(manifest.get(name), dict)]
+    if odd or not _is_amount(manifest.get("seconds")):
+        return f"its manifest cannot be read: {', '.join(odd) or 'seconds'} is not what was written"
+    names = [name for name in manifest["files"] if not is_plain_name(name) or name == MANIFEST]
+    if names or not is_plain_name(manifest.get("copy", "copy")):
+        return f"its manifest names a file that is not below its folder: {(names or [manifest['copy']])[0]!r:.100}"
+    unfit = [name for name, entry in manifest["files"].items() if not _is_entry(entry)]
+    return f"its manifest cannot be read: size and SHA-256 of {unfit[0]!r:.100} are not what was written" if unfit else ""
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether this is the size and SHA-256 of a file."""
+    if not isinstance(entry, dict) or not isinstance(sha256 := entry.get("sha256"), str):
+        return False
+    return type(entry.get("bytes")) is int and entry["bytes"] >= 0 and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
 def check_identity(artifact: Artifact) -> None:
@@ -179,11 +215,10 @@ def check_identity(artifact: Artifact) -> None:
     manifest = artifact.manifest
     try:
         identity = {name: manifest[name] for name in ("stage", "version", "spec", "inputs")}
-        is_listed = isinstance(manifest["files"], dict)
         key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
     except (ValueError, KeyError, TypeError):
-        key, is_listed = "", False
-    if key != manifest["key"] or not is_listed:
+        key = ""
+    if key != manifest["key"]:
         what = f"its key {manifest['key'][:8]} does not follow from its spec and inputs"
         raise DamagedArtifact(what, where=str(artifact.folder), fix=REMAKE)
 

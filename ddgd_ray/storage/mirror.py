@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.plain_files import is_plain_name
 from ddgd_ray.storage.remote import Remote
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Mirror:
         sizes = self.remote.sizes(self.prefix)
         self.has_remote = bool(sizes)
         for name, size in sizes.items():
-            if self._skip(name) or ".." in PurePosixPath(name).parts:
+            if self._skip(name) or not is_plain_name(name):
                 continue
             local = self.folder / name
             if local.is_file() and local.stat().st_size >= size and not prefer_remote:

@@ -75,7 +75,7 @@ class RemoteStore(Store):
 
     def _forget(self, stage: str, key: str) -> None:
         """Remove what this host has of an artifact that is not behind the URL any more: it is of no use to the others."""
-        shutil.rmtree(self.root / stage / key, ignore_errors=True)
+        shutil.rmtree(self._place(stage, key), ignore_errors=True)
         self._kept_manifest(stage, key).unlink(missing_ok=True)
         self._listed.pop(stage, None)
 
@@ -101,12 +101,12 @@ class RemoteStore(Store):
             content = self.remote.read(f"manifests/{stage}/{key}.json")
             if content is None:
                 return None
-            read_manifest(content.decode(errors="replace"), key, f"{self.remote}/manifests/{stage}/{key}.json")
+            read_manifest(content.decode(errors="replace"), stage, key, f"{self.remote}/manifests/{stage}/{key}.json")
             known.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(known, content, sync=False)
         assert content is not None
-        manifest = read_manifest(content.decode(errors="replace"), key, str(known))
-        return Artifact(self.root / stage / key, manifest, functools.partial(self._fetch, manifest))
+        manifest = read_manifest(content.decode(errors="replace"), stage, key, str(known))
+        return Artifact(self._place(stage, key), manifest, functools.partial(self._fetch, manifest))
 
     def _fetch(self, manifest: dict[str, Any]) -> None:
         """Bring the files of an artifact here, each compared by SHA-256 on its way. Raises DamagedArtifact.
@@ -114,7 +114,7 @@ class RemoteStore(Store):
         Hashing is faster than any network.
         """
         stage, key, files = manifest["stage"], manifest["key"], manifest["files"]
-        target = self.root / stage / key
+        target = self._place(stage, key)
         if (target / MANIFEST).is_file():
             return
         there = f"files/{stage}/{key}/{manifest['copy']}"
@@ -147,7 +147,7 @@ class RemoteStore(Store):
         is_first = self.remote.create(f"manifests/{stage}/{key}.json", content)
         crash_point("after-remote-publish")
         if is_first:
-            shutil.rmtree(self.root / stage / key, ignore_errors=True)  # of an older copy
+            shutil.rmtree(self._place(stage, key), ignore_errors=True)  # of an older copy
             self._kept_manifest(stage, key).unlink(missing_ok=True)
             return super()._commit(scratch, manifest)
         self._count_dropped(stage, key)
@@ -158,7 +158,7 @@ class RemoteStore(Store):
 
     def _move_aside(self, stage: str, key: str, reason: str) -> None:
         """Drop the local copy; when the one behind the URL is damaged too, take its manifest away: it is made again."""
-        folder, name = self.root / stage / key, f"manifests/{stage}/{key}.json"
+        folder, name = self._place(stage, key), f"manifests/{stage}/{key}.json"
         if folder.exists():
             shutil.rmtree(folder)
             log.warning("%s %s: the local copy is damaged: %s; fetched again", key[:8], stage, reason)

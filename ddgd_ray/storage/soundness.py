@@ -1,10 +1,12 @@
 """Whether the files of an artifact are what was published, by the sizes and SHA-256 of its manifest."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import DamagedArtifact
+from ddgd_ray.plain_files import regular
 from ddgd_ray.storage.manifest import REMAKE, Artifact, check_identity, file_sha256
 
 HASHED_BYTES = 256 << 20  # larger inputs are compared by size alone before a use: 537 MB/s would be 20 s for latents of 10 GB
@@ -27,9 +29,9 @@ def compare_files(artifact: Artifact, contents: bool = True, most_bytes: int = 0
     listed: dict[str, dict[str, Any]] = artifact.manifest["files"]
     for name, entry in listed.items():
         path = artifact.path / name
-        state = path.stat() if path.is_file() else None
+        state, problem = _look(path, artifact)
         if state is None:
-            problem = "is missing"
+            pass
         elif state.st_size != entry["bytes"]:
             problem = f"has {state.st_size} bytes, expected {entry['bytes']}"
         elif contents and (not most_bytes or state.st_size <= most_bytes):
@@ -41,6 +43,21 @@ def compare_files(artifact: Artifact, contents: bool = True, most_bytes: int = 0
         else:
             continue
         raise DamagedArtifact(f"{name} {problem}", where=str(artifact.folder), fix=REMAKE)
+
+
+def _look(path: Path, artifact: Artifact) -> tuple[os.stat_result | None, str]:
+    """The state of a file, or what keeps it from being one of the artifact."""
+    try:
+        state = regular(path)
+    except FileNotFoundError:
+        return None, "is missing"
+    except OSError as err:
+        return None, str(err.strerror)
+    if not artifact.may_link and os.path.realpath(path) != os.path.join(
+        os.path.realpath(artifact.folder), path.relative_to(artifact.folder)
+    ):
+        return None, "is reached by a link"
+    return state, ""
 
 
 def remember_compared(folder: Path, manifest: Mapping[str, Any]) -> None:

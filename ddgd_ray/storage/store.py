@@ -19,11 +19,13 @@ from types import MappingProxyType
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError, DamagedArtifact
+from ddgd_ray.plain_files import is_plain_name, read_bytes
 from ddgd_ray.spec.stages import StageSpec
 from ddgd_ray.storage.commit import crash_point, make_writable, room_for, sync_folder, sync_tree, write_atomically
 from ddgd_ray.storage.leases import Pace, heartbeat_lease, host_lease, needs_heartbeats, started_at
 from ddgd_ray.storage.manifest import (
     MANIFEST,
+    REMAKE,
     Artifact,
     check_identity,
     file_sha256,
@@ -74,8 +76,15 @@ class Store:
         """Create the folders and check that they can be written. Raises StageError."""
         make_writable("the store", self.root, self.root / "scratch", self.root / "locks")
 
+    def _place(self, stage: str, key: str) -> Path:
+        """The folder of an artifact in the writable layer. Raises ArtifactError for a name that leads elsewhere."""
+        if not is_plain_name(f"{stage}/{key}") or "/" in key:  # refs come from records that others may have written
+            fix = "delete the record that names it"
+            raise ArtifactError(f"{f'{stage}/{key}'!r:.100} names no artifact", code="damaged", where=str(self), fix=fix)
+        return self.root / stage / key
+
     def _folders(self, stage: str, key: str) -> list[Path]:
-        return [root / stage / key for root in (self.root, *self.read_only)]
+        return [self._place(stage, key), *(root / stage / key for root in self.read_only)]
 
     def has(self, stage: str, key: str) -> bool:
         """Whether the artifact was published: cheap, and blind to damage; `sound` looks closer."""
@@ -98,10 +107,13 @@ class Store:
         """The artifact, or None. Raises DamagedArtifact when its manifest cannot be read or speaks of another key."""
         for folder in self._folders(stage, key):
             try:
-                text = (folder / MANIFEST).read_text(errors="replace")
+                text = read_bytes(folder / MANIFEST).decode(errors="replace")
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            return Artifact(folder, read_manifest(text, key, str(folder)))
+            except OSError as err:
+                raise DamagedArtifact(f"its manifest {err.strerror}", where=str(folder), fix=REMAKE) from err
+            is_of_package = not folder.is_relative_to(self.root)
+            return Artifact(folder, read_manifest(text, stage, key, str(folder)), may_link=is_of_package)
         return None
 
     def sound(self, stage: str, key: str) -> Artifact | None:
@@ -148,7 +160,7 @@ class Store:
                 self._move_aside(stage, key, reason)
 
     def _move_aside(self, stage: str, key: str, reason: str) -> None:
-        folder = self.root / stage / key
+        folder = self._place(stage, key)
         if not folder.exists():
             where = str(self._folders(stage, key)[-1])
             raise ArtifactError(f"a checkpoint of the package is damaged: {reason}", where=where, fix="install it again")
@@ -217,7 +229,7 @@ class Store:
         crash_point("before-manifest")
         write_manifest(scratch, manifest)
         crash_point("before-publish")
-        target = self.root / stage / key
+        target = self._place(stage, key)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(scratch, target)

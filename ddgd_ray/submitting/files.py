@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 from ddgd_ray.errors import SpecError, StageError
+from ddgd_ray.plain_files import read_text
 from ddgd_ray.submitting.job import Job, Submission
 
 SWEEP = "sweep.yaml"
@@ -36,7 +37,7 @@ def sweep_files(job: Job, errors: list[SpecError]) -> SweepFiles:
     """The sweep file, and the search space that it names. What is wrong goes to `errors`."""
     search = job.sweep.spec.search
     if search is None:
-        return SweepFiles(SWEEP, {SWEEP: job.file.read_text()})
+        return SweepFiles(SWEEP, {SWEEP: read_text(job.file)})
     if posixpath.isabs(search.space):
         what = f"this file is not taken along, its path is absolute: {search.space}"
         errors.append(SpecError(what, where="search.space", fix="give its path from the sweep file"))
@@ -45,7 +46,7 @@ def sweep_files(job: Job, errors: list[SpecError]) -> SweepFiles:
     sweep = "/".join(["sweep"] * up + [SWEEP])  # a folder for each step up, so that `..` leads to a place of ours
     beside = job.file.parent / search.space
     space = beside if beside.is_file() else job.folder / search.space
-    return SweepFiles(sweep, {sweep: job.file.read_text(), "/".join(parts[up:]): space.read_text()})
+    return SweepFiles(sweep, {sweep: read_text(job.file), "/".join(parts[up:]): read_text(space)})
 
 
 def render(template: str, **values: Any) -> str:

@@ -14,8 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ddgd_ray.conduct.conductor import Conductor
-from ddgd_ray.conduct.events import Event
+from ddgd_ray.conduct.conductor import Conductor, Event
 from ddgd_ray.run.folder import TrialProgress
 from ddgd_ray.run.objective import measure, rank, value_of
 from ddgd_ray.stages.curves import read_newest_point
@@ -79,10 +78,10 @@ class Tally:
 
     def left_s(self) -> float | None:
         assert self.conductor is not None
-        waiting = self.conductor.queue.count()
-        waiting.update(job.stage for job in list(self.conductor.running.values()))
+        waiting = self.conductor.jobs.queue.count()
+        waiting.update(job.stage for job in list(self.conductor.jobs.running.values()))
         means = {stage: sum(values) / len(values) for stage, values in self._seconds.items()}
-        return seconds_left(waiting, means, max(1, len(self.conductor.running)))
+        return seconds_left(waiting, means, max(1, len(self.conductor.jobs.running)))
 
     def line(self) -> str:
         """One line for the reader of a log."""
@@ -90,7 +89,7 @@ class Tally:
         assert conductor is not None
         left = self.left_s()
         parts = [
-            f"{sum(self.done.values())} jobs done, {len(conductor.running)} running, {len(conductor.queue)} waiting",
+            f"{sum(self.done.values())} jobs done, {len(conductor.jobs.running)} running, {len(conductor.jobs.queue)} waiting",
             f"{sum(self.failed.values())} failed" if self.failed else "",
             f"about {duration(left)} left" if left else "",
             best_text(self.best),
@@ -109,7 +108,7 @@ class PlainView:
 
     def start(self, conductor: Conductor) -> None:
         self._tally.start(conductor)
-        self._line(f"{conductor.num_hits} jobs are published already, {len(conductor.queue)} to run")
+        self._line(f"{len(conductor.jobs.hits)} jobs are published already, {len(conductor.jobs.queue)} to run")
         threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
 
     def stop(self) -> None:
@@ -134,7 +133,7 @@ class PlainView:
     def _line(self, text: str) -> None:
         conductor = self._tally.conductor
         self._last = time.monotonic()
-        left = f" [{len(conductor.queue) + len(conductor.running)} left]" if conductor else ""
+        left = f" [{len(conductor.jobs.queue) + len(conductor.jobs.running)} left]" if conductor else ""
         self._echo(f"{self._last - self._tally.started:7.1f} s{left} {text}")
 
 
@@ -169,10 +168,10 @@ class LiveView:
         if conductor is None:
             return Group(Text("planning ..."))
         stages: dict[str, dict[str, int]] = {}
-        running = list(conductor.running.values())
+        running = list(conductor.jobs.running.values())
         states = [("done", tally.done), ("failed", tally.failed)]
         states.append(("running", Counter(job.stage for job in running)))
-        states.append(("waiting", conductor.queue.count()))
+        states.append(("waiting", conductor.jobs.queue.count()))
         for state, found in states:
             for stage, number in found.items():
                 stages.setdefault(stage, dict.fromkeys(STATES, 0))[state] = number
@@ -186,7 +185,7 @@ class LiveView:
         spent = conductor.accounts.spent if conductor.accounts else None
         head = [
             f"trials {trials['done']} done, {trials['failed']} failed, {trials['planned']} open",
-            f"{conductor.num_hits} jobs were there",
+            f"{len(conductor.jobs.hits)} jobs were there",
             f"{time.monotonic() - tally.started:.0f} s",
         ]
         left = tally.left_s()

@@ -50,10 +50,10 @@ def test_a_job_whose_node_is_gone_is_handed_out_again_though_ray_says_nothing(
     (lost,) = driver.admission.allocations(first.id)
     nodes.remove(next(node for node in nodes if node.id == lost.node))
     assert driver.next() is None
-    assert set(conductor.running) == {first.id, second.id}, "Ray has its time to tell"
+    assert set(conductor.jobs.running) == {first.id, second.id}, "Ray has its time to tell"
     monkeypatch.setattr(ray_driver, "GONE_S", -1.0)
     driver.look()
-    assert set(conductor.running) == {second.id}
+    assert set(conductor.jobs.running) == {second.id}
     assert driver.trials == {"b": second.id}
     nodes[:] = NODES
     again = driver.next()
@@ -85,7 +85,7 @@ def test_an_error_of_our_own_ends_the_sweep_with_its_name(under_tune: Any, monke
     searcher.on_trial_complete(trial_id="a", error=True)
     assert given["job"] == "a"
     assert driver.error is down
-    assert job_id in driver.conductor.running
+    assert job_id in driver.conductor.jobs.running
     assert searcher.suggest("b") == Searcher.FINISHED
     assert stopper.stop_all()
 

@@ -113,7 +113,7 @@ def test_a_worker_that_died_after_publishing_has_not_failed(tiny: Any, tmp_path:
     assert job is not None
     store.published.update(call.ref for call in job.calls)
     conductor.ended(job.id, Outcome("the worker process died"))
-    assert conductor.num_done == 1
+    assert conductor.jobs.num_done == 1
 
 
 @pytest.mark.parametrize(("code", "is_final"), [("storage", False), ("non-finite", True)])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.conduct.events import Event
+from ddgd_ray.conduct.conductor import Event
 from ddgd_ray.conduct.sweep import Result, run_sweep
 from ddgd_ray.conduct.work import run_in_process, run_job
 from ddgd_ray.errors import SpecError

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddgd_ray.method.coresets import herding, k_center
+from ddgd_ray.method.coresets import farthest_first, herding, k_center
 
 
 def normal(num_rows: int, num_features: int, *, seed: int, shift: float = 0.0) -> Tensor:
@@ -146,3 +146,44 @@ def test_features_that_are_not_finite_are_refused() -> None:
     features_NF[1, 1] = torch.inf
     with pytest.raises(ValueError, match="expected finite numbers"):
         herding(features_NF, 2)
+
+
+def slow_plain_herding(rows: list[list[float]], num: int) -> list[int]:
+    """Rows as they are, not normalised."""
+    target, picks = mean(rows), []
+    for _ in range(num):
+        left = [n for n in range(len(rows)) if n not in picks]
+        miss = {n: math.dist(target, mean([rows[p] for p in [*picks, n]])) for n in left}
+        picks.append(next(n for n in left if miss[n] <= min(miss.values()) + 1e-9))
+    return picks
+
+
+@settings(max_examples=50, deadline=None)
+@given(shapes, st.data())
+def test_herding_of_rows_as_they_are_is_that_of_the_loops(shape: tuple[int, int, int], data: st.DataObject) -> None:
+    features_NF = 3 * normal(*shape[:2], seed=shape[2], shift=0.3)
+    num = data.draw(st.integers(1, len(features_NF)))
+    assert herding(features_NF, num, normalized=False).tolist() == slow_plain_herding(features_NF.double().tolist(), num)
+
+
+def slow_farthest_first(rows: list[list[float]], num: int) -> list[int]:
+    unit = [[x / math.hypot(*row) for x in row] for row in rows]
+    middle = mean(unit)
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    toward = [cosine(row, middle) for row in unit]
+    picks = [next(n for n in range(len(unit)) if toward[n] >= max(toward) - 1e-9)]  # two rows are equally near their middle
+    while len(picks) < num:
+        near = {n: max(cosine(unit[n], unit[p]) for p in picks) for n in range(len(unit)) if n not in picks}
+        picks.append(next(n for n in near if near[n] <= min(near.values()) + 1e-9))
+    return picks
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(st.integers(1, 14), st.integers(2, 5), st.integers(0, 10**6)), st.data())
+def test_farthest_first_is_that_of_the_loops(shape: tuple[int, int, int], data: st.DataObject) -> None:
+    features_NF = normal(*shape[:2], seed=shape[2], shift=0.3)
+    num = data.draw(st.integers(1, len(features_NF)))
+    assert farthest_first(features_NF, num).tolist() == slow_farthest_first(features_NF.double().tolist(), num)

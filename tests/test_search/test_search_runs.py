@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ddgd_ray.conduct.conductor import Conductor
-from ddgd_ray.conduct.events import Event
+from ddgd_ray.conduct.conductor import Conductor, Event
 from ddgd_ray.conduct.sweep import PROPOSALS, Result, run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.errors import SpecError

@@ -133,7 +133,7 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="at the top"):
         read(path)
     path.write_bytes(b"#" * (MAX_BYTES + 1))
-    with pytest.raises(SpecError, match=f"is larger than {MAX_BYTES} bytes"):
+    with pytest.raises(SpecError, match=f"has more than {MAX_BYTES} bytes"):
         read(path)
 
 
@@ -144,7 +144,7 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="cannot be read: Is a directory"):
+    with pytest.raises(SpecError, match="cannot be read: is a folder"):
         read(tmp_path)
 
 

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -179,3 +181,69 @@ def test_a_job_with_a_damaged_input_may_be_repeated_and_one_with_a_damaged_outpu
     again, was_there = publish_call(call, store, Context())
     assert was_there
     compare_files(again)
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
+    "absolute name": lambda manifest: manifest["files"].update({"/tmp/forged": manifest["files"]["file.txt"]}),
+    "name above": lambda manifest: manifest["files"].update({"../../forged": manifest["files"]["file.txt"]}),
+    "name of the manifest": lambda manifest: manifest["files"].update({"manifest.json": manifest["files"]["file.txt"]}),
+    "empty name": lambda manifest: manifest["files"].update({"": manifest["files"]["file.txt"]}),
+    "name with NUL": lambda manifest: manifest["files"].update({"a\0b": manifest["files"]["file.txt"]}),
+    "other stage": lambda manifest: manifest.update(stage="../../elsewhere"),
+    "files as a list": lambda manifest: manifest.update(files=["file.txt"]),
+    "no size": lambda manifest: manifest["files"]["file.txt"].pop("bytes"),
+    "no hash": lambda manifest: manifest["files"]["file.txt"].update(sha256="/etc/passwd"),
+    "copy elsewhere": lambda manifest: manifest.update(copy="../../elsewhere"),
+    "seconds of text": lambda manifest: manifest.update(seconds="1"),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED)
+def test_a_forged_manifest_is_damage(store: Store, forge: str) -> None:
+    path = publish(store).path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    FORGED[forge](manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DamagedArtifact):
+        store.get("pretrain", KEY)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", '{"schema": 1}', '{"schema": 1, "key": 3, "files": 4}', ""])
+def test_a_manifest_that_holds_something_else_is_damage(store: Store, text: str) -> None:
+    (publish(store).path / "manifest.json").write_text(text)
+    with pytest.raises(DamagedArtifact):
+        store.get("pretrain", KEY)
+
+
+def test_a_named_pipe_in_place_of_a_manifest_or_a_file_is_damage_and_hangs_nobody(store: Store) -> None:
+    for name in ("manifest.json", "file.txt"):
+        folder = publish(store).path
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(DamagedArtifact, match="named pipe"):
+            store.usable("pretrain", KEY)
+        assert not store.has("pretrain", KEY)
+
+
+def test_a_file_that_is_reached_by_a_link_is_damage(store: Store, tmp_path: Path) -> None:
+    folder = publish(store).path
+    (tmp_path / "outside.txt").write_bytes((folder / "file.txt").read_bytes())
+    (folder / "file.txt").unlink()
+    (folder / "file.txt").symlink_to(tmp_path / "outside.txt")
+    with pytest.raises(DamagedArtifact, match="link"):
+        store.usable("pretrain", KEY)
+
+
+def test_files_of_the_package_may_be_links_as_some_installers_make_them(store: Store, tmp_path: Path) -> None:
+    folder = publish(store).path
+    (folder / "file.txt").rename(tmp_path / "outside.txt")
+    (folder / "file.txt").symlink_to(tmp_path / "outside.txt")
+    above = Store(tmp_path / "above", (store.root,))
+    above.prepare()
+    assert above.usable("pretrain", KEY) is not None
+
+
+@pytest.mark.parametrize("ref", [("../../x", KEY), ("pretrain", "../../x"), ("/etc", KEY), ("", KEY), ("pretrain", "a\0")])
+def test_a_ref_that_leads_out_of_the_store_names_no_artifact(store: Store, ref: tuple[str, str]) -> None:
+    with pytest.raises(ArtifactError, match="names no artifact"):
+        store.get(*ref)

@@ -19,6 +19,7 @@ from ddgd_ray.run.folder import RunFolder, open_store
 from ddgd_ray.spec.stages import PretrainSpec
 from ddgd_ray.storage.addresses import is_url, local_folder, url_of
 from ddgd_ray.storage.leases import Pace
+from ddgd_ray.storage.mirror import Mirror
 from ddgd_ray.storage.remote import Remote
 from ddgd_ray.storage.remote_store import RemoteStore
 from ddgd_ray.storage.soundness import compare_files
@@ -497,3 +498,37 @@ def test_a_store_costs_no_imports_until_it_is_asked() -> None:
     code = "import sys; from ddgd_ray.run.folder import open_store; open_store('s3://b/p'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert not {"torch", "ray", "mlflow", "fsspec", "s3fs", "boto3"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["/{}", "../../../{}", "sub/../../../../{}"])
+def test_a_forged_manifest_behind_a_url_writes_nothing_here(host: Host, tmp_path: Path, name: str) -> None:
+    url = f"file://{tmp_path}/there"
+    a = host("a", url)
+    publish(a)
+    path = tmp_path / "there" / "manifests" / "pretrain" / f"{KEY}.json"
+    manifest = json.loads(path.read_text())
+    victim = tmp_path / "victim.txt"
+    forged = name.format(str(victim).lstrip("/") if name.startswith("/") else "victim.txt")
+    manifest["files"][forged] = manifest["files"]["other.txt"]
+    there = tmp_path / "there" / "files" / "pretrain" / KEY / manifest["copy"]
+    source = Path(f"{there}/{forged}")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("hello")
+    path.write_text(json.dumps(manifest))
+    before = victim.read_text() if victim.exists() else None
+    b = host("b", url)
+    with pytest.raises(DamagedArtifact, match="not below its folder"):
+        b.usable("pretrain", KEY)
+    assert (victim.read_text() if victim.exists() else None) == before
+    assert not path.exists(), "the manifest is set aside"
+
+
+def test_a_record_behind_a_url_with_the_name_of_another_folder_is_not_fetched(tmp_path: Path) -> None:
+    class Listing(Remote):
+        def sizes(self, prefix: str) -> dict[str, int]:
+            return {f"/{tmp_path}/victim.txt": 5, "../victim.txt": 5, f"{tmp_path}/victim.txt": 5}
+
+    folder = tmp_path / "here" / "run"
+    folder.mkdir(parents=True)
+    mirror = Mirror(Listing(f"file://{tmp_path}/there"), "runs/run", folder)
+    assert mirror.pull(prefer_remote=True) == 0

@@ -129,7 +129,7 @@ def test_an_artifact_that_speaks_of_another_key_is_refused(store: Store) -> None
     artifact = publish(store)
     other = "d" * 64
     artifact.path.rename(artifact.path.with_name(other))
-    with pytest.raises(ArtifactError, match="found schema 1 of key"):
+    with pytest.raises(ArtifactError, match="found schema 1 of pretrain"):
         store.get("pretrain", other)
 
 

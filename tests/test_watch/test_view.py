@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ddgd_ray.conduct.conductor import Conductor
-from ddgd_ray.conduct.events import Event
+from ddgd_ray.conduct.conductor import Conductor, Event
 from ddgd_ray.conduct.sweep import run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.plan.jobs import Outcome

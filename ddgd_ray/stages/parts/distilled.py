@@ -4,7 +4,6 @@ images/CLASS/00000.png and so on; metadata.jsonl, one line an image; labels.json
 Shapes: N images, S side in pixels, C channels; images are (N, S, S, C) uint8.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,12 @@ import numpy as np
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.inputs.fingerprints import synset_name
-from ddgd_ray.inputs.setfolder import set_files
+from ddgd_ray.inputs.setfolder import LABELS, METADATA, set_files, written_metadata, written_sha256
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages.parts.images import Split, Uint8, generator_labels
 from ddgd_ray.stages.parts.pictures import for_classifier, open_picture
 from ddgd_ray.stages.parts.png_folder import PngFolder
-
-METADATA = "metadata.jsonl"
-LABELS = "labels.json"
+from ddgd_ray.storage.store import file_sha256
 
 
 def image_name(spec: ImagesSpec, label: int, index: int) -> str:
@@ -79,14 +76,14 @@ def read_set(folder: Path, spec: ImagesSpec, ipc: int, *, size: int = 0, num_thr
             fix=f"use ipc {min(few.values())} or less",
         )
     chosen = {name: paths[:ipc] if ipc else paths for name, paths in files.items()}
-    sha256 = _written_sha256(folder)
+    sha256 = written_sha256(folder)
     paths = [path for per_class in chosen.values() for path in per_class]
     side = size or spec.size
 
     def read(path: str) -> Uint8 | StageError:
         try:
             expected = sha256.get(os.path.relpath(path, folder))
-            found = hashlib.sha256(Path(path).read_bytes()).hexdigest() if expected else ""
+            found = file_sha256(Path(path)) if expected else ""
             if expected and found != expected:
                 what = f"expected SHA-256 {expected[:12]}, as {METADATA} lists it, got {found[:12]}"
                 return StageError(what, where=path)
@@ -112,24 +109,4 @@ def read_set(folder: Path, spec: ImagesSpec, ipc: int, *, size: int = 0, num_thr
 
 def origins(folder: Path) -> dict[str, str]:
     """The origin of each image by CLASS/FILE, as metadata.jsonl says."""
-    path = folder / METADATA
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    return {line["file_name"].partition("/")[2]: line["origin"] for line in lines}
-
-
-def _written_sha256(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file, as metadata.jsonl lists it; older sets list none.
-
-    Raises StageError for a listed file that is missing.
-    """
-    path = folder / METADATA
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    for line in lines:
-        if not (folder / line["file_name"]).is_file():
-            raise StageError(
-                f"expected an image, as {METADATA} lists it; there is none",
-                code="corrupt-image",
-                where=str(folder / line["file_name"]),
-                fix="delete the set; it is made again",
-            )
-    return {line["file_name"]: line["sha256"] for line in lines if "sha256" in line}
+    return {line["file_name"].partition("/")[2]: line["origin"] for line in written_metadata(folder)}

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ddgd_ray.errors import StageError
+from ddgd_ray.plain_files import NoPlainFile, read_bytes
 from ddgd_ray.spec.stages import ImagesSpec
 
 Uint8 = NDArray[np.uint8]
 
 MAX_PIXELS = 1 << 27  # 400 MB as RGB; the largest picture of ImageNet-1k has 0.2 of it
+MAX_FILE_BYTES = 1 << 30
 # what decoders raise on bytes that they do not understand; MemoryError is not among them, it says nothing of the file
 DECODER_ERRORS = (
     OSError,
@@ -90,10 +92,12 @@ def for_classifier(image: Image.Image, resize: int, size: int, path: str) -> Uin
 
 def _contents(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_bytes(path, MAX_FILE_BYTES)
     except OSError as err:
         if Path(path).is_symlink() and not Path(path).exists():
             raise CorruptImage("is a broken link", where=path) from err
+        if isinstance(err, NoPlainFile):
+            raise CorruptImage(str(err.strerror), where=path) from err
         raise StageError(f"cannot be read: {err.strerror}", where=path, fix="check the storage, then run it again") from err
 
 

@@ -4,7 +4,6 @@ Shapes: N images, S side in pixels, C channels.
 """
 
 import gzip
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,13 +116,12 @@ def _grey_listing(split: str, images: Uint8, labels: NDArray[np.integer], spec: 
 
 def _imagefolder(spec: ImagesSpec, root: Path) -> tuple[Listing, Listing]:
     files = image_files(spec, root)
-    return _folder_listing(spec, "train", files.train), _folder_listing(spec, "val", files.val)
+    return _folder_listing(spec, files.names("train"), files.train), _folder_listing(spec, files.names("val"), files.val)
 
 
-def _folder_listing(spec: ImagesSpec, split: str, files: Mapping[str, list[str]]) -> Listing:
+def _folder_listing(spec: ImagesSpec, names: list[str], files: Mapping[str, list[str]]) -> Listing:
     labels = np.repeat(np.arange(len(spec.classes)), [len(files[name]) for name in spec.classes])
     paths = [path for name in spec.classes for path in files[name]]
-    names = [f"{split}/{name}/{os.path.basename(path)}" for name in spec.classes for path in files[name]]
 
     def original(row: int) -> Image.Image:
         return open_picture(paths[row], spec.channels)
