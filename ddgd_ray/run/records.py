@@ -18,7 +18,7 @@ from ddgd_ray.spec.search_spec import Direction
 from ddgd_ray.spec.sweep_spec import SweepSpec
 from ddgd_ray.storage.manifest import Ref
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 """Version of what a run folder holds. A reader refuses another one: it would mean something else."""
 AGAIN = "run the sweep again: it writes this file anew"
 
@@ -28,7 +28,7 @@ State = Literal["planned", "done", "failed"]
 class Record(BaseModel):
     """A frozen record whose unknown, missing or mistyped fields are damage. Text that was written is read back equal."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     def as_text(self, *, sort_keys: bool = True) -> str:
         """JSON of the record, as the file of a run folder holds it."""
@@ -40,6 +40,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as err:
+            _refuse_another_schema(text, where)
             first = err.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))
             what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
@@ -54,6 +55,17 @@ class Record(BaseModel):
             what = f"cannot be read: {err.strerror or err}"
             raise ArtifactError(what, code="damaged-record", where=str(path), fix=AGAIN) from err
         return cls.from_text(text, path)
+
+
+def _refuse_another_schema(text: str | bytes, where: Path | str) -> None:
+    """Say of a record that does not fit what is behind that, where another version wrote it. Raises ArtifactError."""
+    try:
+        found = json.loads(text)["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return
+    if found != SCHEMA and isinstance(found, int):
+        what = f"expected schema {SCHEMA}, found schema {found}: another version of ddgd-ray made this run"
+        raise ArtifactError(what, code="other-schema", where=str(where), fix="use that version, or another --run-dir")
 
 
 class EvaluatorRecord(Record):
@@ -111,7 +123,7 @@ class QualityRecord(NamedTuple):
 class TrialRecord(Record):
     """One trial, an arm at one distillation seed: its place in the sweep, the artifacts that it needs, and how it ended."""
 
-    schema_: int = Field(SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
     name: str
     arm: str
     params: dict[str, Value]
@@ -192,7 +204,7 @@ class TrialRecord(Record):
 class SweepRecord(Record):
     """What a run was asked to do, as it stands in its sweep.json."""
 
-    schema_: int = Field(SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
     ddgd_ray: str
     """Version of the package that wrote the record last."""
     started: float = 0.0
