@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.run.objective import Ranking, ranking_of
-from ddgd_ray.run.records import SCHEMA, RaceRecord, RungsRecord, SweepRecord, TrialRecord
+from ddgd_ray.run.records import RaceRecord, RungsRecord, SweepRecord, TrialRecord
 from ddgd_ray.run.results import CEILING, Row, by_arm, in_order_of, main_metric, protocols_of, rows_of
 from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.load import Document
@@ -18,7 +18,6 @@ from ddgd_ray.storage.store import Store
 
 SWEEP_FILE = "sweep.json"
 SEED_POLICY = "allotment.json"
-R = TypeVar("R", SweepRecord, TrialRecord)
 LOWER_RUNG = "@r"
 """Part of the file names of trials at a rung's cheaper setting; no name of an arm holds @."""
 
@@ -33,14 +32,14 @@ def read_sweep_record(path: Path) -> SweepRecord:
             where=str(path),
             fix="give runs/NAME, or run the sweep again: it rebuilds its records from the store",
         )
-    return _of_this_schema(SweepRecord.read(file), file)
+    return SweepRecord.read(file)
 
 
 def read_trial_records(path: Path, *, with_lower_rungs: bool = False) -> list[TrialRecord]:
     """The trial records of a run folder, by name. Raises ArtifactError when one of them cannot be read."""
     files = sorted((path / "trials").glob("*.json"))
     wanted = [file for file in files if with_lower_rungs or LOWER_RUNG not in file.name]
-    return [_of_this_schema(TrialRecord.read(file), file) for file in wanted]
+    return [TrialRecord.read(file) for file in wanted]
 
 
 def read_seed_policy(path: Path) -> RaceRecord | RungsRecord | None:
@@ -55,13 +54,6 @@ def read_seed_policy(path: Path) -> RaceRecord | RungsRecord | None:
 def read_run(path: Path, store: Store) -> "Run":
     """The run of a folder. Raises ArtifactError when the folder is none, or one of its records cannot be read."""
     return Run(path, read_sweep_record(path), tuple(read_trial_records(path)), store)
-
-
-def _of_this_schema(record: R, file: Path) -> R:
-    if record.schema_ != SCHEMA:
-        what = f"expected schema {SCHEMA}, found schema {record.schema_}: another version of ddgd-ray made this run"
-        raise ArtifactError(what, code="other-schema", where=str(file), fix="use that version, or another --run-dir")
-    return record
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.spec.base import Value
+from ddgd_ray.spec.check import expected, shown
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.search_spec import Direction
 from ddgd_ray.spec.sweep_spec import SweepSpec
@@ -40,10 +41,8 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as err:
-            first = err.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
-            raise ArtifactError(f"cannot be read: {what}", code="damaged-record", where=str(where), fix=AGAIN) from err
+            what = f"cannot be read: {first_problem(err)}"
+            raise ArtifactError(what, code="damaged-record", where=str(where), fix=AGAIN) from err
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -54,6 +53,23 @@ class Record(BaseModel):
             what = f"cannot be read: {err.strerror or err}"
             raise ArtifactError(what, code="damaged-record", where=str(path), fix=AGAIN) from err
         return cls.from_text(text, path)
+
+
+def first_problem(error: ValidationError) -> str:
+    """`FIELD: what is wrong` of the first thing that does not fit a record; without a field where the whole is none."""
+    detail = error.errors(include_url=False)[0]
+    field = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "json_invalid":
+        what = f"expected JSON: {detail['ctx']['error']}"
+    elif detail["type"] == "extra_forbidden":
+        what = "expected no such field"
+    elif detail["type"] == "missing":
+        what = "expected a value, found none"
+    elif detail["type"] == "value_error":
+        what = str(detail["ctx"]["error"].args[0])  # specs raise ValueError(what) or ValueError(what, fix)
+    else:
+        what = f"expected {expected(detail)}, got {shown(detail['input'])}"
+    return f"{field}: {what}" if field else what
 
 
 class EvaluatorRecord(Record):
@@ -108,10 +124,45 @@ class QualityRecord(NamedTuple):
         return int(self.label.partition(", ")[2].partition(" ")[0])
 
 
-class TrialRecord(Record):
-    """One trial, an arm at one distillation seed: its place in the sweep, the artifacts that it needs, and how it ended."""
+class VersionedRecord(Record):
+    """A record that is the whole of a file, and says by which version of the layout."""
 
     schema_: int = Field(SCHEMA, alias="schema")
+
+    @classmethod
+    def from_text(cls, text: str | bytes, where: Path | str) -> Self:
+        """The record that the text holds. Raises ArtifactError as a record does, and for a record of another schema."""
+        try:
+            record = super().from_text(text, where)
+            found: object = record.schema_
+        except ArtifactError as err:
+            found = _schema_of(text)
+            if found in (SCHEMA, None):
+                raise
+            raise _of_another_schema(found, where) from err
+        if found != SCHEMA:
+            raise _of_another_schema(found, where)
+        return record
+
+
+def _schema_of(text: str | bytes) -> object:
+    """The number of the schema that a text names, None where it names none."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    found = content.get("schema") if isinstance(content, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def _of_another_schema(found: object, where: Path | str) -> ArtifactError:
+    what = f"schema: expected {SCHEMA}, found {found}: another version of ddgd-ray made this run"
+    return ArtifactError(what, code="other-schema", where=str(where), fix="use that version, or another --run-dir")
+
+
+class TrialRecord(VersionedRecord):
+    """One trial, an arm at one distillation seed: its place in the sweep, the artifacts that it needs, and how it ended."""
+
     name: str
     arm: str
     params: dict[str, Value]
@@ -189,10 +240,9 @@ class TrialRecord(Record):
             yield measure.ref, f"{self.name} {measure.label}"
 
 
-class SweepRecord(Record):
+class SweepRecord(VersionedRecord):
     """What a run was asked to do, as it stands in its sweep.json."""
 
-    schema_: int = Field(SCHEMA, alias="schema")
     ddgd_ray: str
     """Version of the package that wrote the record last."""
     started: float = 0.0
