@@ -33,7 +33,7 @@ from ddgd_ray.conduct.sweep import new_seed_policy, planned_trials, run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.plan.plan import Trial
 from ddgd_ray.run.folder import RunFolder, open_store
-from ddgd_ray.run.objective import best_arms, value_of
+from ddgd_ray.run.objective import ranking_of, value_of
 from ddgd_ray.search.ask_tell import GridSearch
 from ddgd_ray.search.race import Race
 from ddgd_ray.spec.stages import FinetuneSpec
@@ -153,13 +153,14 @@ def replay(sweep: Sweep, store: Store, folder: Path) -> Conductor | None:
 
 
 def winner(conductor: Conductor, among: Sequence[str] | None = None) -> str:
-    records = [record for record in conductor.records if among is None or record.trial.arm in among]
-    return next(iter(best_arms(records, conductor.sweep.spec.objective, conductor.store)), "")
+    """The arm that the objective prefers, among all or the named ones; "" without a value."""
+    trials = [record.record for record in conductor.records if among is None or record.trial.arm in among]
+    return ranking_of(trials, conductor.sweep.spec.objective, conductor.store).best
 
 
 def _mean(conductor: Conductor, arm: str) -> float:
     metric = conductor.sweep.spec.objective.metric
-    values = [value_of(record, metric, conductor.store) for record in conductor.records if record.trial.arm == arm]
+    values = [value_of(record.record, metric, conductor.store) for record in conductor.records if record.trial.arm == arm]
     return statistics.fmean(value for value in values if value is not None)
 
 

@@ -18,6 +18,7 @@ import ddgd_ray
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.report.tables import averaged_csv
 from ddgd_ray.run.results import over_seeds
+from ddgd_ray.spec.search_spec import SearchSpec
 
 FRAMEWORKS = ("torch", "ray", "mlflow", "optuna")
 
@@ -196,8 +197,9 @@ def test_words_on_x_stand_in_the_order_of_the_sweep_file(made_run: Callable[...,
 def test_a_search_is_one_cloud_without_a_line(made_run: Callable[..., Path]) -> None:
     two = {"finetune.lambda_g": (0.1, 0.2), "finetune.lambda_r": (0.3, 0.4)}
     grid = ddgd_ray.open_run(made_run({"vary": two, "seeds.distill": (0,), "quality": ()}))
-    searched = {**grid.data.sweep, "spec": {**grid.spec, "vary": {}, "search": {"space": "some.yaml"}}}
-    (means,) = ddgd_ray.Run(replace(grid.data, sweep=searched)).plot("lambda_g").lines
+    spec = grid.spec.model_copy(update={"vary": {}, "search": SearchSpec(space="some.yaml")})
+    searched = replace(grid.data, sweep=grid.data.sweep.model_copy(update={"spec": spec}))
+    (means,) = ddgd_ray.Run(searched).plot("lambda_g").lines
     assert means.get_linestyle() == "None"
     assert list(means.get_xdata()) == [0.1, 0.1, 0.2, 0.2]
     assert len(grid.plot("lambda_g").lines) == 2

@@ -4,7 +4,7 @@ import html
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -13,11 +13,12 @@ from ddgd_ray.errors import SpecError
 from ddgd_ray.exporting.choose import choose
 from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.images import read_images
-from ddgd_ray.exporting.run_data import RunData, read_run_data
 from ddgd_ray.report.notes import selection_note
 from ddgd_ray.report.tables import METRIC_TITLES
+from ddgd_ray.run import reading
 from ddgd_ray.run.folder import open_store
 from ddgd_ray.spec.load import nearest
+from ddgd_ray.spec.sweep_spec import SweepSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,27 +32,27 @@ def open_run(path: str | Path) -> "Run":
     Raises ArtifactError when there is no run.
     """
     folder = Path(path).expanduser().absolute()
-    return Run(read_run_data(folder, open_store(folder.parent)))
+    return Run(reading.read_run(folder, open_store(folder.parent)))
 
 
 class Run:
     """A run as it was when it was opened. Frames are new objects at each call: change them as you like."""
 
-    def __init__(self, data: RunData) -> None:
+    def __init__(self, data: reading.Run) -> None:
         self.data = data
 
     @property
     def name(self) -> str:
-        return str(self.data.spec["name"])
+        return self.data.spec.name
 
     @property
     def path(self) -> Path:
         return self.data.path
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> SweepSpec:
         """The sweep file with its defaults filled in."""
-        return dict(self.data.spec)
+        return self.data.spec
 
     @property
     def arms(self) -> list[str]:
@@ -60,14 +61,17 @@ class Run:
     @property
     def best(self) -> str | None:
         """The arm that the objective prefers, controls aside; None while nothing is measured."""
-        found = self.data.best()
-        return found[0] if found else None
+        return self.data.ranking.best or None
+
+    @property
+    def front(self) -> list[str]:
+        """The arms that no other beats in all objectives, the best by the first one first; of one objective, its best."""
+        return self.data.ranking.front
 
     @property
     def selection(self) -> str:
         """What was selected on which images, and what may be claimed of it."""
-        rows = [row for row in self.data.rows if row.protocol == self.data.protocol]
-        return selection_note(self.data.spec, rows)
+        return selection_note(self.data)
 
     @property
     def trials(self) -> "pd.DataFrame":
@@ -150,7 +154,7 @@ class Run:
 
     def refresh(self) -> "Run":
         """The same run as it is now."""
-        return Run(read_run_data(self.data.path, self.data.store))
+        return Run(reading.read_run(self.path, self.data.store))
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in _states(self.data).items())
@@ -159,7 +163,7 @@ class Run:
     def _repr_html_(self) -> str:
         frame = self.table()
         metric = str(frame.attrs["metric"])
-        head = f"{self.name}: preset {self.data.spec['preset']}"
+        head = f"{self.name}: preset {self.data.spec.preset}"
         under = (
             f"{METRIC_TITLES.get(metric, metric)}, {frame.attrs['ipc']} images per class, protocol {frame.attrs['protocol']}"
         )
@@ -172,6 +176,6 @@ class Run:
         return "\n".join([*texts, f"<div>{html.escape(self.selection.replace('**', ''))}</div>"])
 
 
-def _states(data: RunData) -> Mapping[str, int]:
-    states = [record["state"] for record in data.records]
+def _states(data: reading.Run) -> Mapping[str, int]:
+    states = [trial.state for trial in data.trials]
     return {state: states.count(state) for state in ("done", "failed", "planned") if state in states}

@@ -27,10 +27,9 @@ def export_command(args: argparse.Namespace) -> int:
 
 
 def export_model_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.exporting.lineage import lineage
     from ddgd_ray.exporting.model_card import model_texts
     from ddgd_ray.run.folder import open_store
-    from ddgd_ray.run.trace import tuned_model
+    from ddgd_ray.run.lineage import find_tuned, lineage, tuned_model
 
     asked = absolute(args.what)
     is_run = asked.is_dir()
@@ -38,25 +37,20 @@ def export_model_command(args: argparse.Namespace) -> int:
     if choice is None and (args.arm or args.seed is not None):
         what = "--arm and --seed choose a model of a run, and this is a key"
         raise SpecError(what, where=args.what, fix="give runs/NAME in its place, or leave them out")
-    run_dir = asked.parent if is_run else run_dir_of(args)
-    store = open_store(run_dir)
     if not is_run and ("/" in args.what or not args.what):
         what = "expected a run folder or the first digits of a finetune key; there is no such folder"
         raise SpecError(what, code="missing-file", where=str(asked), fix="give runs/NAME; `ddgd-ray plan` shows keys")
-    tuned = tuned_model(store, args.what if choice is None else _finetune_key(choice))
-    artifact = store.get("finetune", tuned.adapter.name)
-    assert artifact is not None
-    words = (
-        f"{artifact.key[:12]}" if choice is None else f"runs/{choice.run.spec['name']} --arm {choice.arm} --seed {choice.seed}"
-    )
-    texts = model_texts(
-        f"{choice.run.spec['name']}: {choice.arm}, seed {choice.seed}" if choice else f"finetune {artifact.key[:12]}",
-        choice,
-        lineage(store, artifact),
-        args.weights,
-        tuned.labels,
-        f"ddgd-ray export-model {words} --weights {args.weights}",
-    )
+    store = open_store(asked.parent if is_run else run_dir_of(args))
+    artifact = find_tuned(store, args.what if choice is None else _finetune_key(choice))
+    made_from = lineage(store, artifact)
+    tuned = tuned_model(made_from)
+    if choice is None:
+        title, words = f"finetune {artifact.key[:12]}", artifact.key[:12]
+    else:
+        name = choice.run.spec.name
+        title, words = f"{name}: {choice.arm}, seed {choice.seed}", f"runs/{name} --arm {choice.arm} --seed {choice.seed}"
+    command = f"ddgd-ray export-model {words} --weights {args.weights}"
+    texts = model_texts(title, choice, made_from, args.weights, tuned.labels, command)
     from ddgd_ray.stages.parts.pipeline import export_pipeline
 
     is_same = export_pipeline(
@@ -78,26 +72,26 @@ def export_model_command(args: argparse.Namespace) -> int:
 
 def _chosen(run_folder: Path, args: argparse.Namespace) -> "Choice":
     from ddgd_ray.exporting.choose import choose
-    from ddgd_ray.exporting.run_data import read_run_data
     from ddgd_ray.run.folder import open_store
+    from ddgd_ray.run.reading import read_run
 
-    return choose(read_run_data(run_folder, open_store(run_folder.parent)), args.arm, args.seed)
+    return choose(read_run(run_folder, open_store(run_folder.parent)), args.arm, args.seed)
 
 
 def _tell_choice(choice: "Choice") -> None:
-    best = choice.run.best()
-    why = f", best by {choice.run.spec['objective']['metric']}: {best[1]}" if best and choice.is_best else ""
+    run = choice.run
+    why = f", best by {run.spec.objective.metric}: {run.ranking.stat(choice.arm)}" if choice.is_best else ""
     echo(f"arm       {choice.arm}, seed {choice.seed}{why}")
 
 
 def _finetune_key(choice: "Choice") -> str:
-    keys = [key for stage, key in choice.record["build"] if stage == "finetune"]
-    if not keys:
-        tuned = [record["arm"] for record in choice.run.records if any(stage == "finetune" for stage, _ in record["build"])]
+    """The key of the fine-tuning behind the chosen set. Raises SpecError where no model made it."""
+    if choice.trial.finetune is None:
+        tuned = list(dict.fromkeys(trial.arm for trial in choice.run.trials if trial.finetune is not None))
         raise SpecError(
-            f"no model made the set of arm {choice.arm}; arms with a model: {', '.join(dict.fromkeys(tuned)) or 'none'}",
+            f"no model made the set of arm {choice.arm}; arms with a model: {', '.join(tuned) or 'none'}",
             code="no-model",
             where=str(choice.run.path),
             fix=f"--arm {tuned[0]}" if tuned else "export the set itself: ddgd-ray export",
         )
-    return str(keys[0])
+    return choice.trial.finetune.key

@@ -35,14 +35,14 @@ def status_command(args: argparse.Namespace) -> int:
 
 
 def stop_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.report.build import read_run
-    from ddgd_ray.run.folder import RunFolder
+    from ddgd_ray.run.folder import RunFolder, open_store
+    from ddgd_ray.run.reading import read_run
 
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
     folder.remote_copy.pull()
-    read_run(args.run_folder)
     here, elsewhere = folder.holder(), folder.remote_copy.holder()
     if not here and not elsewhere:
+        read_run(args.run_folder, open_store(args.run_folder.parent))  # a damaged folder is not one that stands still
         print(f"{args.run_folder.name} is not running")
         return 0
     if here:
@@ -55,20 +55,20 @@ def stop_command(args: argparse.Namespace) -> int:
 
 def sync_command(args: argparse.Namespace) -> int:
     from ddgd_ray.redact import RedactingFormatter, redact
-    from ddgd_ray.report.build import read_run
     from ddgd_ray.run.folder import RunFolder, open_store
+    from ddgd_ray.run.reading import read_run
     from ddgd_ray.tracking import tracker
     from ddgd_ray.tracking.mlflow import connect, is_refusal
     from ddgd_ray.tracking.shipper import Shipper
 
-    read_run(args.run_folder)
+    store = open_store(args.run_folder.parent)
+    read_run(args.run_folder, store)  # a damaged folder is told before anything is written, and not laid on the server
     handler = logging.StreamHandler()
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("ddgd_ray").addHandler(handler)
     folder = RunFolder(args.run_folder.parent, args.run_folder.name)
     uri = tracker.uri_of(args.tracking_uri, args.run_folder.parent)
     is_server = uri.partition(":")[0] in ("http", "https", "databricks", "uc")
-    store = open_store(args.run_folder.parent)
     if args.follow:
         os.nice(5)  # beside workers on every core, 10 leaves it too little to import MLflow within a short sweep
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep; it closes the outbox when it stops
@@ -76,6 +76,6 @@ def sync_command(args: argparse.Namespace) -> int:
     def shipper() -> Shipper:
         return Shipper(folder.path, store, connect(uri), is_server=is_server)
 
-    left = tracker.ship_all(folder, shipper, is_refusal, follow_pid=args.follow)
-    print(left if left else f"all trials are in {redact(uri)}")
-    return 5 if left else 0
+    undelivered = tracker.ship_all(folder, shipper, is_refusal, follow_pid=args.follow)
+    print(undelivered if undelivered else f"all trials are in {redact(uri)}")
+    return 5 if undelivered else 0

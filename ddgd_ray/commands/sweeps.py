@@ -16,7 +16,9 @@ from ddgd_ray.errors import SpecError
 if TYPE_CHECKING:
     from ddgd_ray.conduct.conductor import Conductor
     from ddgd_ray.conduct.sweep import Result
+    from ddgd_ray.run.reading import Run
     from ddgd_ray.spec.sweep import Sweep
+    from ddgd_ray.storage.store import Store
 
 TRACKER_WAIT_S = 9.0
 # how sets of images of one's own are judged unless told otherwise: as in the published tables
@@ -161,9 +163,9 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     seconds = time.monotonic() - started
     _finish(result, open_store(run_dir), seconds, busy_share=(machine_busy_s() - busy_before) / seconds / (os.cpu_count() or 1))
     if shipper is not None:
-        left = tracker.close(folder, shipper, TRACKER_WAIT_S)
-        if left:
-            echo(f"warning: {left}\n  help: send what waits with: ddgd-ray mlflow sync {folder.path}")
+        undelivered = tracker.close(folder, shipper, TRACKER_WAIT_S)
+        if undelivered:
+            echo(f"warning: {undelivered}\n  help: send what waits with: ddgd-ray mlflow sync {folder.path}")
             if args.tracking_required and result.exit_code in (0, 3):
                 return 5
         else:
@@ -171,15 +173,14 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> None:
-    from ddgd_ray.report.build import read_run
-    from ddgd_ray.run.results import rows_of
+def _finish(result: "Result", store: "Store", seconds: float, busy_share: float) -> None:
+    from ddgd_ray.run.reading import read_run
 
-    _, records = read_run(result.folder.path)
+    run = read_run(result.folder.path, store)
     for cause in result.causes:
         echo(cause)
-    if rows_of(records, store):
-        _tell_results(result.folder.path, records, store, with_page=bool(result.num_ran))
+    if run.rows:
+        _tell_results(run, with_page=bool(result.num_ran))
     else:
         echo("no evaluation has finished: there is no table yet")
     busy = f", this machine's cores {busy_share:.0%} busy" if result.num_ran else ""
@@ -194,19 +195,19 @@ def _finish(result: "Result", store: Any, seconds: float, busy_share: float) -> 
         echo(STOPPED[result.stop_reason])
 
 
-def _tell_results(path: Path, records: list[dict[str, Any]], store: Any, with_page: bool) -> None:
+def _tell_results(run: "Run", with_page: bool) -> None:
     from ddgd_ray.report.build import write_report
     from ddgd_ray.run.results import stage_costs
 
-    report = write_report(path, store, with_page=with_page)
+    report = write_report(run.path, run.store, with_page=with_page)
     echo("\n" + report.brief)
-    costs = ", ".join(f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(records, store))
-    echo(f"stages    {costs}")
+    costs = [f"{cost.stage} {cost.count} x {cost.seconds / cost.count:.1f} s" for cost in stage_costs(run.trials, run.store)]
+    echo(f"stages    {', '.join(costs)}")
     echo(f"tables    {report.tables[0]} (.tex, .csv), with comparisons and quality\nresults   {report.results}")
     if report.page:
         echo(f"page      {report.page}")
     if report.pictures:
-        echo(f"pictures  {path / 'report'}/grid-*.png ({len(report.pictures)})")
+        echo(f"pictures  {run.path / 'report'}/grid-*.png ({len(report.pictures)})")
 
 
 def _drain_on_signal(conductor: "Conductor") -> None:

@@ -14,8 +14,13 @@ def add_ui(added: argparse.ArgumentParser) -> None:
 
 
 def ui_command(args: argparse.Namespace) -> int:
+    from ddgd_ray.run.folder import open_store
+    from ddgd_ray.run.reading import SWEEP_FILE, read_run
     from ddgd_ray.watch.mlflow_ui import experiment_page, find_run_dir, serve
 
-    run_dir, name = find_run_dir(args.folder or run_dir_of(args))
+    folder = args.folder or run_dir_of(args)
+    if (folder / SWEEP_FILE).is_file():
+        read_run(folder, open_store(folder.parent))  # a damaged run is told, not shown as it was when it was sent
+    run_dir, name = find_run_dir(folder)
     serve(run_dir, host=args.host, port=args.port, page=experiment_page(run_dir, name), tell=echo)
     return 0

@@ -7,15 +7,11 @@ from ddgd_ray.exporting.choose import Choice
 from ddgd_ray.exporting.images import ImageSet
 from ddgd_ray.exporting.layouts import SHARD
 from ddgd_ray.exporting.licences import licence_of, notes
-from ddgd_ray.exporting.lineage import Lineage
-from ddgd_ray.exporting.sections import (
-    front_matter,
-    joined,
-    licence_section,
-    method_section,
-    numbers_section,
-    provenance_section,
-)
+from ddgd_ray.exporting.numbers import numbers_section
+from ddgd_ray.exporting.sections import front_matter, joined, licence_section, method_section, provenance_section
+from ddgd_ray.run.lineage import Lineage, spec_of
+from ddgd_ray.spec.evaluation import SelectSpec
+from ddgd_ray.spec.stages import SampleSpec
 
 LOADING = {
     "imagefolder": """
@@ -39,11 +35,11 @@ def set_card(choice: Choice, images: ImageSet, made_from: Lineage | None, layout
     run, num = choice.run, len(images.images)
     terms = notes(images.spec, made_from)
     parts = {
-        "": f"# {run.spec['name']}: {choice.arm}, seed {choice.seed}\n\n{_what(choice, images, num)}",
-        "How to load": _loading(layout, run.spec["preset"], images),
+        "": f"# {run.spec.name}: {choice.arm}, seed {choice.seed}\n\n{_what(choice, images, num)}",
+        "How to load": _loading(layout, run.spec.preset, images),
         "How it was made": _made(choice, made_from),
         "Numbers": numbers_section(choice, min(Counter(image.label for image in images.images).values())),
-        "Provenance": provenance_section(choice, made_from, images.spec, command),
+        "Provenance": provenance_section(choice, made_from, command),
         "Licence": licence_section(terms),
     }
     return _head(choice, num, layout, licence_of(terms)) + joined(parts)
@@ -59,7 +55,7 @@ def _head(choice: Choice, num: int, layout: str, licence: str) -> str:
     files = {"imagefolder": "train/**", "hf": "data/*.parquet", "webdataset": "train-*.tar"}[layout]
     size = next(name for limit, name in SIZES if num < limit)
     lines = [
-        f'pretty_name: "{choice.run.spec["name"]}, {choice.name}"',
+        f'pretty_name: "{choice.run.spec.name}, {choice.name}"',
         f"license: {licence}",
         "task_categories: [image-classification]",
         f'size_categories: ["{size}"]',
@@ -78,34 +74,35 @@ def _what(choice: Choice, images: ImageSet, num: int) -> str:
     counts = set(Counter(image.label for image in images.images).values())
     per_class = f"{counts.pop()} a class" if len(counts) == 1 else f"{min(counts)} to {max(counts)} a class"
     of = {"fashion": "Fashion-MNIST", "fashion-full": "Fashion-MNIST", "digits": "scikit-learn's handwritten digits"}
-    source = of.get(spec["source"], f"the image folder of preset {choice.run.spec['preset']}")
-    kind = "grey" if spec["channels"] == 1 else "RGB"
+    source = of.get(spec.source, f"the image folder of preset {choice.run.spec.preset}")
+    kind = "grey" if spec.channels == 1 else "RGB"
     return (
-        f"{num} images, {per_class}, {len(images.classes)} classes, {spec['size']} x {spec['size']} pixels, {kind}: "
+        f"{num} images, {per_class}, {len(images.classes)} classes, {spec.size} x {spec.size} pixels, {kind}: "
         f"{_kind(choice)} of {source}. `metadata.jsonl` has a line an image (file, label, class, origin, SHA-256), "
         "`labels.json` the label of each class folder, `provenance.json` every setting, `SHA256SUMS` a line a file."
     )
 
 
 def _kind(choice: Choice) -> str:
-    record = choice.record
-    if not record["build"]:
+    if choice.trial.set is None:
         return "a ready-made stand-in for the training images"
-    return "a selection" if record["build"][-1][0] == "select" else "a distilled stand-in for the training images"
+    return "a selection" if choice.trial.set.stage == "select" else "a distilled stand-in for the training images"
 
 
 def _made(choice: Choice, made_from: Lineage | None) -> str:
     if made_from is None:
         return "Ready-made: the images were not made by ddgd-ray, which judged them alone."
-    own = made_from.links[-1]  # features behind a selection may themselves go back to one
+    own = made_from.artifacts[-1]  # features behind a selection may themselves go back to one
     if own.stage == "sample":
-        names = ("sampler", "steps", "guidance", "cfg_channels", "weights", "seed")
-        settings = ", ".join(f"{name} {own.spec[name]}" for name in names)
+        drawn = spec_of(own, SampleSpec)
+        settings = f"sampler {drawn.sampler}, steps {drawn.steps}, guidance {drawn.guidance}, "
+        settings += f"cfg_channels {drawn.cfg_channels}, weights {drawn.weights}, seed {drawn.seed}"
         return f"{method_section(made_from)}\n\nThe set was drawn from that model: {settings}."
+    picked = spec_of(own, SelectSpec)
     how = {
         "random": "drawn at random",
         "herding": "picked by herding",
         "kcenter": "picked by greedy k-center",
         "all": "all of them",
-    }[own.spec["method"]]
-    return f"A control: real training images, {how}, seed {own.spec['seed']}. Nothing here is generated."
+    }[picked.method]
+    return f"A control: real training images, {how}, seed {picked.seed}. Nothing here is generated."

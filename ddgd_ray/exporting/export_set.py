@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import SpecError, StageError
-from ddgd_ray.exporting.archives import pack
 from ddgd_ray.exporting.card import set_card
 from ddgd_ray.exporting.choose import Choice
 from ddgd_ray.exporting.images import LABELS, ImageSet, read_images
-from ddgd_ray.exporting.layouts import LAYOUTS
+from ddgd_ray.exporting.layouts import LAYOUTS, pack
 from ddgd_ray.exporting.licences import notes, notice_files
-from ddgd_ray.exporting.lineage import Lineage, lineage
-from ddgd_ray.exporting.provenance import PROVENANCE, as_text, provenance
+from ddgd_ray.exporting.sections import PROVENANCE, as_text, provenance
+from ddgd_ray.run.lineage import Lineage, lineage
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.storage.store import file_sha256
 
@@ -25,7 +24,7 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class Exported:
-    """path: the folder or archive. sha256: of the archive's bytes, or of SHA256SUMS of the folder."""
+    """An exported set. path: its folder or archive. sha256: of the archive's bytes, or of the folder's SHA256SUMS."""
 
     path: Path
     num_images: int
@@ -45,11 +44,11 @@ def export_set(choice: Choice, layout: str, target: Path | None = None, *, ipc: 
     images = read_images(choice, ipc)
     made_from = lineage(choice.run.store, images.artifact) if images.artifact else None
     count = ipc or images.per_class
-    name = f"{choice.run.spec['name']}-{choice.name}-ipc{count}"
+    name = f"{choice.run.spec.name}-{choice.name}-ipc{count}"
     if target is None:
         target = choice.run.path / "export" / f"{name}-{layout}{'.tar' if is_archive else ''}"
     words = f"--format {layout} --arm {choice.arm} --seed {choice.seed} --ipc {count}"
-    command = f"ddgd-ray export runs/{choice.run.spec['name']} {words}"
+    command = f"ddgd-ray export runs/{choice.run.spec.name} {words}"
 
     def fill(out: Path) -> None:
         _fill(out, choice, images, made_from, layout, command)
@@ -110,7 +109,7 @@ def _fill_archive(path: Path, fill: Callable[[Path], None], top: str) -> None:
 
 
 def _label_map(images: ImageSet) -> dict[str, Any]:
-    """{class folder: label here, the one torchvision's ImageFolder gives it, the class's own name, what else is known}."""
+    """{class folder: its label here, the one that torchvision's ImageFolder gives it, the class's name, what else is known}."""
     alphabetical = sorted(images.folders)
     return {
         folder: {"label": label, "imagefolder_label": alphabetical.index(folder), "class": name}

@@ -15,8 +15,10 @@ from ddgd_ray.errors import ArtifactError, SpecError, StageError
 from ddgd_ray.exporting.choose import Choice
 from ddgd_ray.inputs.fingerprints import set_source
 from ddgd_ray.inputs.setfolder import set_files
+from ddgd_ray.run.lineage import images_of
+from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.storage.soundness import compare_files
-from ddgd_ray.storage.store import Artifact, Store
+from ddgd_ray.storage.store import Artifact
 
 METADATA = "metadata.jsonl"
 LABELS = "labels.json"
@@ -25,7 +27,10 @@ MAX_NAME = 80  # bytes; file systems take 255, and archives put folders before
 
 @dataclass(frozen=True)
 class SetImage:
-    """index: its place in its class; the first n of each class are the set of n a class. sha256: of the file."""
+    """One image of a set. sha256: of its file.
+
+    index: its place in its class; the first n of each class are the set of n images a class.
+    """
 
     path: Path
     label: int
@@ -34,7 +39,7 @@ class SetImage:
     sha256: str
 
     def content(self) -> bytes:
-        """Raises ArtifactError when it is not what was recorded."""
+        """The bytes of the file. Raises ArtifactError when they are not those that were recorded."""
         try:
             content = self.path.read_bytes()
         except OSError as err:
@@ -46,41 +51,41 @@ class SetImage:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """images: class by class in order of the labels, each in its order. folders: a safe name for each class, by label.
+    """A set as it is exported. images: class by class in order of the labels, each in its order.
 
-    about: for each class what labels.json of the set says beside the label, or nothing. artifact: None for a ready-made set.
+    folders: a safe name for each class, by label. about: for each class what labels.json of the set says beside the label, or
+    nothing. artifact: None for a ready-made set.
     """
 
     classes: tuple[str, ...]
     folders: tuple[str, ...]
     images: tuple[SetImage, ...]
     about: tuple[Mapping[str, Any], ...]
-    spec: Mapping[str, Any]
-    """ImagesSpec of the real images that the set stands for."""
+    spec: ImagesSpec
+    """The real images that the set stands for."""
     artifact: Artifact | None
 
     @property
     def per_class(self) -> int:
-        """Images of the smallest class."""
+        """The number of images of the smallest class."""
         counts = Counter(image.label for image in self.images)
         return min(counts[label] for label in range(len(self.classes)))
 
     def interleaved(self) -> Iterator[SetImage]:
-        """The first image of every class, then the second ones: any prefix is nearly balanced."""
+        """The images, first ones of every class before second ones: any prefix is nearly balanced."""
         return iter(sorted(self.images, key=lambda image: (image.index, image.label)))
 
     def name(self, image: SetImage) -> str:
-        """FOLDER/00000.png: below the folder of all classes."""
+        """The path FOLDER/00000.png of an image below the folder of all classes."""
         return f"{self.folders[image.label]}/{image.index:05d}{image.path.suffix.lower()}"
 
 
 def read_images(choice: Choice, ipc: int = 0) -> ImageSet:
-    """The first `ipc` images of each class, all with 0.
+    """The set with the first `ipc` images of each class, with 0 all of them.
 
     Raises SpecError when a class has fewer, ArtifactError when a file is missing, a link, or not what was recorded.
     """
-    record, store = choice.record, choice.run.store
-    found = _made_here(record, store) if record["build"] else _ready_made(choice)
+    found = _made_here(choice) if choice.trial.set is not None else _ready_made(choice)
     if ipc < 0 or ipc > found.per_class:
         raise SpecError(
             f"expected 1 to {found.per_class} images a class of {choice.name}, got {ipc}",
@@ -92,13 +97,12 @@ def read_images(choice: Choice, ipc: int = 0) -> ImageSet:
     return ImageSet(found.classes, found.folders, images, found.about, found.spec, found.artifact)
 
 
-def _made_here(record: Mapping[str, Any], store: Store) -> ImageSet:
-    artifact = store.get(*record["build"][-1])
+def _made_here(choice: Choice) -> ImageSet:
+    artifact = choice.set
     assert artifact is not None, "choose() looks for it"
     compare_files(artifact, contents=False)
-    spec = artifact.manifest["spec"]["images"]
-    classes = tuple(spec["classes"])
-    listed = artifact.manifest["files"]
+    spec, listed = images_of(artifact), artifact.files
+    classes = spec.classes
     images, counts = [], [0] * len(classes)
     try:
         for line in _text(artifact, METADATA).splitlines():
@@ -118,9 +122,9 @@ def _made_here(record: Mapping[str, Any], store: Store) -> ImageSet:
 
 
 def _ready_made(choice: Choice) -> ImageSet:
-    """A folder from outside; it must still hold what was judged."""
-    folder = Path(choice.record["folder"])
-    judged = (choice.run.store.get(item["stage"], item["key"]) for item in choice.record["evaluators"])
+    """The set of a folder from outside. Raises ArtifactError unless it still holds what was judged."""
+    folder = Path(choice.trial.folder)
+    judged = (choice.run.store.get(*one.ref) for one in choice.trial.evaluators)
     evaluator = next((artifact for artifact in judged if artifact is not None), None)
     if evaluator is None:
         raise StageError(
@@ -129,9 +133,9 @@ def _ready_made(choice: Choice) -> ImageSet:
             where=str(choice.run.path),
             fix="run the evaluation again to continue it",
         )
-    spec = evaluator.manifest["spec"]["images"]
-    classes = tuple(spec["classes"])
-    if set_source(folder, classes).fingerprint != evaluator.manifest["inputs"]["set"]:
+    spec = images_of(evaluator)
+    classes = spec.classes
+    if set_source(folder, classes).fingerprint != evaluator.inputs["set"]:
         raise ArtifactError(
             "this ready-made set is not the one that was judged: its images have changed since",
             where=str(folder),

@@ -1,15 +1,17 @@
-"""A set as files: what lies where for torchvision, for Hugging Face's `datasets`, for webdataset.
+"""A set as files: what lies where for torchvision, for Hugging Face's `datasets`, for webdataset; and tar files.
 
-A layout takes an ImageSet and an empty folder and fills it; a card, labels, provenance and checksums come beside it.
+A layout takes an ImageSet and an empty folder and fills it; a card, labels, provenance and checksums come beside it. The bytes
+of a tar file depend on names and contents alone: it holds no times, owners or modes of this machine.
 """
 
 import io
 import json
-from collections.abc import Callable, Mapping
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddgd_ray.exporting.archives import add_bytes, open_archive
 from ddgd_ray.exporting.images import METADATA, ImageSet, SetImage
 
 ROW_GROUP = 100  # images: what a reader decodes at once when it seeks
@@ -61,13 +63,13 @@ def fill_webdataset(images: ImageSet, out: Path) -> None:
     """
     ordered = list(images.interleaved())
     for start in range(0, len(ordered), SHARD):
-        with open_archive(out / f"train-{start // SHARD:06d}.tar") as archive:
+        with _archive(out / f"train-{start // SHARD:06d}.tar") as archive:
             for place, image in enumerate(ordered[start : start + SHARD], start=start):
                 line = metadata_line(images, image)
                 key = f"{place:08d}"
-                add_bytes(archive, f"{key}.cls", str(image.label).encode())
-                add_bytes(archive, f"{key}.json", json.dumps(line).encode())
-                add_bytes(archive, f"{key}{image.path.suffix.lower()}", image.content())
+                _add_bytes(archive, f"{key}.cls", str(image.label).encode())
+                _add_bytes(archive, f"{key}.json", json.dumps(line).encode())
+                _add_bytes(archive, f"{key}{image.path.suffix.lower()}", image.content())
     _write_metadata(out / METADATA, images)
 
 
@@ -79,6 +81,7 @@ LAYOUTS: Mapping[str, Callable[[ImageSet, Path], None]] = {
 
 
 def metadata_line(images: ImageSet, image: SetImage) -> dict[str, Any]:
+    """The line of an image in metadata.jsonl."""
     return {
         "file_name": images.name(image),
         "label": image.label,
@@ -93,3 +96,28 @@ def _write_metadata(path: Path, images: ImageSet) -> None:
     for image in images.images:
         text.write(json.dumps(metadata_line(images, image)) + "\n")
     path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def pack(folder: Path, target: Path, top: str) -> None:
+    """Write every file of `folder` into a new tar file as TOP/NAME, sorted by name."""
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    with _archive(target) as archive:
+        for name, path in files:
+            with path.open("rb") as file:
+                archive.addfile(_entry(f"{top}/{name}", path.stat().st_size), file)
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[tarfile.TarFile]:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        yield archive
+
+
+def _add_bytes(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    archive.addfile(_entry(name, len(content)), io.BytesIO(content))
+
+
+def _entry(name: str, size: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)  # mtime, uid and gid are 0, the owner's names are empty
+    entry.size, entry.mode = size, 0o644
+    return entry

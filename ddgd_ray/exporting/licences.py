@@ -1,18 +1,18 @@
 """Which terms a set or a model stands under, by what it was made from. Statements of fact for a reader, no legal advice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ddgd_ray.exporting.lineage import Lineage
 from ddgd_ray.inputs.fingerprints import embedded_fashion, synset_name
+from ddgd_ray.run.lineage import Lineage, spec_of
+from ddgd_ray.spec.stages import AdoptSpec, ImagesSpec
 
 NON_COMMERCIAL = "cc-by-nc-4.0"
 
 
 @dataclass(frozen=True)
 class Note:
-    """licence: an identifier as on the Hugging Face hub, or "" where none is known."""
+    """The terms of one part, in words. licence: an identifier as on the Hugging Face hub, "" where none is known."""
 
     licence: str
     text: str
@@ -47,20 +47,21 @@ SD_VAE = Note("mit", "Autoencoder: {origin}, MIT licence.")
 UNKNOWN_VAE = Note("", "Autoencoder: weights that came from outside (content {origin}); their own terms hold.")
 
 
-# part: repositories whose terms are known, what holds for them, what holds for weights of another or no known origin
 WEIGHTS = {"backbone": ("facebook/DiT-", DIT, UNKNOWN_DIT), "autoencoder": ("stabilityai/sd-vae-ft-", SD_VAE, UNKNOWN_VAE)}
+"""{part: repositories whose terms are known, what holds for them, what holds for weights of another or no known origin}."""
 
 
-def notes(images: Mapping[str, Any], made_from: Lineage | None) -> list[Note]:
-    """images: ImagesSpec of the real images. made_from: None for a ready-made set."""
+def notes(images: ImagesSpec, made_from: Lineage | None) -> list[Note]:
+    """The terms of every part of a set or model. images: the real images. made_from: None for a ready-made set."""
     found = [_images_note(images)]
     if made_from is None:
         return [READY_MADE, *found]
-    for link in made_from.links:
-        if link.stage == "adopt":
-            known_as, known, unknown = WEIGHTS[link.spec["part"]]
-            note = known if link.origin.startswith(known_as) else unknown
-            origin = link.origin or link.artifact.manifest["inputs"]["weights"]
+    for artifact in made_from.artifacts:
+        if artifact.stage == "adopt":
+            known_as, known, unknown = WEIGHTS[spec_of(artifact, AdoptSpec).part]
+            repo = made_from.origins.get(artifact.key, "")
+            note = known if repo.startswith(known_as) else unknown
+            origin = repo or artifact.inputs["weights"]
             found.append(Note(note.licence, note.text.format(origin=origin)))
     if made_from.first("finetune") is not None and made_from.first("adopt") is None:
         found.append(Note("", TRAINED_HERE))
@@ -68,7 +69,7 @@ def notes(images: Mapping[str, Any], made_from: Lineage | None) -> list[Note]:
 
 
 def notice_files(found: Sequence[Note]) -> dict[str, str]:
-    """Licence texts that must go along, by file name."""
+    """{file name: licence text} of those texts that must go along."""
     if FASHION not in found:
         return {}
     notice = embedded_fashion().with_name("NOTICE").read_text()
@@ -83,9 +84,9 @@ def licence_of(found: Sequence[Note]) -> str:
     return NON_COMMERCIAL if parts <= {"mit", NON_COMMERCIAL} else "other"
 
 
-def _images_note(images: Mapping[str, Any]) -> Note:
+def _images_note(images: ImagesSpec) -> Note:
     embedded = {"fashion": FASHION, "fashion-full": FASHION, "digits": DIGITS}
-    if images["source"] in embedded:
-        return embedded[images["source"]]
-    is_imagenet = images["labels"] == "imagenet" or all(synset_name(name) for name in images["classes"])
+    if images.source in embedded:
+        return embedded[images.source]
+    is_imagenet = images.labels == "imagenet" or all(synset_name(name) for name in images.classes)
     return IMAGENET if is_imagenet else OWN_IMAGES

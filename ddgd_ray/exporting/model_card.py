@@ -4,16 +4,19 @@ from collections.abc import Mapping, Sequence
 
 from ddgd_ray.exporting.choose import Choice
 from ddgd_ray.exporting.licences import licence_of, notes, notice_files
-from ddgd_ray.exporting.lineage import Lineage
-from ddgd_ray.exporting.provenance import PROVENANCE, as_text, provenance
+from ddgd_ray.exporting.numbers import numbers_section
 from ddgd_ray.exporting.sections import (
+    PROVENANCE,
+    as_text,
     front_matter,
     joined,
     licence_section,
     method_section,
-    numbers_section,
+    provenance,
     provenance_section,
 )
+from ddgd_ray.run.lineage import Lineage, images_of, spec_of
+from ddgd_ray.spec.stages import FinetuneSpec, SampleSpec
 
 
 def model_texts(
@@ -23,15 +26,16 @@ def model_texts(
 
     choice: whose set it made, None when asked by key alone.
     """
-    (encode,) = (link for link in made_from.links if link.stage == "encode")
-    terms = notes(encode.spec["images"], made_from)
-    adapter = made_from.first("finetune")
-    assert adapter is not None
+    encode, tuned = made_from.first("encode"), made_from.first("finetune")
+    assert encode is not None
+    assert tuned is not None
+    images, adapter = images_of(encode), spec_of(tuned, FinetuneSpec).adapter
+    terms = notes(images, made_from)
     shown = ", ".join(f"{label} {name}" for label, name in list(labels.items())[:20]) + (" ..." if len(labels) > 20 else "")
     kind = {"ema": "averaged over the steps (ema)", "raw": "of the last step (raw)"}[weights]
     what = (
         f"A class-conditional diffusion transformer (DiT), fine-tuned to draw distilled data sets; its adapter "
-        f"`{adapter.spec['adapter']}` is folded into the weights, {kind}. "
+        f"`{adapter}` is folded into the weights, {kind}. "
         f"{len(labels)} classes, as label and name: {shown}."
     )
     parts = {
@@ -40,23 +44,26 @@ def model_texts(
         "Numbers": numbers_section(choice)
         if choice
         else "Exported by its key alone: the numbers of the sets that it drew are in the card of `ddgd-ray export-model RUN`.",
-        "Provenance": provenance_section(choice, made_from, encode.spec["images"], command),
+        "Provenance": provenance_section(choice, made_from, command),
         "Licence": licence_section(terms),
         "How to load": _loading(choice, list(labels)[:2]),
     }
     head = [f"license: {licence_of(terms)}", "library_name: diffusers", "tags: [dit, dataset-distillation]"]
     texts = {"README.md": front_matter(head) + joined(parts)}
-    texts[PROVENANCE] = as_text(provenance(choice, encode.spec["images"], made_from))
+    texts[PROVENANCE] = as_text(provenance(choice, images, made_from))
     return texts | notice_files(terms)
 
 
 def _loading(choice: Choice | None, some: Sequence[int]) -> str:
-    """With the run's own settings of sampling where they are known."""
-    drawn = choice.run.store.get(*choice.record["build"][-1]) if choice else None
-    spec = drawn.manifest["spec"] if drawn else {"guidance": 4.0, "steps": 50}
-    settings = f"guidance_scale={spec['guidance']}, num_inference_steps={spec['steps']}"
+    """How the model is loaded and sampled, with the run's own settings of sampling where they are known."""
+    drawn = choice.set if choice else None
+    guidance, steps = 4.0, 50
+    if drawn is not None and drawn.stage == "sample":
+        spec = spec_of(drawn, SampleSpec)
+        guidance, steps = spec.guidance, spec.steps
     return (
         "    pipeline = diffusers.DiTPipeline.from_pretrained(FOLDER)\n"
-        f"    pipeline(class_labels=[{', '.join(map(str, some))}], {settings}).images\n\n"
+        f"    pipeline(class_labels=[{', '.join(map(str, some))}], guidance_scale={guidance}, "
+        f"num_inference_steps={steps}).images\n\n"
         "DiTPipeline guides all latent channels, ddgd-ray `sample.cfg_channels` of them: what the two draw differs for that."
     )

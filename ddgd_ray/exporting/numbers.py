@@ -1,13 +1,14 @@
-"""What was measured of one arm, as tables of a card: mean, spread, n and interval, and the same of what it is held against."""
+"""What was measured of one arm, for a card: its place by the objective, and mean, spread, n and interval beside the others'."""
 
 from collections.abc import Sequence
 
-from ddgd_ray.exporting.run_data import RunData
-from ddgd_ray.report.compare import CEILING, by_arm
-from ddgd_ray.report.render import Cell, Column, Table
+from ddgd_ray.exporting.choose import Choice
+from ddgd_ray.report.render import Cell, Column, Table, markdown
 from ddgd_ray.report.statistics import mean_interval
-from ddgd_ray.report.tables import METRIC_TITLES, main_metric, under
-from ddgd_ray.run.results import Row, over_seeds, protocols_of, seed_means, stat_of
+from ddgd_ray.report.tables import METRIC_TITLES, under
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import CEILING, Row, by_arm, main_metric, over_seeds, protocols_of, seed_means, stat_of
+from ddgd_ray.spec.search_spec import TEST_METRICS
 
 NOTE = (
     "Top-1 accuracy in [0, 1]: classifiers trained from scratch on the set, tested on real images. Classifiers are averaged "
@@ -15,8 +16,47 @@ NOTE = (
 )
 
 
-def number_tables(run: RunData, arm: str, seed: int) -> list[Table]:
-    """One for every protocol and number of images a class that the arm was judged at; none while nothing was."""
+def numbers_section(choice: Choice, ipc: int = 0) -> str:
+    """The section `Numbers` of a card. ipc: images a class of the exported set, 0 for a model."""
+    run = choice.run
+    parts = [_selection(choice)]
+    lost, known = run.unfinished()
+    if lost:
+        parts.append(f"{lost} of the run's {known} evaluators have no result yet; means are over the others.")
+    if not ipc:
+        parts.append("Measured on the sets that models of this arm drew:")
+    elif not any(row.arm == choice.arm and row.ipc in (ipc, 0) for row in run.rows):
+        parts.append(f"No set of {ipc} images per class of this arm was judged.")
+    tables = [*number_tables(run, choice.arm, choice.seed), context_table(run, choice.arm)]
+    return "\n\n".join([*parts, *(_under_heading(table) for table in tables if table is not None)])
+
+
+def _selection(choice: Choice) -> str:
+    """Where the run's objective places the arm, what it goes by, and on which images that was measured."""
+    run, objective, ranking = choice.run, choice.run.spec.objective, choice.run.ranking
+    stat = ranking.stat(ranking.best)
+    if stat is None:
+        return "No arm of the run has a result yet."
+    of = f"{objective.metric}, {objective.direction}d"
+    if objective.metric == "val_top1" or objective.metric in TEST_METRICS:
+        sizes = " and ".join(map(str, run.spec.evaluate.ipc))
+        on = "held-out training images" if objective.metric == "val_top1" else "the TEST images: an oracle"
+        of += f" at {sizes} images per class on {on}"
+    if len(objective.metrics) > 1 and choice.arm in ranking.front:
+        beside = " and ".join(objective.metrics[1:])
+        of += f", and on the Pareto front with {beside}" if choice.is_best else ""
+        if not choice.is_best:
+            return (
+                f"This arm is on the Pareto front of {objective.metric} and {beside}; the best by the first of them is "
+                f"{ranking.best}: {stat} by {of}."
+            )
+    if choice.is_best:
+        return f"The run's objective prefers this arm: {stat} by {of}."
+    return f"The run's objective prefers another arm, {ranking.best}: {stat} by {of}."
+
+
+def number_tables(run: Run, arm: str, seed: int) -> list[Table]:
+    """A table for every protocol and number of images a class that the arm was judged at; none while nothing was."""
     tables = []
     for protocol in protocols_of(run.rows):
         mine = [row for row in run.rows if row.protocol == protocol and row.arm == arm]
@@ -25,9 +65,9 @@ def number_tables(run: RunData, arm: str, seed: int) -> list[Table]:
     return tables
 
 
-def context_table(run: RunData, arm: str) -> Table | None:
+def context_table(run: Run, arm: str) -> Table | None:
     """Every arm of the run by the main metric at its largest sets, this one marked. None while nothing is measured."""
-    rows = [row for row in run.rows if row.protocol == run.protocol and row.ipc in (run.ipc, 0)]
+    rows = [row for row in run.main_rows if row.ipc in (run.ipc, 0)]
     if not rows:
         return None
     metric = main_metric(rows)
@@ -58,3 +98,8 @@ def _measured(rows: Sequence[Row], seed: int) -> Table:
             lines.append((title, [Cell(text) for text in cells]))
     heads = ("accuracy", "network", "mean ± std", "n", "95 % interval", f"seed {seed} alone")
     return Table(f"Measured, {under(rows)}", [Column(head) for head in heads], lines, NOTE)
+
+
+def _under_heading(table: Table) -> str:
+    """The table, one level below a section of the card."""
+    return f"#{markdown(table)}"

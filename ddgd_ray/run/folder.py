@@ -137,7 +137,7 @@ class RunFolder:
     def holder(self) -> str:
         """`process PID on HOST since TIME for job JOB` of the driver that holds the lock, "" of none."""
         try:
-            with (self.path / "lock").open("a+") as file:
+            with (self.path / "lock").open("r+") as file:
                 is_free = _flock(file)
                 file.seek(0)
                 line = file.read().strip()

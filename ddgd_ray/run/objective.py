@@ -156,17 +156,28 @@ def rank(measured: Mapping[str, Mapping[int, tuple[float, ...]]], objective: Obj
 
 
 def ranking_of(
-    trials: Iterable[TrialRecord], objective: ObjectiveSpec, store: Store, resources: ResourcesSpec = AS_ONE_CORE
+    trials: Iterable[TrialRecord],
+    objective: ObjectiveSpec,
+    store: Store,
+    resources: ResourcesSpec = AS_ONE_CORE,
+    *,
+    rung: int | None = None,
 ) -> Ranking:
-    """The ranking of the arms of a run by their finished trials at the full setting.
+    """The ranking of the arms of a run by their finished trials at the full setting, or at a rung's cheaper one.
 
     Controls compete with nobody; a ready-made set is an arm like any other.
     """
     measured: dict[str, dict[int, tuple[float, ...]]] = {}
     for trial in trials:
-        if trial.state == "done" and not trial.is_control and trial.rung is None:
+        if trial.state == "done" and not trial.is_control and trial.rung == rung:
             measured.setdefault(trial.arm, {})[trial.seed] = measure(trial, objective, store, resources)
     return rank(measured, objective)
+
+
+def highest_rung(trials: Iterable[TrialRecord]) -> int | None:
+    """The highest rung that any of the trials is at; None where one has the full setting, or there are none."""
+    rungs = [trial.rung for trial in trials]
+    return max((rung for rung in rungs if rung is not None), default=None) if None not in rungs else None
 
 
 def front_of(worths: Mapping[str, Worth], directions: Sequence[Direction]) -> list[str]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.spec.base import Value
+from ddgd_ray.spec.check import expected, shown
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.search_spec import Direction
 from ddgd_ray.spec.sweep_spec import SweepSpec
@@ -41,10 +42,8 @@ class Record(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as err:
             _refuse_another_schema(text, where)
-            first = err.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
-            raise ArtifactError(f"cannot be read: {what}", code="damaged-record", where=str(where), fix=AGAIN) from err
+            what = f"cannot be read: {first_problem(err)}"
+            raise ArtifactError(what, code="damaged-record", where=str(where), fix=AGAIN) from err
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -64,8 +63,25 @@ def _refuse_another_schema(text: str | bytes, where: Path | str) -> None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return
     if found != SCHEMA and isinstance(found, int):
-        what = f"expected schema {SCHEMA}, found schema {found}: another version of ddgd-ray made this run"
+        what = f"schema: expected {SCHEMA}, found {found}: another version of ddgd-ray made this run"
         raise ArtifactError(what, code="other-schema", where=str(where), fix="use that version, or another --run-dir")
+
+
+def first_problem(error: ValidationError) -> str:
+    """`FIELD: what is wrong` of the first thing that does not fit a record; without a field where the whole is none."""
+    detail = error.errors(include_url=False)[0]
+    field = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "json_invalid":
+        what = f"expected JSON: {detail['ctx']['error']}"
+    elif detail["type"] == "extra_forbidden":
+        what = "expected no such field"
+    elif detail["type"] == "missing":
+        what = "expected a value, found none"
+    elif detail["type"] == "value_error":
+        what = str(detail["ctx"]["error"].args[0])  # specs raise ValueError(what) or ValueError(what, fix)
+    else:
+        what = f"expected {expected(detail)}, got {shown(detail['input'])}"
+    return f"{field}: {what}" if field else what
 
 
 class EvaluatorRecord(Record):
@@ -123,7 +139,6 @@ class QualityRecord(NamedTuple):
 class TrialRecord(Record):
     """One trial, an arm at one distillation seed: its place in the sweep, the artifacts that it needs, and how it ended."""
 
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
     name: str
     arm: str
     params: dict[str, Value]

@@ -17,9 +17,10 @@ def _one_value(value: object) -> object:
 
 
 def _one_or_more(value: object) -> object:
-    for item in value if isinstance(value, tuple | list) else (value,):  # JSON has lists where YAML is read as tuples
+    many = tuple(value) if isinstance(value, tuple | list) else None  # JSON has lists where YAML is read as tuples
+    for item in (value,) if many is None else many:
         _one_value(item)
-    return value
+    return value if many is None else many
 
 
 Value = Annotated[str | int | float | bool, BeforeValidator(_one_value)]

@@ -18,7 +18,7 @@ from typing import Any
 from ddgd_ray.errors import DdgdError
 from ddgd_ray.tracking.names import cleaned
 from ddgd_ray.tracking.pictures import Picture
-from ddgd_ray.tracking.scores import Point
+from ddgd_ray.tracking.scores import Measurement
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ UNAVAILABLE = (401, 403, 407, 408, 409, 425, 429)  # of the 4xx, those that spea
 
 
 @dataclass(frozen=True)
-class Known:
-    """A run that is there."""
+class FoundRun:
+    """A run that the server has already."""
 
     id: str
     status: str
@@ -49,7 +49,7 @@ class Known:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a run read. role: `training`, `testing`, `distilled`."""
+    """A set of images that a run read or made. role: `training`, `testing`, `distilled`."""
 
     name: str
     digest: str
@@ -114,9 +114,9 @@ class Runs:
             self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def found(self, tag: str, value: str) -> dict[str, Known]:
+    def found(self, tag: str, value: str) -> dict[str, FoundRun]:
         """{key: run} of the runs with this tag."""
-        runs: dict[str, Known] = {}
+        runs: dict[str, FoundRun] = {}
         page: str | None = None
         while True:
             some = self.client.search_runs([self._experiment], f"tags.`{tag}` = '{value}'", max_results=1000, page_token=page)
@@ -126,7 +126,7 @@ class Runs:
                     log.warning("%s was made twice; one is deleted", key)
                     self.client.delete_run(run.info.run_id)
                 else:
-                    runs[key] = Known(str(run.info.run_id), str(run.info.status), run.data.tags)
+                    runs[key] = FoundRun(str(run.info.run_id), str(run.info.status), run.data.tags)
             page = some.token
             if not page:
                 return runs
@@ -137,15 +137,15 @@ class Runs:
         run = self.client.create_run(self._experiment, start_time=milliseconds(seconds), tags=first)
         return str(run.info.run_id)
 
-    def log(self, run: str, points: Iterable[Point], params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Names that MLflow refuses are cleaned; what they were is a tag."""
+    def log(self, run: str, scores: Iterable[Measurement], params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Add measurements, parameters and tags to a run. Names that MLflow refuses are cleaned; what they were is a tag."""
         from mlflow.entities import Metric, Param, RunTag
 
-        known = list(points)
-        for name in [*params, *(point.name for point in known)]:
+        measured = list(scores)
+        for name in [*params, *(one.name for one in measured)]:
             if cleaned(name) != name:
                 tags = {**tags, cleaned(f"ddgd.name.{cleaned(name)}"): name}
-        metrics = [Metric(cleaned(item.name), item.value, milliseconds(item.seconds), item.step) for item in known]
+        metrics = [Metric(cleaned(item.name), item.value, milliseconds(item.seconds), item.step) for item in measured]
         settings = [Param(cleaned(name), _cut(str(value), MAX_VALUE)) for name, value in params.items()]
         labels = [RunTag(cleaned(name), _cut(value, MAX_TAG)) for name, value in tags.items()]
         while metrics or settings or labels:
@@ -167,8 +167,9 @@ class Runs:
             self.client.log_inputs(run, inputs)
 
     def log_pictures(self, run: str, pictures: Iterable[Picture]) -> None:
-        """As client.log_image(key=, step=, synchronous=True) does it, under file names that do not change from call to call:
-        that one draws a new random name each time, and a picture sent again would be there twice.
+        """Add pictures as client.log_image(key=, step=, synchronous=True) does, under names that stay from call to call.
+
+        That function draws a new random name each time, and a picture sent again would be there twice.
         """
         with tempfile.TemporaryDirectory() as scratch:
             for item in pictures:

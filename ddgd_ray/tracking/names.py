@@ -1,4 +1,4 @@
-"""What tracked runs are called and how much of a curve they get. Pure; MLflow's limits are those of its version 3."""
+"""What tracked runs are called, and how much of a curve they get. Pure; the limits are those of MLflow's version 3."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ MAX_KEY = 250
 RESERVED = ("arm", "distill_seed", "evaluate_seed", "network", "ipc", "protocol")
 """Parameters that every trial or evaluator has."""
 
-Point = TypeVar("Point")
+T = TypeVar("T")
 
 
 def cleaned(name: str, limit: int = MAX_KEY) -> str:
@@ -38,7 +38,7 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     return {path: short(path) for path in words}
 
 
-def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+def thinned(points: Sequence[T], limit: int = MAX_POINTS) -> list[T]:
     """At most `limit` points, evenly spread; the first and the last are kept."""
     if len(points) <= limit:
         return list(points)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ddgd_ray.errors import ArtifactError
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.storage.store import write_atomically
 
 SWEEP = "sweep"
@@ -21,8 +21,8 @@ SWEEP = "sweep"
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a tracking server has not got. why: the last error."""
+class Undelivered:
+    """How many records a tracking server has not got. why: the last error."""
 
     waiting: int
     refused: int
@@ -40,6 +40,8 @@ class Left:
 
 
 class Outbox:
+    """The outbox of one run folder, for the driver that fills it and for the one shipper that empties it."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._sending, self._sent, self._refused = path / "sending", path / "sent", path / "refused"
@@ -49,15 +51,15 @@ class Outbox:
         names = {file.stem for folder in (self.path, self._sending) for file in folder.glob("*.json")}
         return sorted(names, key=lambda name: (name == SWEEP, name))
 
-    def left(self) -> Left:
+    def undelivered(self) -> Undelivered:
         trouble = self.path / "trouble"
         why = trouble.read_text() if trouble.is_file() else ""
         refused = sorted(self._refused.glob("*.txt"))
-        return Left(len(self.waiting()), len(refused), why or (refused[0].read_text() if refused else ""))
+        return Undelivered(len(self.waiting()), len(refused), why or (refused[0].read_text() if refused else ""))
 
     @contextmanager
     def lock(self, *, wait: bool) -> Iterator[None]:
-        """One shipper a run: two would make every run twice. Raises ArtifactError while another holds it, or waits."""
+        """Held by the one shipper of a run: two would make every run twice. Raises ArtifactError unless it may wait."""
         for folder in (self._sending, self._sent, self._refused):
             folder.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as file:
@@ -72,14 +74,17 @@ class Outbox:
                 ) from err
             yield
 
-    def take(self, name: str) -> dict[str, Any]:
-        """The newest record of an entry; it counts as waiting until `done` or `refuse`. Raises ValueError when damaged."""
-        if (self.path / f"{name}.json").exists():
-            os.replace(self.path / f"{name}.json", self._sending / f"{name}.json")
-        record = json.loads((self._sending / f"{name}.json").read_text())
-        if not isinstance(record, dict):
-            raise ValueError("expected a record, found something else")
-        return record
+    def take_up(self, name: str) -> Path:
+        """The file of the newest record of an entry; the entry counts as waiting until `done` or `refuse`."""
+        taken = self._sending / f"{name}.json"
+        if (self.path / taken.name).exists():
+            os.replace(self.path / taken.name, taken)
+        return taken
+
+    def take(self, name: str) -> TrialRecord:
+        """The newest record of a trial, taken up. Raises ArtifactError when it holds something else."""
+        taken = self.take_up(name)
+        return TrialRecord.from_text(taken.read_bytes(), taken)
 
     def done(self, name: str) -> None:
         os.replace(self._sending / f"{name}.json", self._sent / f"{name}.json")
@@ -91,7 +96,7 @@ class Outbox:
         os.replace(self._sending / f"{name}.json", self._refused / f"{name}.json")
 
     def readmit(self) -> None:
-        """Refused entries get another chance: the server may have been upgraded, the record repaired."""
+        """Give refused entries another chance: the server may have been upgraded, the record repaired."""
         for file in self._refused.glob("*.json"):
             if not (self._sending / file.name).exists():
                 os.replace(file, self._sending / file.name)
@@ -104,7 +109,7 @@ class Outbox:
         (self.path / "closed").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """No more trials will come."""
+        """Say that no more trials will come, and have the sweep's own run ended."""
         self.add_sweep()
         (self.path / "closed").touch()
 

@@ -1,15 +1,17 @@
 """What a trial shows: its set, and what its memories held on the way."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.report.grids import GAP, PER_CLASS, draw_grid, set_folder
+from ddgd_ray.run.lineage import spec_of
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.spec.stages import FinetuneSpec
 from ddgd_ray.storage.store import Artifact, Store
 from ddgd_ray.tracking.names import step_of
 
@@ -27,29 +29,32 @@ class Picture:
     seconds: float
 
 
-def trial_pictures(record: Mapping[str, Any], built: list[Artifact], store: Store) -> Iterator[Picture]:
-    """The set, and PNG files that the fine-tuning left under memory/. Raises StageError for a set that cannot be drawn."""
-    folder = set_folder(record, store)
-    tuned = [artifact for artifact in built if artifact.manifest["stage"] == "finetune"]
+def trial_pictures(trial: TrialRecord, built: Sequence[Artifact], store: Store) -> Iterator[Picture]:
+    """The set, and PNG files that the fine-tuning left under memory/. Raises StageError for a set that cannot be drawn.
+
+    built: the artifacts of the trial's own model and set that are there.
+    """
+    folder = set_folder(trial, store)
+    tuned = [artifact for artifact in built if artifact.stage == "finetune"]
     if folder is not None and folder.is_dir():  # one that was made elsewhere may be gone
-        step = max((int(artifact.manifest["spec"]["steps"]) for artifact in tuned), default=0)
+        step = max((spec_of(artifact, FinetuneSpec).steps for artifact in tuned), default=0)
         try:
-            image = draw_grid({record["name"]: folder})
+            image = draw_grid({trial.name: folder})
         except (OSError, ValueError) as err:
             raise StageError(f"its pictures cannot be drawn: {err}", where=str(folder), fix="repair the folder") from err
-        yield Picture(image, "distilled", step, built[-1].manifest["created"] if built else record["finished"])
+        yield Picture(image, "distilled", step, built[-1].created if built else trial.finished)
     for artifact in tuned:
         for file in sorted((artifact.path / "memory").rglob("*.png")):
             name, step = step_of(file.stem)
             with Image.open(file) as opened:
                 place = file.relative_to(artifact.path).with_name(name)
-                yield Picture(opened.convert("RGB"), place.as_posix(), step, artifact.manifest["created"])
+                yield Picture(opened.convert("RGB"), place.as_posix(), step, artifact.created)
 
 
 def portraits(store: Store) -> dict[str, Artifact]:
     """{key of a fine-tuning: what its memories held, decoded}; a report makes them."""
     found = (store.get("portray", key) for key in store.keys("portray"))
-    return {artifact.manifest["inputs"]["adapter"]: artifact for artifact in found if artifact is not None}
+    return {artifact.inputs["adapter"]: artifact for artifact in found if artifact is not None}
 
 
 def memory_pictures(portrait: Artifact) -> Iterator[Picture]:
@@ -67,4 +72,4 @@ def memory_pictures(portrait: Artifact) -> Iterator[Picture]:
                 with Image.open(file) as opened:
                     tile = opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST)
                 canvas.paste(tile, (left * step_px, top * step_px))
-        yield Picture(canvas, f"memory/{memory}", step, portrait.manifest["created"])
+        yield Picture(canvas, f"memory/{memory}", step, portrait.created)

@@ -1,10 +1,10 @@
-"""The accuracies and measures of a trial as named points, at the times at which they were measured."""
+"""The accuracies and measures of a trial as named measurements, at the times at which they were made."""
 
 import statistics
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from ddgd_ray.run.records import EvaluatorRecord, TrialRecord
 from ddgd_ray.stages.curves import read_curves
 from ddgd_ray.storage.store import Artifact, Store
 from ddgd_ray.tracking.names import thinned
@@ -19,8 +19,8 @@ MEANS = {
 
 
 @dataclass(frozen=True)
-class Point:
-    """One value of a metric, measured at `seconds` since 1970."""
+class Measurement:
+    """One value of a metric, made at `seconds` since 1970. step: of a curve, 0 elsewhere."""
 
     name: str
     value: float
@@ -28,59 +28,60 @@ class Point:
     step: int = 0
 
 
-def name_of(evaluator: Mapping[str, Any]) -> str:
-    return f"{evaluator['network']}/ipc{evaluator['ipc'] or 'all'}"
+def set_name(evaluator: EvaluatorRecord) -> str:
+    """`NETWORK/ipcN`: what a classifier is and how large the set is that it is trained on."""
+    return f"{evaluator.network}/ipc{evaluator.ipc or 'all'}"
 
 
-def trial_points(record: Mapping[str, Any], store: Store) -> Iterator[Point]:
+def trial_scores(trial: TrialRecord, store: Store) -> Iterator[Measurement]:
     """Means over evaluators, all (`top1_mean`) and by network and images a class (`top1_last/NETWORK/ipcN`); quality measures.
 
     A mean comes when all its evaluators have the metric: one over some of them would be compared with those over all.
     """
-    main = record["evaluators"][0]["protocol"] if record["evaluators"] else ""
-    groups: dict[tuple[str, str], list[dict[str, Point]]] = {}
-    for evaluator in record["evaluators"]:
+    groups: dict[tuple[str, str], list[dict[str, Measurement]]] = {}
+    for evaluator in trial.evaluators:
         found = _scores(evaluator, store)
-        of_protocol = "" if evaluator["protocol"] == main else f"/{evaluator['protocol']}"
+        of_protocol = "" if evaluator.protocol == trial.protocol else f"/{evaluator.protocol}"
         if not of_protocol:
             groups.setdefault(("", ""), []).append(found)
-        groups.setdefault((name_of(evaluator), of_protocol), []).append(found)
+        groups.setdefault((set_name(evaluator), of_protocol), []).append(found)
     for (name, of_protocol), members in groups.items():
         for metric, mean in MEANS.items():
             if all(metric in scores for scores in members):
                 title = f"{metric}/{name}{of_protocol}" if name else mean
                 values = [scores[metric].value for scores in members]
-                yield Point(title, statistics.fmean(values), max(scores[metric].seconds for scores in members))
-    for stage, key, label in record["quality"]:
-        measured = store.get(stage, key)
-        for metric, value in (measured.metrics if measured else {}).items():
-            assert measured is not None
-            yield Point(f"{label.replace(',', '')}/{metric}", value, measured.manifest["created"])
+                yield Measurement(title, statistics.fmean(values), max(scores[metric].seconds for scores in members))
+    for measure in trial.quality:
+        artifact = store.get(*measure.ref)
+        if artifact is not None:
+            label = measure.label.replace(",", "")
+            yield from (Measurement(f"{label}/{name}", value, artifact.created) for name, value in artifact.metrics.items())
 
 
-def _scores(evaluator: Mapping[str, Any], store: Store) -> dict[str, Point]:
-    artifact = store.get(evaluator["stage"], evaluator["key"])
+def _scores(evaluator: EvaluatorRecord, store: Store) -> dict[str, Measurement]:
+    artifact = store.get(*evaluator.ref)
     if artifact is None:
         return {}
-    tested = store.get(*evaluator["test"]) if evaluator.get("test") else None
-    return {point.name: point for point in evaluator_points(artifact, tested)}
+    tested = store.get(*evaluator.test) if evaluator.test else None
+    return {score.name: score for score in evaluator_scores(artifact, tested)}
 
 
-def evaluator_points(artifact: Artifact, tested: Artifact | None, without: Collection[str] = ()) -> list[Point]:
+def evaluator_scores(artifact: Artifact, tested: Artifact | None, without: Collection[str] = ()) -> list[Measurement]:
     """The evaluator's numbers, then those of what looked at the test images for it, which count where both have a name.
 
     without: names that a curve has already.
     """
     made = [artifact] if tested is None else [artifact, tested]
-    points = [Point(name, value, one.manifest["created"]) for one in made for name, value in one.metrics.items()]
-    return [point for point in points if point.name not in without]
+    scores = [Measurement(name, value, one.created) for one in made for name, value in one.metrics.items()]
+    return [score for score in scores if score.name not in without]
 
 
-def curves(artifact: Artifact, prefix: str = "") -> list[Point]:
-    """Every curve of a stage on its own: diagnostics come at fewer steps than losses."""
-    by_name: dict[str, list[Point]] = {}
+def curves(artifact: Artifact, prefix: str = "") -> list[Measurement]:
+    """Every curve of a stage, each thinned on its own: diagnostics come at fewer steps than losses."""
+    by_name: dict[str, list[Measurement]] = {}
     for point in read_curves(artifact):
         for name, value in point.items():
             if name not in ("step", "time"):
-                by_name.setdefault(name, []).append(Point(prefix + name, value, point["time"], int(point["step"])))
-    return [point for points in by_name.values() for point in thinned(points)]
+                found = Measurement(prefix + name, value, point["time"], int(point["step"]))
+                by_name.setdefault(name, []).append(found)
+    return [found for along in by_name.values() for found in thinned(along)]

@@ -6,32 +6,33 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ddgd_ray.redact import redact
 from ddgd_ray.run.folder import RunFolder
-from ddgd_ray.tracking.outbox import SWEEP, Left, Outbox
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.tracking.outbox import SWEEP, Outbox, Undelivered
 
 log = logging.getLogger(__name__)
 
 URI = "MLFLOW_TRACKING_URI"
 POLL_S = 0.5
 TRIES = 8
-"""Of one entry while the sweep runs; then it is left for the end."""
+"""How often one entry is tried while the sweep runs; then it is left for the end."""
 LONGEST_PAUSE_S = 60.0
 SYNC_TRIES, SYNC_PAUSE_S = 5, 8.0
-"""Of `mlflow sync`: longer than a database stays locked."""
+"""Tries and longest pause of `mlflow sync`: together longer than a database stays locked."""
 LAST_TRIES, LAST_PAUSE_S = 3, 1.0
-"""At the end of a sweep, when somebody waits."""
+"""Tries and longest pause at the end of a sweep, when somebody waits."""
 KILL_AFTER_S = 0.5
 
 
-class Shipping(Protocol):
+class Destination(Protocol):
     """Where records go. Sending one again changes nothing."""
 
-    def ship(self, record: Mapping[str, Any]) -> None: ...
+    def ship(self, trial: TrialRecord) -> None: ...
 
     def finish(self) -> None:
         """End the sweep's own run, with its report."""
@@ -42,11 +43,15 @@ def default_uri(run_dir: Path) -> str:
 
 
 def uri_of(argument: str | None, run_dir: Path) -> str:
-    """What was asked for, else $MLFLOW_TRACKING_URI (process lists show arguments, passwords included), else the run's own."""
+    """The address that was asked for, else that of $MLFLOW_TRACKING_URI, else the run's own database.
+
+    The variable is there for addresses with passwords: process lists show arguments.
+    """
     return argument or os.environ.get(URI) or default_uri(run_dir)
 
 
 def waiting(folder: RunFolder) -> list[str]:
+    """The names of the records that wait to be sent."""
     return Outbox(folder.outbox).waiting()
 
 
@@ -61,8 +66,8 @@ def start_shipper(folder: RunFolder, uri: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment)
 
 
-def close(folder: RunFolder, shipper: subprocess.Popen[bytes], wait_s: float) -> Left:
-    """No more trials will come: give the shipper `wait_s` to finish; returns what it left behind."""
+def close(folder: RunFolder, shipper: subprocess.Popen[bytes], wait_s: float) -> Undelivered:
+    """The records that are undelivered once the shipper has had `wait_s` to finish; no more trials will come."""
     outbox = Outbox(folder.outbox)
     outbox.close()
     try:
@@ -73,20 +78,22 @@ def close(folder: RunFolder, shipper: subprocess.Popen[bytes], wait_s: float) ->
             shipper.wait(KILL_AFTER_S)
         except subprocess.TimeoutExpired:
             shipper.kill()
-    return outbox.left()
+    return outbox.undelivered()
 
 
 def ship_all(
     folder: RunFolder,
-    connect: Callable[[], Shipping],
+    connect: Callable[[], Destination],
     is_refusal: Callable[[Exception], bool],
     *,
     follow_pid: int = 0,
     tries: int = SYNC_TRIES,
-) -> Left:
-    """Send what waits, and what was refused before; with `follow_pid`, what comes until that process closes the outbox or is
-    gone. Raises ArtifactError while another process does so. is_refusal: whether an error speaks of the record alone. tries: of
-    each record, and of a server that does not answer, without `follow_pid`.
+) -> Undelivered:
+    """The records that are undelivered after everything that waits, or was refused before, has been tried.
+
+    With `follow_pid`, what comes until that process closes the outbox or is gone is sent too. Raises ArtifactError while
+    another process sends. is_refusal: whether an error speaks of the record alone. tries: how often each record, and a server
+    that does not answer, is tried without `follow_pid`.
     """
     outbox = Outbox(folder.outbox)
     with outbox.lock(wait=bool(follow_pid)):
@@ -103,25 +110,25 @@ def ship_all(
             delivery.round()
             time.sleep(POLL_S)
         delivery.last_rounds(*((LAST_TRIES, LAST_PAUSE_S) if follow_pid else (tries, SYNC_PAUSE_S)))
-        return outbox.left()
+        return outbox.undelivered()
 
 
 class _Delivery:
     """Tries every entry that is due. One that failed is due again after a pause that doubles; the others do not wait for it."""
 
-    def __init__(self, outbox: Outbox, connect: Callable[[], Shipping], is_refusal: Callable[[Exception], bool]) -> None:
+    def __init__(self, outbox: Outbox, connect: Callable[[], Destination], is_refusal: Callable[[Exception], bool]) -> None:
         self._outbox, self._connect, self._is_refusal = outbox, connect, is_refusal
-        self._shipping: Shipping | None = None
+        self._destination: Destination | None = None
         self._failures: Counter[str] = Counter()
         self._due: dict[str, float] = {}
         self._is_last = False
         self._tries, self._longest_s = TRIES, LONGEST_PAUSE_S
 
     def connect(self) -> None:
-        if self._shipping is not None:
+        if self._destination is not None:
             return
         try:
-            self._shipping = self._connect()
+            self._destination = self._connect()
         except Exception as err:  # whatever the server or the database says: nothing is lost
             self._postpone("", err)
             return
@@ -145,7 +152,7 @@ class _Delivery:
                 time.sleep(LAST_PAUSE_S / 4)
 
     def _has_hope(self) -> bool:
-        """Whether an entry that waits, and the server, have tries left."""
+        """Whether the server, and an entry that waits, have tries left."""
         return self._is_allowed("") and any(self._is_allowed(name) for name in self._outbox.waiting())
 
     def _is_allowed(self, name: str) -> bool:
@@ -157,20 +164,20 @@ class _Delivery:
 
     def _try(self, name: str) -> None:
         self.connect()
-        if self._shipping is None:
+        if self._destination is None:
             return
         try:
-            record = self._outbox.take(name)
             if name == SWEEP:
-                self._shipping.finish()
+                self._outbox.take_up(name)
+                self._destination.finish()
             else:
-                self._shipping.ship(record)
+                self._destination.ship(self._outbox.take(name))
         except Exception as err:
             if self._is_refusal(err):
                 log.error("tracking: %s is refused: %s", name, _reason(err))
                 self._outbox.refuse(name, _reason(err))
             else:
-                self._shipping = None  # the next try opens anew, which tells a dead server from one that dislikes this entry
+                self._destination = None  # the next try opens anew, which tells a dead server from one that dislikes this entry
                 self._postpone(name, err)
             return
         self._outbox.done(name)
@@ -186,7 +193,7 @@ class _Delivery:
 
 
 def _reason(err: Exception) -> str:
-    """One line without secrets."""
+    """The error in one line without secrets."""
     first = next(iter(str(err).splitlines()), "")
     return redact(f"{type(err).__name__}: {first}")[:300]
 

@@ -3,17 +3,17 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ddgd_ray.report.build import read_run
-from ddgd_ray.report.compare import chosen_arm
 from ddgd_ray.run.accounts import Spent, mean_seconds, read_spent
 from ddgd_ray.run.folder import RunFolder, open_store
-from ddgd_ray.run.results import rows_of
+from ddgd_ray.run.objective import Ranking, highest_rung, ranking_of
+from ddgd_ray.run.reading import Run, read_run, read_trial_records
+from ddgd_ray.run.results import in_order_of
 from ddgd_ray.stages.curves import read_newest_point
+from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Store
 
 STATES = ("done", "running", "waiting", "failed")
@@ -31,12 +31,16 @@ class Running:
 
 @dataclass
 class Best:
-    """The arm of the best mean so far, controls aside."""
+    """The arm that the objective prefers so far, controls aside, and its mean over n distillation seeds.
+
+    front: the arms that no other beats, where there are several objectives.
+    """
 
     arm: str
     metric: str
     mean: float
     n: int
+    front: Sequence[str] = ()
 
 
 @dataclass
@@ -60,73 +64,74 @@ class Snapshot:
 
 
 def snapshot(path: Path) -> Snapshot:
-    """Of a run folder. Raises ArtifactError when it is none."""
+    """Where the run of a folder stands. Raises ArtifactError when the folder is none, or one of its records is damaged."""
     folder = RunFolder(path.parent, path.name)
     folder.remote_copy.pull()
-    sweep, records = read_run(path)
-    store = open_store(path.parent)
-    in_progress = set(store.in_progress())
-    counts, running = _stages(records, store, in_progress)
-    spent = read_spent(path)
+    run = read_run(path, open_store(path.parent))
+    counts, running = _stages(run)
     holder = folder.holder() or folder.remote_copy.holder()
     waiting = {stage: states["waiting"] + states["running"] for stage, states in counts.items()}
+    states = Counter(trial.state for trial in run.trials)
     return Snapshot(
-        name=sweep["name"],
-        preset=sweep["spec"]["preset"],
+        name=run.spec.name,
+        preset=run.spec.preset,
         holder=holder,
         is_stopping=bool(holder) and folder.is_told_to_stop,
-        trials={state: sum(record["state"] == state for record in records) for state in ("done", "failed", "planned")},
+        trials={state: states[state] for state in ("done", "failed", "planned")},
         stages=counts,
         running=running,
-        best=_best(sweep["spec"], records, store),
-        spent=spent,
+        best=best_of(_ranking_so_far(run)),
+        spent=read_spent(path),
         left_s=seconds_left(waiting, mean_seconds(path), max(1, len(running))),
         waiting_for_tracker=len(list(folder.outbox.glob("*.json"))),
-        finished=max((record["finished"] for record in records), default=0.0),
+        finished=run.finished,
     )
 
 
-def _stages(
-    records: Iterable[Mapping[str, Any]], store: Store, in_progress: set[str]
-) -> tuple[dict[str, dict[str, int]], list[Running]]:
+def _ranking_so_far(run: Run) -> Ranking:
+    """The run's ranking; of a run with rungs none of whose trials has reached the full setting, that of its highest rung."""
+    if run.spec.rungs is None:
+        return run.ranking
+    trials = read_trial_records(run.path, with_lower_rungs=True)
+    rung = highest_rung(trial for trial in trials if trial.state == "done" and not trial.is_control)
+    in_order = in_order_of(run.spec.vary, trials)
+    return ranking_of(in_order, run.spec.objective, run.store, run.spec.resources, rung=rung)
+
+
+def best_of(ranking: Ranking) -> Best | None:
+    """The best arm of a ranking, None while no arm has a worth."""
+    stat = ranking.stat(ranking.best)
+    if stat is None:
+        return None
+    front = tuple(ranking.front) if len(ranking.objective.metrics) > 1 else ()
+    return Best(ranking.best, ranking.objective.metric, stat.mean, stat.n, front)
+
+
+def _stages(run: Run) -> tuple[dict[str, dict[str, int]], list[Running]]:
+    """{stage: {state: number of stage calls}}, and the calls that are being made; equal calls once."""
+    store, in_progress = run.store, set(run.store.in_progress())
     counts: dict[str, Counter[str]] = {}
-    running: dict[str, Running] = {}
-    seen: set[tuple[str, str]] = set()
-    for record in records:
-        for stage, key, label in _calls(record):
-            if (stage, key) in seen:
+    running: dict[Ref, Running] = {}
+    seen: set[Ref] = set()
+    for trial in run.trials:
+        for ref, label in trial.labelled_refs():
+            if ref in seen:
                 continue
-            seen.add((stage, key))
-            if store.has(stage, key):
+            seen.add(ref)
+            if store.has(*ref):
                 state = "done"
-            elif key[:16] in in_progress:
+            elif ref.key[:16] in in_progress:
                 state = "running"
-                point = read_newest_point(store.root / "kept" / key)
-                running[key] = Running(stage, label, point, max(0.0, time.time() - _started(store, key)))
+                point = read_newest_point(store.root / "kept" / ref.key)
+                running[ref] = Running(ref.stage, label, point, max(0.0, time.time() - _started(store, ref.key)))
             else:
-                state = "failed" if key in record["errors"] else "waiting"
-            counts.setdefault(stage, Counter())[state] += 1
+                state = "failed" if ref.key in trial.errors else "waiting"
+            counts.setdefault(ref.stage, Counter())[state] += 1
     return {stage: {state: found[state] for state in STATES} for stage, found in counts.items()}, list(running.values())
 
 
-def _calls(record: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    """Stage, key and what it is for, of everything a trial needs."""
-    name = record["name"]
-    for stage, key in record["prepare"]:
-        yield stage, key, "all trials"
-    for stage, key in record["build"]:
-        yield stage, key, name
-    for item in record["evaluators"]:
-        label = f"{name} {item['network']} ipc{item['ipc'] or 'all'} seed{item['seed']}"
-        yield item["stage"], item["key"], label
-        if item.get("test"):
-            yield item["test"][0], item["test"][1], f"{label} test"
-    for stage, key, label in record.get("quality", ()):
-        yield stage, key, f"{name} {label}"
-
-
 def _started(store: Store, key: str) -> float:
-    """When the newest attempt at this key began, seconds since 1970."""
+    """Seconds since 1970 at which the newest attempt at this key began."""
     folders = (store.root / "scratch").glob(f"{key[:16]}.*")
     found = []
     for folder in folders:
@@ -137,16 +142,8 @@ def _started(store: Store, key: str) -> float:
     return max(found, default=time.time())
 
 
-def _best(spec: Mapping[str, Any], records: Iterable[Mapping[str, Any]], store: Store) -> Best | None:
-    chosen = chosen_arm(spec, rows_of((record for record in records if record["state"] == "done"), store))
-    if chosen is None:
-        return None
-    arm, stat = chosen
-    return Best(arm, spec["objective"]["metric"], stat.mean, stat.n)
-
-
 def seconds_left(waiting: Mapping[str, int], means: Mapping[str, float], at_once: int) -> float | None:
-    """By the mean seconds of each stage so far; None when nothing that waits was ever measured."""
+    """Seconds of work that wait, by the mean of each stage so far; None when nothing that waits was ever measured."""
     known = {stage: number for stage, number in waiting.items() if stage in means}
     if not sum(waiting.values()):
         return 0.0

@@ -1,6 +1,5 @@
 """What a sweep looks like while it runs: a panel on a terminal, a line per event and a heartbeat elsewhere."""
 
-import math
 import os
 import threading
 import time
@@ -16,7 +15,11 @@ from rich.text import Text
 
 from ddgd_ray.conduct.conductor import Conductor, Event
 from ddgd_ray.run.folder import TrialProgress
-from ddgd_ray.run.objective import measure, rank, value_of
+from ddgd_ray.run.objective import highest_rung, measure, rank, value_of
+from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.run.results import in_order_of
+from ddgd_ray.spec.search_spec import ACCURACIES
+from ddgd_ray.spec.sweep_spec import SweepSpec
 from ddgd_ray.stages.curves import read_newest_point
 from ddgd_ray.watch.snapshot import STATES, Best, Running, Snapshot, best_of, seconds_left
 
@@ -34,8 +37,10 @@ class Tally:
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self._seconds: dict[str, list[float]] = {}
-        self._measured: dict[float, dict[str, dict[int, tuple[float, ...]]]] = {}
-        """{rung, infinity for the full setting: {arm: {seed: what its trial measured}}}."""
+        self._measured: dict[str, tuple[TrialRecord, tuple[float, ...]]] = {}
+        """{name: a finished trial, what it measured}; reading that again for every picture would take too long."""
+        self._best: Best | None = None
+        self._is_best_known = False
 
     def start(self, conductor: Conductor) -> None:
         self.conductor = conductor
@@ -60,21 +65,27 @@ class Tally:
             self._see_value(conductor, event.record)
 
     def _see_value(self, conductor: Conductor, record: TrialProgress) -> None:
-        if record.trial.is_control or record.is_finalist:  # a finalist was seen before its test
-            return
-        spec = conductor.sweep.spec
-        rung = math.inf if record.trial.rung is None else record.trial.rung
-        values = measure(record.record, spec.objective, conductor.store, spec.resources)
-        self._measured.setdefault(rung, {}).setdefault(record.trial.arm, {})[record.trial.seed] = values
+        if not record.trial.is_control:
+            trial, spec = record.record, conductor.sweep.spec
+            self._measured[trial.name] = trial, measure(trial, spec.objective, conductor.store, spec.resources)
+            self._is_best_known = False
 
     @property
     def best(self) -> Best | None:
-        """The best arm of the highest rung that was reached."""
+        """The best arm so far, of those that reached the highest rung: what a snapshot of the run folder says too."""
         assert self.conductor is not None
-        if not self._measured:
-            return None
-        objective = self.conductor.sweep.spec.objective
-        return best_of(rank(self._measured[max(self._measured)], objective))
+        if not self._is_best_known:  # asked twice a second
+            self._best, self._is_best_known = self._find_best(self.conductor.sweep.spec), True
+        return self._best
+
+    def _find_best(self, spec: SweepSpec) -> Best | None:
+        found = [self._measured[name][0] for name in sorted(self._measured)]  # as a run folder is read
+        rung = highest_rung(found)
+        measured: dict[str, dict[int, tuple[float, ...]]] = {}
+        for trial in in_order_of(spec.vary, found):
+            if trial.rung == rung:
+                measured.setdefault(trial.arm, {})[trial.seed] = self._measured[trial.name][1]
+        return best_of(rank(measured, spec.objective))
 
     def left_s(self) -> float | None:
         assert self.conductor is not None
@@ -246,7 +257,13 @@ def point_text(point: Mapping[str, float]) -> str:
 
 
 def best_text(best: Best | None) -> str:
-    return f"best {best.arm}, {best.metric} {best.mean:.3f} (n={best.n})" if best else ""
+    """`best ARM, METRIC MEAN (n=N)`, of several objectives with the others of the front; "" while no arm has a worth."""
+    if best is None:
+        return ""
+    others = [arm for arm in best.front if arm != best.arm]
+    front = f", with {len(others)} more on the Pareto front" if others else ""
+    mean = f"{best.mean:.3f}" if best.metric in ACCURACIES else f"{best.mean:.4g}"
+    return f"best {best.arm}, {best.metric} {mean} (n={best.n}){front}"
 
 
 def duration(seconds: float) -> str:

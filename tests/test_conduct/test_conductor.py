@@ -217,8 +217,8 @@ def test_the_test_images_are_seen_by_the_best_arm_and_the_controls_alone_and_las
     assert {job.label.partition("-s")[0] for job in jobs[-4:]} == {"fifo", "random_real"}
     again = conduct(sweep, tmp_path, store)
     assert again.is_finished
-    lines = {record.trial.name: record.as_json()["evaluators"][0] for record in again.records}
-    assert {name for name, line in lines.items() if "test" in line} == {
+    firsts = {record.trial.name: record.record.evaluators[0] for record in again.records}
+    assert {name for name, evaluator in firsts.items() if evaluator.test is not None} == {
         "fifo-s0",
         "fifo-s1",
         "random_real-s0",
@@ -265,9 +265,10 @@ def test_quality_is_measured_beside_the_classifiers(tiny: Any, tmp_path: Path) -
     measured = [job for job in jobs if job.kind == "measure"]
     assert len(measured) == 2 * 6, "two spaces, two arms and herding at two seeds; full data is what sets are compared with"
     assert {call.stage for job in measured for call in job.calls} == {"features", "quality"}
-    lines = {record.trial.name: record.as_json()["quality"] for record in conduct(sweep, tmp_path, store).records}
-    assert [label for _, _, label in lines["herding-s0"]] == ["latents, 2 images per class", "network, 2 images per class"]
-    assert lines["full_data-s0"] == []
+    found = {record.trial.name: record.record.quality for record in conduct(sweep, tmp_path, store).records}
+    assert [one.label for one in found["herding-s0"]] == ["latents, 2 images per class", "network, 2 images per class"]
+    assert [(one.space, one.ipc) for one in found["herding-s0"]] == [("latents", 2), ("network", 2)]
+    assert found["full_data-s0"] == ()
 
 
 def test_the_main_protocol_named_once_more_is_no_further_one(tmp_path: Path) -> None:
@@ -285,5 +286,5 @@ def test_another_protocol_does_not_enter_the_objective(tiny: Any, tmp_path: Path
     store = FakeStore(value=lambda key: 0.5 if key in main else 0.9)
     conductor = conduct(sweep, tmp_path, store)
     drain(conductor, store)
-    assert {value_of(record, "val_top1", conductor.store) for record in conductor.records} == {0.5}
+    assert {value_of(record.record, "val_top1", conductor.store) for record in conductor.records} == {0.5}
     assert {len(record.trial.evaluators) for record in conductor.records} == {2}

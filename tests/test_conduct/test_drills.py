@@ -19,10 +19,9 @@ from ddgd_ray.conduct.virtual import VirtualCluster
 from ddgd_ray.conduct.work import run_in_process, run_job
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.plan.jobs import Outcome
-from ddgd_ray.report.build import read_run
 from ddgd_ray.report.tables import csv_table
 from ddgd_ray.run.folder import RunFolder, open_store
-from ddgd_ray.run.results import rows_of
+from ddgd_ray.run.reading import read_run
 from ddgd_ray.spec.sweep import Sweep, read_sweep
 
 SMALL = {"seeds.distill": (0,), "controls": ("random_real",)}
@@ -30,10 +29,8 @@ SMALL = {"seeds.distill": (0,), "controls": ("random_real",)}
 
 def told(path: Path) -> tuple[str, list[Any]]:
     """What a run says in the end: every evaluator's numbers to the last digit, and each trial's state with its keys."""
-    _, records = read_run(path)
-    rows = rows_of(records, open_store(path.parent))
-    kept = [{name: record[name] for name in ("name", "state", "build", "evaluators", "errors")} for record in records]
-    return csv_table(rows), kept
+    run = read_run(path, open_store(path.parent))
+    return csv_table(run.rows), [(one.name, one.state, one.build, one.evaluators, one.errors) for one in run.trials]
 
 
 def in_child(work: Callable[[], Any], **environment: str) -> int:

@@ -8,14 +8,13 @@ import pytest
 
 from ddgd_ray.conduct.sweep import Result, run_sweep
 from ddgd_ray.conduct.work import run_in_process
-from ddgd_ray.report.build import read_run
 from ddgd_ray.run.folder import open_store
-from ddgd_ray.run.results import rows_of
+from ddgd_ray.run.reading import read_run
 from ddgd_ray.spec.sweep import Sweep
 
 
 def accuracies(result: Result) -> dict[str, float]:
-    rows = rows_of(read_run(result.folder.path)[1], open_store(result.folder.run_dir))
+    rows = read_run(result.folder.path, open_store(result.folder.run_dir)).rows
     return {row.key: row.metrics["top1_last"] for row in rows}
 
 

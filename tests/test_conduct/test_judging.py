@@ -14,9 +14,8 @@ from ddgd_ray.conduct.sweep import run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.errors import StageError
 from ddgd_ray.plan.plan import plan_controls
-from ddgd_ray.report.build import read_run
 from ddgd_ray.run.folder import open_store
-from ddgd_ray.run.results import rows_of
+from ddgd_ray.run.reading import read_run
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.publish import publish_call, publish_packed
@@ -123,8 +122,7 @@ def test_sets_stand_beside_arms_in_a_sweep(tiny: Tiny, tmp_path: Path) -> None:
     assert folder is not None
     result = run_sweep(tiny({"sets": {"theirs": str(folder.path)}, "name": "beside"}), tmp_path, run_in_process)
     assert result.exit_code == 0
-    _, records = read_run(tmp_path / "beside")
-    rows = rows_of(records, open_store(tmp_path))
+    rows = read_run(tmp_path / "beside", open_store(tmp_path)).rows
     theirs = next(row for row in rows if row.arm == "theirs")
     ours = next(row for row in rows if row.arm == "max" and row.seed == made.trial.seed)
     assert theirs.metrics["top1_last"] == ours.metrics["top1_last"], "the same images, whoever made them"
@@ -144,8 +142,7 @@ def test_finalists_are_tested_after_the_search_and_the_table_says_so(tiny: Tiny,
     assert "random_real" in tested
     assert len(tested) == 2
     assert len(store.keys("test")) == 4
-    _, records = read_run(result.folder.path)
-    for row in rows_of(records, store):
+    for row in read_run(result.folder.path, store).rows:
         assert ("top1_last" in row.metrics) == (row.arm in tested)
     assert run_sweep(tiny(changes), tmp_path, run_in_process).num_ran == 0
 

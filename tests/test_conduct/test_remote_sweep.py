@@ -12,9 +12,8 @@ from ddgd_ray import cli
 from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.conduct.sweep import Result, run_sweep
 from ddgd_ray.conduct.work import run_in_process, run_job
-from ddgd_ray.report.build import read_run
 from ddgd_ray.run.folder import RunFolder, open_store
-from ddgd_ray.run.results import rows_of
+from ddgd_ray.run.reading import read_run
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.stages.base import stop_now_file
@@ -57,7 +56,7 @@ def url(s3_bucket: str, tiny: Callable[..., Sweep], on_host: Callable[[str], Non
 
 
 def table(result: Result, run_dir: Path | str) -> dict[str, dict[str, float]]:
-    rows = rows_of(read_run(result.folder.path)[1], open_store(run_dir))
+    rows = read_run(result.folder.path, open_store(run_dir)).rows
     timing = ("seconds", "_s", "per_second")
     return {row.key: {name: value for name, value in row.metrics.items() if not name.endswith(timing)} for row in rows}
 

@@ -18,7 +18,7 @@ from ddgd_ray.conduct.work import run_in_process, run_job
 from ddgd_ray.errors import SpecError
 from ddgd_ray.report.build import write_report
 from ddgd_ray.run.folder import open_store
-from ddgd_ray.run.trace import tuned_model
+from ddgd_ray.run.lineage import find_tuned, lineage, tuned_model
 from tests.published import published
 
 
@@ -222,12 +222,12 @@ def test_a_search_that_was_stopped_proposes_what_a_calm_one_does(tiny_file: Path
 def test_a_fine_tuning_is_traced_back_to_all_it_was_made_from(calm: Result) -> None:
     store = open_store(calm.folder.run_dir)
     key = store.keys("finetune")[0]
-    found = tuned_model(store, key[:10])
+    found = tuned_model(lineage(store, find_tuned(store, key[:10])))
     assert found.adapter.name == key
     assert found.backbone.parent.name == "pretrain"
     assert found.autoencoder.parent.name == "autoencoder"
     assert found.labels == {label: str(label) for label in range(10)}
     with pytest.raises(SpecError, match=f"fine-tunings begin with ''; there: {key[:12]}"):
-        tuned_model(store, "")
+        find_tuned(store, "")
     with pytest.raises(SpecError, match="no fine-tuning begins with 'x'"):
-        tuned_model(store, "x")
+        find_tuned(store, "x")

@@ -13,15 +13,15 @@ from PIL import Image
 from ddgd_ray.exporting.choose import choose
 from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.licences import Note, licence_of
-from ddgd_ray.exporting.run_data import read_run_data
 from ddgd_ray.run.folder import open_store
+from ddgd_ray.run.reading import read_run
 
 WOOF = ("n02096294", "n02093754")
 KEY = re.compile(r"`[0-9a-f]{64}`")
 
 
 def exported(run: Path, to: Path, arm: str = "", ipc: int = 0) -> Path:
-    return export_set(choose(read_run_data(run, open_store(run.parent)), arm), "imagefolder", to, ipc=ipc).path
+    return export_set(choose(read_run(run, open_store(run.parent)), arm), "imagefolder", to, ipc=ipc).path
 
 
 def card(run: Path, to: Path, arm: str = "") -> str:

@@ -15,9 +15,9 @@ from PIL import Image
 from ddgd_ray.exporting.choose import choose
 from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.layouts import LAYOUTS
-from ddgd_ray.exporting.run_data import read_run_data
 from ddgd_ray.inputs.fingerprints import set_source
 from ddgd_ray.run.folder import open_store
+from ddgd_ray.run.reading import read_run
 
 CLASSES = ("zebra", "test", "ant hill", "train", "b", "c", "d", "e", "f", "g")  # not in alphabetical order, two named as splits
 
@@ -28,7 +28,7 @@ def run(made_run: Callable[..., Path]) -> Path:
 
 
 def export(run: Path, layout: str, to: Path, **options: Any) -> Path:
-    return export_set(choose(read_run_data(run, open_store(run.parent))), layout, to, **options).path
+    return export_set(choose(read_run(run, open_store(run.parent))), layout, to, **options).path
 
 
 def pixels(image: Image.Image) -> tuple[int, ...]:
@@ -37,8 +37,7 @@ def pixels(image: Image.Image) -> tuple[int, ...]:
 
 def expected(run: Path, ipc: int = 3) -> dict[tuple[int, ...], int]:
     """{pixels: label} of the best arm's first seed."""
-    data = read_run_data(run, open_store(run.parent))
-    artifact = data.store.get(*choose(data).record["build"][-1])
+    artifact = choose(read_run(run, open_store(run.parent))).set
     assert artifact is not None
     lines = [json.loads(line) for line in (artifact.path / "metadata.jsonl").read_text().splitlines()]
     chosen = [line for line in lines if int(line["file_name"][-9:-4]) < ipc]

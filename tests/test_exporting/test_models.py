@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ddgd_ray import cli
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.storage.store import Store
 
 Run = Callable[..., tuple[int, str, str]]
@@ -47,8 +48,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def finetune_key(path: Path, trial: str) -> str:
-    record = json.loads((path / "trials" / f"{trial}.json").read_text())
-    return str(dict(record["build"])["finetune"])
+    tuned = TrialRecord.read(path / "trials" / f"{trial}.json").finetune
+    assert tuned is not None
+    return tuned.key
 
 
 def test_the_best_model_of_a_run_is_exported_and_draws(fashion: Path, tmp_path: Path, run: Run) -> None:

@@ -36,7 +36,7 @@ def test_a_distilled_set_is_exported_with_its_numbers(layout: str, run: Any, tmp
         judged = run.data.store.get("evaluate", run.evaluations.set_index("arm").loc[run.best, "key"])
         exported = set_source(out, DIGITS)
         assert exported.smallest == 2
-        drawn = run.data.store.get("sample", judged.manifest["inputs"]["set"])
+        drawn = run.data.store.get("sample", judged.inputs["set"])
         assert set_source(drawn.path, DIGITS).fingerprint == exported.fingerprint
 
 

@@ -13,8 +13,8 @@ from ddgd_ray.errors import ArtifactError
 from ddgd_ray.exporting.choose import choose
 from ddgd_ray.exporting.export_set import export_set
 from ddgd_ray.exporting.images import folder_names
-from ddgd_ray.exporting.run_data import read_run_data
 from ddgd_ray.run.folder import open_store
+from ddgd_ray.run.reading import read_run
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -46,14 +46,13 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def best_set(run: Path) -> Path:
-    data = read_run_data(run, open_store(run.parent))
-    artifact = data.store.get(*choose(data).record["build"][-1])
+    artifact = choose(read_run(run, open_store(run.parent))).set
     assert artifact is not None
     return artifact.path
 
 
 def export(run: Path, to: Path, **options: Any) -> None:
-    export_set(choose(read_run_data(run, open_store(run.parent))), "imagefolder", to, **options)
+    export_set(choose(read_run(run, open_store(run.parent))), "imagefolder", to, **options)
 
 
 def test_the_best_arm_is_exported_unless_one_is_named(sound: Path, tmp_path: Path, run: Run) -> None:
@@ -118,9 +117,9 @@ def test_a_run_without_results_says_so(made_run: Callable[..., Path], tmp_path: 
 
 
 def test_an_arm_whose_classifiers_are_missing_is_exported_with_a_warning(own: Path, tmp_path: Path, run: Run) -> None:
-    data = read_run_data(own, open_store(own.parent))
-    for item in data.of_arm("0.008")[0]["evaluators"]:
-        shutil.rmtree(data.store.root / item["stage"] / item["key"])
+    found = read_run(own, open_store(own.parent))
+    for evaluator in found.of_arm("0.008")[0].evaluators:
+        shutil.rmtree(found.store.root / evaluator.stage / evaluator.key)
     code, out, _ = run("export", own, "--format", "hf", "--to", tmp_path / "out")
     assert code == 0
     assert "warning: 2 of 18 evaluators of this run have no result yet" in out

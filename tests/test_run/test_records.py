@@ -233,7 +233,7 @@ def test_damage_has_its_exit_code_and_names_the_file(run: Path, name: str, damag
 def test_another_schema_is_refused_as_one(run: Path, name: str, more: dict[str, int]) -> None:
     content = json.loads((run / name).read_text())
     (run / name).write_text(json.dumps(content | {"schema": 99} | more))
-    with pytest.raises(ArtifactError, match="expected schema 1, found schema 99") as caught:
+    with pytest.raises(ArtifactError, match="schema: expected 1, found 99") as caught:
         read_run(run, open_store(run.parent))
     assert (caught.value.exit_code, caught.value.code, caught.value.where) == (6, "other-schema", str(run / name))
 

@@ -1,7 +1,6 @@
 """A finished tiny run to track, and what a tracking database says of it."""
 
 import hashlib
-import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -15,8 +14,9 @@ from ddgd_ray.conduct.sweep import Result, run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.report.build import write_report
 from ddgd_ray.run.folder import RunFolder, open_store
+from ddgd_ray.run.reading import read_sweep_record
 from ddgd_ray.tracking.mlflow import connect, is_refusal
-from ddgd_ray.tracking.outbox import Left
+from ddgd_ray.tracking.outbox import Undelivered
 from ddgd_ray.tracking.shipper import Shipper
 from ddgd_ray.tracking.tracker import ship_all
 
@@ -38,9 +38,9 @@ class Tracked:
         self.num_copies += 1
         folder = RunFolder(self.scratch / f"copy-{self.num_copies}", name)
         shutil.copytree(self.result.folder.path, folder.path)
-        sweep = json.loads((folder.path / "sweep.json").read_text())
-        sweep["spec"]["name"] = name
-        (folder.path / "sweep.json").write_text(json.dumps(sweep))
+        sweep = read_sweep_record(folder.path)
+        spec = sweep.spec.model_copy(update={"name": name})
+        (folder.path / "sweep.json").write_text(sweep.model_copy(update={"spec": spec}).as_text(sort_keys=False))
         for file in [*folder.trials.glob("*.json"), *folder.outbox.glob("*.json")]:
             if trials and file.stem not in trials:
                 file.unlink()
@@ -51,7 +51,7 @@ class Tracked:
         self.num_copies += 1
         return shutil.copy(self._empty, self.scratch / f"{self.num_copies}.db")
 
-    def send(self, folder: RunFolder, to: Any, tries: int = 3) -> Left:
+    def send(self, folder: RunFolder, to: Any, tries: int = 3) -> Undelivered:
         """to: a database, an address, or a client."""
         uri = f"sqlite:///{to}" if isinstance(to, Path) else to
 

@@ -14,13 +14,18 @@ from PIL import Image
 from ddgd_ray.conduct.sweep import run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.errors import ArtifactError
-from ddgd_ray.run.folder import open_store
+from ddgd_ray.run.folder import RunFolder, open_store
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.tracking import tracker
 from ddgd_ray.tracking.mlflow import Runs, connect
 from ddgd_ray.tracking.outbox import Outbox
 from ddgd_ray.tracking.pictures import Picture
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+def record_of(folder: RunFolder, name: str) -> TrialRecord:
+    return TrialRecord.read(folder.trials / f"{name}.json")
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +110,10 @@ def test_a_picture_is_named_as_mlflow_names_it(tracked: Any, rows_of: Any) -> No
 
 def test_pictures_of_memories_are_sent_by_step(tracked: Any, tmp_path: Path, rows_of: Any) -> None:
     folder, database = tracked.copy("fifo-s0"), tracked.database()
-    record = json.loads((folder.trials / "fifo-s0.json").read_text())
-    tuned = next(key for stage, key in record["build"] if stage == "finetune")
+    tuned = record_of(folder, "fifo-s0").finetune
+    assert tuned is not None
     shutil.copytree(tracked.store.root, tmp_path / "store")
-    place = tmp_path / "store" / "finetune" / tuned / "memory"
+    place = tmp_path / "store" / "finetune" / tuned.key / "memory"
     place.mkdir()
     for step in (10, 20):
         Image.new("L", (8, 8), step).save(place / f"real-{step:05d}.png")
@@ -117,7 +122,7 @@ def test_pictures_of_memories_are_sent_by_step(tracked: Any, tmp_path: Path, row
     Image.new("RGB", (8, 8), "red").save(portrait / "a.png")
     entries = [{"memory": "gen", "step": step, "class": "0", "files": ["a.png"]} for step in (0, 30)]
     (portrait / "index.json").write_text(json.dumps(entries))
-    manifest = {"schema": 1, "key": "p", "stage": "portray", "inputs": {"adapter": tuned}, "created": 3.0}
+    manifest = {"schema": 1, "key": "p", "stage": "portray", "inputs": {"adapter": tuned.key}, "created": 3.0}
     manifest |= {"metrics": {}, "seconds": 1.0, "version": 1, "spec": {}, "files": {}}
     (portrait / "manifest.json").write_text(json.dumps(manifest))
     store, tracked.store = tracked.store, open_store(tmp_path)
@@ -137,7 +142,7 @@ def test_a_trial_that_is_tested_later_leaves_the_rows_of_one_sent_once(
 
     def note(event: Any) -> None:
         if event.kind == "trial":
-            sent.append((event.record.trial.name, json.dumps(event.record.as_json())))
+            sent.append((event.record.trial.name, event.record.record.as_text()))
 
     changes = {"test": "finalists", "images.validation_per_class": 20, "seeds.distill": (0,), "controls": ()}
     result = run_sweep(tiny(changes), tmp_path, run_in_process, emit=note)
@@ -159,20 +164,20 @@ def test_a_trial_that_is_tested_later_leaves_the_rows_of_one_sent_once(
 
 def test_a_failed_trial_that_later_succeeds_ends_without_its_error(tracked: Any, rows_of: Any) -> None:
     folder, database = tracked.copy("fifo-s0"), tracked.database()
-    sound = (folder.outbox / "fifo-s0.json").read_text()
-    failed = json.loads(sound) | {"state": "failed", "errors": {"x": "died"}}
-    (folder.outbox / "fifo-s0.json").write_text(json.dumps(failed))
+    sound = record_of(folder, "fifo-s0")
+    failed = sound.model_copy(update={"state": "failed", "errors": {"x": "died"}})
+    (folder.outbox / "fifo-s0.json").write_text(failed.as_text())
     assert not tracked.send(folder, database)
     assert [row[6] for row in rows_of(database)["runs"] if row[1] == "fifo-s0"] == ["FAILED"]
-    (folder.outbox / "fifo-s0.json").write_text(sound)
+    (folder.outbox / "fifo-s0.json").write_text(sound.as_text())
     assert not tracked.send(folder, database)
     assert rows_of(database) == tracked.calm("fifo-s0")
 
 
 def test_an_interrupted_sweep_is_not_shown_as_finished(tracked: Any, rows_of: Any) -> None:
     folder, database = tracked.copy("fifo-s0", "max-s0"), tracked.database()
-    record = json.loads((folder.trials / "fifo-s0.json").read_text())
-    (folder.trials / "fifo-s0.json").write_text(json.dumps(record | {"state": "planned"}))
+    planned = record_of(folder, "fifo-s0").model_copy(update={"state": "planned"})
+    (folder.trials / "fifo-s0.json").write_text(planned.as_text())
     (folder.outbox / "fifo-s0.json").unlink()
     assert not tracked.send(folder, database)
     assert [row[6] for row in rows_of(database)["runs"] if row[1] == "SWEEP"] == ["KILLED"]
@@ -183,18 +188,22 @@ def test_a_record_that_cannot_be_read_does_not_hold_up_the_others(tracked: Any) 
     (folder.outbox / "fifo-s0.json").write_text("{")
     left = tracked.send(folder, database)
     assert (left.waiting, left.refused) == (0, 1)
-    assert "JSONDecodeError" in (folder.outbox / "refused" / "fifo-s0.txt").read_text()
+    reason = (folder.outbox / "refused" / "fifo-s0.txt").read_text()
+    assert "ArtifactError: error[damaged-record]" in reason
+    assert "fifo-s0.json: cannot be read" in reason
 
 
-def test_a_record_that_changes_while_it_is_sent_is_sent_again(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path)
+def test_a_record_that_changes_while_it_is_sent_is_sent_again(tracked: Any) -> None:
+    folder = tracked.copy("fifo-s0")
+    outbox, later = Outbox(folder.outbox), record_of(folder, "fifo-s0")
+    earlier = later.model_copy(update={"state": "failed"})
     with outbox.lock(wait=False):
-        (tmp_path / "a-s0.json").write_text('{"state": "failed"}')
-        outbox.take("a-s0")
-        (tmp_path / "a-s0.json").write_text('{"state": "done"}')
-        outbox.done("a-s0")
-        assert outbox.waiting() == ["a-s0"]
-        assert outbox.take("a-s0") == {"state": "done"}
+        (folder.outbox / "fifo-s0.json").write_text(earlier.as_text())
+        assert outbox.take("fifo-s0") == earlier
+        (folder.outbox / "fifo-s0.json").write_text(later.as_text())
+        outbox.done("fifo-s0")
+        assert outbox.waiting() == ["fifo-s0"]
+        assert outbox.take("fifo-s0") == later
 
 
 def test_two_shippers_do_not_send_one_run(tracked: Any) -> None:
