@@ -30,6 +30,9 @@ def plan_command(args: argparse.Namespace) -> int:
     from ddgd_ray.spec.sweep_spec import StageName
 
     sweep = read(args)
+    if args.recipe_diff:
+        _print_recipe_diff(sweep)
+        return 0
     store = open_store(run_dir_of(args))
     if args.write_calibration:
         write_calibration(rates_of(store), args.write_calibration)
@@ -75,6 +78,24 @@ def plan_command(args: argparse.Namespace) -> int:
     _print_budget(sweep, total)
     _print_trials(trials, store)
     return 0
+
+
+def _print_recipe_diff(sweep: "Sweep") -> None:
+    """Where each recipe of the sweep differs from the scripts of its authors."""
+    from ddgd_ray.spec.published import differences, published_recipe
+
+    varied = [str(name) for name in sweep.spec.vary.get("recipe", ())]
+    for recipe in varied or [sweep.spec.recipe]:
+        found = differences(sweep.preset_with({"recipe": recipe} if varied else {}), recipe)
+        about = f"recipe {recipe}" if recipe else f"preset {sweep.spec.preset}"
+        print(f"{about}: {len(found)} fields differ from the published scripts (recipe {published_recipe(recipe)})")
+        for one in found:
+            print(f"  {one.field:34} here {_short(one.here)}; published {_short(one.published)}")
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (text if len(text) <= 60 else f"{text[:57]}...") or "none"
 
 
 def _print_search(sweep: "Sweep", search: "SearchForecast") -> None:

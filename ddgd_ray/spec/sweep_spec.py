@@ -15,7 +15,15 @@ from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
 from ddgd_ray.spec.search_spec import TEST_METRICS, ObjectiveSpec, SearchSpec
 
 ControlName = Literal[
-    "random_real", "herding", "herding_latents", "kcenter", "kcenter_latents", "full_data", "pretrained", "plain"
+    "random_real",
+    "herding",
+    "herding_idc",
+    "herding_latents",
+    "kcenter",
+    "kcenter_latents",
+    "full_data",
+    "pretrained",
+    "plain",
 ]
 NO_AUGMENTATION_OF_MAIN = "noaug"
 StageName = Literal[
