@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--write-calibration", type=absolute, metavar="FILE", help="write down the rates of this run folder's store"
     )
+    plan.add_argument("--recipe-diff", action="store_true", help="print where the settings differ from the published scripts")
     plan.add_argument("--json", action="store_true")
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")

@@ -102,6 +102,8 @@ set:
   images.classes: [a, b]
   images.validation_per_class: 1
   backbone.steps: 1
+  backbone.batch_size: 4
+  finetune.batch_size: 4
 seeds: {{distill: [0], evaluate: [0]}}
 evaluate: {{networks: [convnet3_slim], ipc: [2]}}
 """

@@ -5,18 +5,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddgd_ray.commands.output import given_url, run_dir_of
+from ddgd_ray.commands.output import absolute, given_url, run_dir_of
 from ddgd_ray.errors import SpecError, SpecErrors
 
 if TYPE_CHECKING:
     from ddgd_ray.doctor.finding import Finding
     from ddgd_ray.spec.preset import Preset
-    from ddgd_ray.spec.sweep_spec import SweepSpec
+    from ddgd_ray.spec.sweep import Sweep
 
 
 def add_doctor(added: argparse.ArgumentParser) -> None:
     added.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file: its preset and what its jobs ask for")
     added.add_argument("--preset", help="whose images and weights to check")
+    added.add_argument(
+        "--images", type=lambda text: str(absolute(text)), metavar="FOLDER", help="images of your own, with FILE"
+    )
     added.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override, e.g. images.root=FOLDER")
     added.add_argument("--address", help="a ray cluster, HOST:PORT or auto")
     added.add_argument("--tracking-uri", help="MLflow server or database (default: RUN_DIR/mlflow.db)")
@@ -31,7 +34,8 @@ def doctor_command(args: argparse.Namespace) -> int:
     from ddgd_ray.doctor.storage import check_run_dir, check_token, check_url
     from ddgd_ray.tracking.tracker import default_uri
 
-    preset, spec = _asked(args)
+    preset, sweep = _asked(args)
+    spec = sweep.spec if sweep is not None else None
     resources = spec.resources if spec is not None else None
     run_dir = run_dir_of(args)  # of a URL, the local folder with MLflow's database
     found: list[Finding] = []
@@ -55,6 +59,8 @@ def doctor_command(args: argparse.Namespace) -> int:
     if args.address is not None:
         tell(check_ray(args.address))
     tell(check_tracking(args.tracking_uri or default_uri(run_dir)))
+    if sweep is not None:
+        tell(_traps_of(sweep))
     if preset is not None:
         tell(check_images(preset.images, decodes=not args.fast))
         tell(check_weights(preset))
@@ -67,16 +73,31 @@ def doctor_command(args: argparse.Namespace) -> int:
     return 5 if counts["FAIL"] else 0
 
 
-def _asked(args: argparse.Namespace) -> "tuple[Preset | None, SweepSpec | None]":
+def _traps_of(sweep: "Sweep") -> "list[Finding]":
+    """What the sweep would be refused for, or warned of, as findings."""
+    from ddgd_ray.doctor.finding import Finding, passed
+    from ddgd_ray.plan.traps import traps
+
+    found = traps(sweep)
+    if not found:
+        return [passed("sweep", "it can give what it asks for")]
+    return [
+        Finding("sweep", "FAIL" if trap.level == "refuse" else "WARN", f"{trap.where}: {trap.what}", trap.fix) for trap in found
+    ]
+
+
+def _asked(args: argparse.Namespace) -> "tuple[Preset | None, Sweep | None]":
     """The preset to check, if one is named, and the sweep, if its file is given."""
+    from ddgd_ray.commands.init import own_images
     from ddgd_ray.commands.sweeps import _overrides
     from ddgd_ray.spec.preset import build_preset, read_preset, with_overrides
     from ddgd_ray.spec.sweep import read_sweep
 
     overrides = _overrides(args)
     if args.file is not None:
-        sweep = read_sweep(args.file, overrides, args.preset)
-        return sweep.preset_with({}), sweep.spec
+        preset_name, overrides = own_images(args, overrides)
+        sweep = read_sweep(args.file, overrides, preset_name)
+        return sweep.preset_with({}), sweep
     if args.preset is None:
         if overrides:
             raise SpecError("of which preset?", where="--set", fix="add --preset NAME, or give a sweep file")

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ddgd_ray.commands.output import run_dir_of, time_words
 from ddgd_ray.commands.sweeps import read
+from ddgd_ray.spec.sweep_spec import StageName
 
 if TYPE_CHECKING:
     from ddgd_ray.plan.forecast import Forecast
     from ddgd_ray.plan.plan import Trial
+    from ddgd_ray.plan.trap import Trap
     from ddgd_ray.search.forecast import SearchForecast
     from ddgd_ray.spec.sweep import Sweep
 
@@ -23,18 +25,23 @@ MAX_LISTED = 60
 
 def plan_command(args: argparse.Namespace) -> int:
     from ddgd_ray.conduct.sweep import planned_trials
+    from ddgd_ray.inputs.notes import input_notes
     from ddgd_ray.plan.costs import known_rates, rates_of, remember, write_calibration
     from ddgd_ray.plan.forecast import forecast
     from ddgd_ray.run.folder import RunFolder, open_store
     from ddgd_ray.search.forecast import search_forecast, tried
-    from ddgd_ray.spec.sweep_spec import StageName
 
     sweep = read(args)
+    if args.recipe_diff:
+        _print_recipe_diff(sweep)
+        return 0
     store = open_store(run_dir_of(args))
     if args.write_calibration:
         write_calibration(rates_of(store), args.write_calibration)
         print(f"rates of {store.root} written to {args.write_calibration}")
         return 0
+    trials = planned_trials(sweep)
+    warnings = _warnings(sweep, args)
     rates = known_rates(store, args.calibration)
     if args.measure:
         from ddgd_ray.conduct.measure import measured_rates
@@ -45,7 +52,6 @@ def plan_command(args: argparse.Namespace) -> int:
     resources = sweep.spec.resources
     cores = args.cores or float(os.cpu_count() or 1)
     gpus = args.gpus or max(resources.of(stage).held["gpus"] for stage in get_args(StageName))
-    trials = planned_trials(sweep)
     search = None
     if sweep.spec.search:
         folder = RunFolder(run_dir_of(args), sweep.spec.name)
@@ -57,6 +63,7 @@ def plan_command(args: argparse.Namespace) -> int:
     if args.json:
         found: dict[str, Any] = {"name": sweep.spec.name, "trials": len(trials), "cores": cores, "gpus": gpus}
         found |= asdict(certain)
+        found["warnings"] = [trap.as_json() for trap in warnings]
         if search:
             found["search"] = {"configurations": search.configurations, "left": search.left}
             found["search"] |= {"core_s": search.one.core_s, "gpu_s": search.one.gpu_s, "total": asdict(total)}
@@ -74,7 +81,40 @@ def plan_command(args: argparse.Namespace) -> int:
     _print_total(total, cores, gpus, search)
     _print_budget(sweep, total)
     _print_trials(trials, store)
+    print()
+    for note in input_notes(sweep):
+        print(f"warning: {note}")
+    for trap in warnings:
+        print(trap.line())
     return 0
+
+
+def _print_recipe_diff(sweep: "Sweep") -> None:
+    """Where each recipe of the sweep differs from the scripts of its authors."""
+    from ddgd_ray.spec.published import differences, published_recipe
+
+    varied = [str(name) for name in sweep.spec.vary.get("recipe", ())]
+    for recipe in varied or [sweep.spec.recipe]:
+        found = differences(sweep.preset_with({"recipe": recipe} if varied else {}), recipe)
+        about = f"recipe {recipe}" if recipe else f"preset {sweep.spec.preset}"
+        print(f"{about}: {len(found)} fields differ from the published scripts (recipe {published_recipe(recipe)})")
+        for one in found:
+            print(f"  {one.field:34} here {_short(one.here)}; published {_short(one.published)}")
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (text if len(text) <= 60 else f"{text[:57]}...") or "none"
+
+
+def _warnings(sweep: "Sweep", args: argparse.Namespace) -> "list[Trap]":
+    """What the sweep is warned of, and what this machine, or the one that is planned for, has not got."""
+    from ddgd_ray.doctor.machine import memory_gb, seen_gpus, usable_cores
+    from ddgd_ray.plan.traps import machine_traps, refuse
+
+    asks_gpus = any(sweep.spec.resources.of(stage).gpus for stage in get_args(StageName))
+    gpus = args.gpus or (len(seen_gpus()) if asks_gpus else 0)
+    return refuse(sweep) + machine_traps(sweep, cores=args.cores or usable_cores(), gpus=gpus, memory_gb=memory_gb())
 
 
 def _print_search(sweep: "Sweep", search: "SearchForecast") -> None:

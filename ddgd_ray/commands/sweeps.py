@@ -16,6 +16,7 @@ from ddgd_ray.errors import SpecError
 if TYPE_CHECKING:
     from ddgd_ray.conduct.conductor import Conductor
     from ddgd_ray.conduct.sweep import Result
+    from ddgd_ray.plan.trap import Trap
     from ddgd_ray.run.reading import Run
     from ddgd_ray.spec.sweep import Sweep
     from ddgd_ray.storage.store import Store
@@ -112,7 +113,6 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from ddgd_ray.conduct.sweep import run_sweep
     from ddgd_ray.conduct.work import run_in_process
     from ddgd_ray.inputs.notes import input_notes
-    from ddgd_ray.plan.plan import plan_controls
     from ddgd_ray.redact import redact
     from ddgd_ray.run.folder import RunFolder, open_store
     from ddgd_ray.tracking import tracker
@@ -125,13 +125,16 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
         from ddgd_ray.cluster.connect import read_runtime_env
 
         runtime_env = read_runtime_env(args.runtime_env)
-    plan_controls(sweep)  # data and weights are looked for before anything is written
+    warnings = _look_ahead(sweep, args)  # before anything is written
     for note in input_notes(sweep):
         echo(f"warning: {note}")
     run_dir = run_dir_of(args)
     folder = RunFolder(run_dir, sweep.spec.name)
     folder.prepare()
     _log_to(folder.path / "sweep.log")
+    for trap in warnings:
+        echo(trap.line())
+        logging.getLogger(__name__).warning("%s: %s", trap.where, trap.what)
     console = Console()
     view: LiveView | PlainView = LiveView(console) if console.is_terminal else PlainView(echo)
 
@@ -171,6 +174,22 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
         else:
             echo(f"MLflow    {redact(uri)}")
     return result.exit_code
+
+
+def _look_ahead(sweep: "Sweep", args: argparse.Namespace) -> "list[Trap]":
+    """What the sweep is warned of. Raises SpecErrors for what cannot give a table, StageError for missing data or weights."""
+    from ddgd_ray.doctor.machine import seen_gpus
+    from ddgd_ray.errors import StageError
+    from ddgd_ray.plan.plan import plan_controls
+    from ddgd_ray.plan.traps import refuse
+
+    plan_controls(sweep)
+    found = refuse(sweep)
+    if args.executor == "local" and sweep.spec.resources.gpus and not seen_gpus():  # with Ray, the cluster's own check says it
+        where = sweep.source.where(("resources", "gpus"))
+        fix = "set resources.gpus: 0, or join a cluster with --address"
+        raise StageError("jobs ask for a GPU, and this machine has none", code="no-gpu", where=where, fix=fix)
+    return found
 
 
 def _finish(result: "Result", store: "Store", seconds: float, busy_share: float) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ddgd_ray.conduct.sweep import planned_trials
 from ddgd_ray.conduct.work import context_of
+from ddgd_ray.inputs.counts import TESTS_PER_CLASS, Counts, counts_of
 from ddgd_ray.inputs.fingerprints import resolve
 from ddgd_ray.inputs.imagefolder import image_files
 from ddgd_ray.plan.costs import Rate, Rates, kind_of, work_of
@@ -27,7 +28,7 @@ from ddgd_ray.plan.plan import Trial, plan_arm
 from ddgd_ray.spec.evaluation import EvaluateSpec, FeaturesSpec, SelectSpec
 from ddgd_ray.spec.preset import with_overrides
 from ddgd_ray.spec.protocol import ProtocolSpec
-from ddgd_ray.spec.stages import TRAIN_PER_CLASS, AutoencoderSpec, FinetuneSpec, ImagesSpec, PretrainSpec, SampleSpec, StageSpec
+from ddgd_ray.spec.stages import AutoencoderSpec, FinetuneSpec, ImagesSpec, PretrainSpec, SampleSpec, StageSpec
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import Context, Outside, StageCall
 from ddgd_ray.stages.publish import publish_call, run_call
@@ -41,19 +42,10 @@ SHORTEST = 2
 FACTOR = 4
 """By which a length grows until it takes long enough."""
 MAX_IPC = 10
-TESTS_PER_CLASS = {"fashion": 200, "fashion-full": 1000, "digits": 40}
 MOST_TESTED = 20
 """Images a class that a classifier is tested on here."""
 SPREAD = 1.25
 """The range around one measurement: what other jobs on the machine make of it."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Images in all: to distill, and those that classifiers are judged by."""
-
-    train: int
-    judged: int
 
 
 @dataclass(frozen=True)
@@ -233,19 +225,8 @@ def shortened(spec: Any, length: int, *, num_tests: int = 1) -> Any:
 
 def _short_protocol(protocol: ProtocolSpec, length: int, num_tests: int) -> ProtocolSpec:
     values = {name: getattr(protocol, name) for name in type(protocol).model_fields if name != "label"}
-    values |= {"steps": min(length, protocol.steps or length), "steps_large": 0, "num_tests": num_tests}
+    values |= {"steps": min(length, protocol.steps or length), "steps_large": 0, "num_tests": num_tests, "tests_from": 0.0}
     return ProtocolSpec.model_validate(values)
-
-
-def counts_of(images: ImagesSpec) -> Counts:
-    """Of the whole data set."""
-    classes = len(images.classes)
-    if images.source in TRAIN_PER_CLASS:
-        train = (TRAIN_PER_CLASS[images.source] - images.validation_per_class) * classes
-        return Counts(train, (TESTS_PER_CLASS[images.source] + images.validation_per_class) * classes)
-    files = image_files(images, resolve(images.root, "images.root"))
-    held = images.validation_per_class * classes
-    return Counts(sum(map(len, files.train.values())) - held, sum(map(len, files.val.values())) + held)
 
 
 def _needed(calls: Iterable[StageCall], images: ImagesSpec) -> int:

@@ -97,6 +97,11 @@ def usable_cores() -> float:
     return cores
 
 
+def memory_gb() -> float:
+    """Main memory of this machine in GB, used or not."""
+    return psutil.virtual_memory().total / 1e9
+
+
 def check_memory(shm: Path = Path("/dev/shm")) -> list[Finding]:
     findings = []
     available = psutil.virtual_memory().available

@@ -102,6 +102,7 @@ def _made(choice: Choice, made_from: Lineage | None) -> str:
     how = {
         "random": "drawn at random",
         "herding": "picked by herding",
+        "herding_idc": "picked by herding of features whose rows keep their length",
         "kcenter": "picked by greedy k-center",
         "all": "all of them",
     }[picked.method]

@@ -62,12 +62,15 @@ class _PooledBlock(nn.Module):
 
 
 class ResNetAP(nn.Sequential):
-    """Residual network with one block a stage and average pooling for strides, after a given stem."""
+    """Residual network of `depth` blocks a stage, with average pooling for strides, after a given stem."""
 
-    def __init__(self, num_classes: int, stem: nn.Module, *, widths: tuple[int, ...], norm: Callable[[int], nn.Module]) -> None:
+    def __init__(
+        self, num_classes: int, stem: nn.Module, *, widths: tuple[int, ...], norm: Callable[[int], nn.Module], depth: int = 1
+    ) -> None:
         blocks = [
-            _PooledBlock(before, after, 1 if index == 0 else 2, norm)
-            for index, (before, after) in enumerate(zip((widths[0], *widths), widths, strict=False))
+            _PooledBlock(before if nth == 0 else after, after, 2 if stage and nth == 0 else 1, norm)
+            for stage, (before, after) in enumerate(zip((widths[0], *widths), widths, strict=False))
+            for nth in range(depth)
         ]
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
 
@@ -136,13 +139,13 @@ def _convnet_by_size(num_classes: int, channels: int, size: int) -> nn.Module:
     return _convnet("convnet", depth, num_classes, channels, size)
 
 
-def _resnet_ap10(num_classes: int, channels: int, size: int) -> nn.Module:
-    """method.md section 5: a stem of stride 1 and average pooling, blocks [1, 1, 1, 1] of 64 to 512, instance norm (IDC)."""
-    _refuse_smaller("resnet_ap10", size, 16)  # three halvings to 1 x 1, where instance norm returns its bias for any image
+def _resnet_ap(name: str, depth: int, num_classes: int, channels: int, size: int) -> nn.Module:
+    """ResNetAP as in IDC: a stem of stride 1, average pooling, `depth` blocks in each stage of 64 to 512, instance norm."""
+    _refuse_smaller(name, size, 16)  # three halvings to 1 x 1, where instance norm returns its bias for any image
     side, pool = (7, [nn.AvgPool2d(4)]) if size > 128 else (3, [nn.AvgPool2d(2)] if size > 64 else [])
     conv = nn.Conv2d(channels, 64, side, padding=side // 2, bias=False)
     stem = nn.Sequential(conv, _instance_norm(64), nn.ReLU(inplace=True), *pool)
-    return _he(ResNetAP(num_classes, stem, widths=(64, 128, 256, 512), norm=_instance_norm))
+    return _he(ResNetAP(num_classes, stem, widths=(64, 128, 256, 512), norm=_instance_norm, depth=depth))
 
 
 def _resnet18(num_classes: int, channels: int, size: int) -> nn.Module:
@@ -168,7 +171,8 @@ NETWORKS: dict[str, Builder] = {
     "convnet": _convnet_by_size,
     "convnet3": partial(_convnet, "convnet3", 3),
     "convnet6": partial(_convnet, "convnet6", 6),
-    "resnet_ap10": _resnet_ap10,
+    "resnet_ap10": partial(_resnet_ap, "resnet_ap10", 1),
+    "resnet_ap18": partial(_resnet_ap, "resnet_ap18", 2),
     "resnet18": _resnet18,
     "resnet18_bn": _resnet18_bn,  # teacher and student of RDED
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # A squared distance is |x|^2 + |y|^2 - 2xy, which float64 knows to about 1e-15 of |x|^2: equal rows are not 0 apart, and which
-# of two equal distances is the smaller depends on the chunk. Balls are larger by 1e-12 of their squares so that neither shows.
+# of two equal distances is the smaller depends on the chunk. Balls are smaller by 1e-12 of their squares so that neither shows.
 _SLACK = 1e-12
 
 
@@ -63,8 +63,8 @@ def neighbours(real_NF: Tensor, k: int, *, chunk: int = 256) -> Neighbours:
 def prdc(real_NF: Tensor, set_MF: Tensor, *, k: int = 5, chunk: int = 256, real_neighbours: Neighbours | None = None) -> Prdc:
     """The improved precision and recall (Kynkäänniemi et al. 2019, Eq. 1-2), density and coverage (Naeem et al. 2020).
 
-    A row's ball reaches to its k-th nearest neighbour among the others of its own kind; its border belongs to it, as in Eq. 1
-    of the former and unlike the latter's code: so a set equal to the real rows has coverage 1 even if rows repeat.
+    A row's ball reaches to its k-th nearest neighbour among the others of its own kind; its border does not belong to it, as in
+    the code of the latter and unlike Eq. 1 of the former. A ball without radius, of a row that repeats k times, holds nothing.
     Balls of M rows are large when M is small: recall, and less so the others, compare only at equal M, N and k.
     real_neighbours: those of `neighbours` with at least k, so that they are not searched again for every set.
     Raises ValueError unless 1 <= k < min(N, M).
@@ -79,10 +79,10 @@ def prdc(real_NF: Tensor, set_MF: Tensor, *, k: int = 5, chunk: int = 256, real_
     num_balls_M = set_ball_M.new_zeros(len(set_MF), dtype=torch.int64)  # of real rows, around each row of the set
     num_recalled = num_covered = num_balls_M.new_zeros(())
     for start, square_CM in _squared_distances(real_NF, set_MF, chunk):
-        is_in_real_CM = square_CM <= real_ball_N[start : start + len(square_CM), None]
+        is_in_real_CM = square_CM < real_ball_N[start : start + len(square_CM), None]
         num_balls_M += is_in_real_CM.sum(dim=0)
         num_covered = num_covered + is_in_real_CM.any(dim=1).sum()
-        num_recalled = num_recalled + (square_CM <= set_ball_M).any(dim=1).sum()
+        num_recalled = num_recalled + (square_CM < set_ball_M).any(dim=1).sum()
     return Prdc(
         precision=float((num_balls_M > 0).double().mean()),
         recall=float(num_recalled) / len(real_NF),
@@ -222,11 +222,11 @@ def _squared_distances_to_others(rows_RF: Tensor, chunk: int) -> Iterator[tuple[
 
 
 def _squared_radii(rows_RF: Tensor, k: int, chunk: int, radius_R: Tensor | None = None) -> Tensor:
-    """The squared distance (R,) to the k-th nearest other row (radius_R where it is known), and the slack."""
+    """The squared distance (R,) to the k-th nearest other row (radius_R where it is known), without the slack."""
     if radius_R is None:
         chunks = _squared_distances_to_others(rows_RF, chunk)
         radius_R = torch.cat([square_CR.topk(k, dim=1, largest=False).values[:, -1] for _, square_CR in chunks])
-    return radius_R + _SLACK * (radius_R + rows_RF.square().sum(dim=1))
+    return radius_R - _SLACK * (radius_R + rows_RF.square().sum(dim=1))
 
 
 def _distances_to(real_NF: Tensor, nearest: Tensor, rows_RF: Tensor, chunk: int) -> Tensor:

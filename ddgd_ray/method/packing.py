@@ -32,6 +32,13 @@ class Pack:
     def parameters(self) -> list[Tensor]:
         return list(self.state[0].values())
 
+    def matrices_and_others(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The weights of more than one dimension, and all other parameters; the axis of the networks does not count."""
+        own_dims = {name: tensor.dim() - (self.num > 1) for name, tensor in self.state[0].items()}
+        is_matrix = {name: "weight" in name and dims > 1 for name, dims in own_dims.items()}
+        named = self.state[0].items()
+        return [one for name, one in named if is_matrix[name]], [one for name, one in named if not is_matrix[name]]
+
     def train(self, is_training: bool = True) -> None:
         self._network.train(is_training)
 

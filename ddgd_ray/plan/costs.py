@@ -20,7 +20,7 @@ from typing import Any
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.plain_files import read_json
 from ddgd_ray.spec.evaluation import STAGE_SPECS
-from ddgd_ray.spec.protocol import ProtocolSpec
+from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan
 from ddgd_ray.spec.stages import TRAIN_PER_CLASS
 from ddgd_ray.stages.base import StageCall
 from ddgd_ray.storage.store import Artifact, Store, write_atomically
@@ -99,12 +99,9 @@ def _training(spec: Mapping[str, Any], images: Mapping[str, Any], num_classes: i
     protocol = ProtocolSpec.model_validate({name: value for name, value in spec["protocol"].items() if name != "label"})
     ipc = spec["ipc"] or TRAIN_PER_CLASS.get(images["source"], PER_CLASS_UNKNOWN) - images["validation_per_class"]
     num_images = ipc * num_classes
-    batch = min(protocol.batch_of(ipc), num_images)
-    per_epoch = num_images // batch if protocol.drop_last else -(-num_images // batch)
-    fixed = protocol.steps_large if ipc > 100 and protocol.steps_large else protocol.steps
-    steps = fixed or per_epoch * protocol.num_epochs(ipc)
+    steps = StepPlan.of(protocol.of(num_classes, spec["network"]), num_images, num_classes)
     soft = " teacher" if protocol.labels == "teacher" else ""
-    return f"{spec['network']} {protocol.size or images['size']}{soft} {spec['dtype']}", float(steps * batch)
+    return f"{spec['network']} {protocol.size or images['size']}{soft} {spec['dtype']}", float(steps.num_steps * steps.batch)
 
 
 def rates_of(store: Store) -> Rates:

@@ -13,7 +13,7 @@ from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.inputs.fingerprints import resolve, set_source, training_images_per_class
 from ddgd_ray.plan.preset_calls import Measure, PresetCalls
 from ddgd_ray.spec.base import Spec, canonical_json
-from ddgd_ray.spec.evaluation import SelectSpec, TestSpec
+from ddgd_ray.spec.evaluation import FeatureSpace, SelectSpec, TestSpec
 from ddgd_ray.spec.preset import Preset
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.recipe import RECIPE
@@ -95,7 +95,8 @@ def plan_controls(sweep: Sweep) -> list[Trial]:
     largest = max(sweep.spec.evaluate.ipc)
     trials = []
     for control in sweep.spec.controls:
-        method, _, space = control.partition("_")
+        method = control if control == "herding_idc" else control.partition("_")[0]
+        space: FeatureSpace = "latents" if control.endswith("_latents") else "network"
         seeds = sweep.spec.seeds.distill
         if control == "full_data":
             trials.append(_real(sweep, common, control, common.all_images(), seed=0))
@@ -109,7 +110,7 @@ def plan_controls(sweep: Sweep) -> list[Trial]:
                 spec = SelectSpec(method=method, ipc=largest, images=common.preset.images, seed=seed)  # type: ignore[arg-type]
                 inputs: dict[str, Ref | Outside] = {"images": common.images}
                 if method != "random":
-                    inputs["features"] = common.real_features("latents" if space else "network", seed)
+                    inputs["features"] = common.real_features(space, seed)
                 trials.append(_real(sweep, common, control, StageCall(spec, inputs), seed))
     arms = {arm_name(params) for params in sweep.spec.grid()} if sweep.spec.sets else set()
     for name, folders in sweep.spec.sets.items():

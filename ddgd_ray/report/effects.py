@@ -42,8 +42,9 @@ class Effect:
     """Of one level, of two levels together, or of one part of a method.
 
     against: the level that it is compared with; None for the mean over the factor's levels and for interactions.
-    interval: 95 %, over blocks, with the residual spread of the whole experiment. by_seed: a value for each seed.
-    p: within blocks. p_holm: corrected over the effects of its kind. None in a field: too few values for it.
+    error: standard error over blocks, by the residual spread of the whole experiment, with `freedom` degrees of freedom; nan
+    and 0 where there are too few values. by_seed: a value for each seed. p: within blocks. p_holm: corrected over the effects
+    of its kind.
     """
 
     kind: Kind
@@ -53,12 +54,24 @@ class Effect:
     difference: float
     num_blocks: int
     by_seed: Mapping[int, float]
-    interval: Interval | None
+    error: float
+    freedom: int
     p: float
     is_exact: bool
     hypothesis: tuple[Any, ...]
     """The same for effects that are one another's mirror image, such as those of a factor with two levels: tested once."""
     p_holm: float = 1.0
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 %, over blocks; None with too few values."""
+        return _around(self.difference, self.error, self.freedom) if self.freedom else None
+
+    def within(self, alpha: float) -> float:
+        """The least bound on its size by two one-sided t tests over blocks, each at `alpha`; inf with too few values."""
+        if not self.freedom:
+            return math.inf
+        return abs(self.difference) + _around(0.0, self.error, self.freedom, 1 - 2 * alpha).high
 
     @property
     def seed_interval(self) -> Interval | None:
@@ -229,11 +242,11 @@ class _Experiment:
         num_blocks = len(values_B)
         mean = float(values_B.mean()) if num_blocks else math.nan
         std, freedom = self.spread
-        interval = _around(mean, std * math.sqrt(size / num_blocks), freedom) if num_blocks and freedom else None
+        error = std * math.sqrt(size / num_blocks) if num_blocks else math.nan
         by_seed = {seed: float(values_B[seed_of == seed].mean()) for seed in dict.fromkeys(seed_of.tolist())}
         p, is_exact = permutation_p(values_B, choices_BK)
         named = (label.kind, label.factors, label.levels, label.against)
-        return Effect(*named, mean, num_blocks, by_seed, interval, p, is_exact, label.hypothesis)
+        return Effect(*named, mean, num_blocks, by_seed, error, freedom, p, is_exact, label.hypothesis)
 
 
 @dataclass(frozen=True)
@@ -245,23 +258,21 @@ class _Label:
     hypothesis: tuple[Any, ...]
 
 
-def parts_of_method(full: Mapping[int, float], without: Mapping[str, Mapping[int, float]]) -> list[Effect]:
-    """What each part adds: the full method minus the same with the part switched off, over the seeds that both have.
+def parts_of_method(differences: Mapping[str, Mapping[int, float]]) -> list[Effect]:
+    """What each part adds: the full method minus the same with the part switched off, a block being a seed.
 
-    full: {seed: value}. without: {part: {seed: value of the method that lacks it}}. A block is a seed here. Parts that share
-    no seed with the full method are left out.
+    differences: {part: {seed: full - without, at seeds that both have}}. Parts without a seed are left out.
     """
     import numpy as np
 
     found = []
-    for part, lacking in without.items():
-        seeds = sorted(full.keys() & lacking.keys())
-        differences = np.array([full[seed] - lacking[seed] for seed in seeds])
-        if not seeds:
+    for part, by_seed in differences.items():
+        values = np.array(list(by_seed.values()))
+        if not len(values):
             continue
-        p, is_exact = permutation_p(differences, np.stack([differences, -differences], axis=1))
-        by_seed = dict(zip(seeds, differences.tolist(), strict=True))
-        interval = t_interval(differences.tolist())
-        mean = float(differences.mean())
-        found.append(Effect("part", (part,), (), None, mean, len(seeds), by_seed, interval, p, is_exact, (part,)))
+        p, is_exact = permutation_p(values, np.stack([values, -values], axis=1))
+        freedom = len(values) - 1
+        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if freedom else math.nan
+        mean = float(values.mean())
+        found.append(Effect("part", (part,), (), None, mean, len(values), dict(by_seed), error, freedom, p, is_exact, (part,)))
     return corrected(found)

@@ -25,7 +25,9 @@ def _paired_power(n: float, standardized: float, alpha: float) -> float:
 
     freedom, shift = n - 1, abs(standardized) * math.sqrt(n)
     critical = float(stdtrit(freedom, 1 - alpha / 2))
-    return float(1 - nctdtr(freedom, shift, critical) + nctdtr(freedom, shift, -critical))
+    below, far_below = (float(nctdtr(freedom, shift, bound)) for bound in (critical, -critical))
+    # scipy has NaN for a left tail too small for its series: it is zero to all digits
+    return 1 - (0.0 if math.isnan(below) else below) + (0.0 if math.isnan(far_below) else far_below)
 
 
 def smallest_told(n: int, std: float, power: float = POWER, alpha: float = ALPHA) -> float:

@@ -104,7 +104,7 @@ def comparison_table(rows: Sequence[Row], control: str) -> Table:
         stat = over_seeds(found, metric)
         if stat is None:
             continue
-        cells = [Cell(stat.value), Cell(_interval(mean_interval(means))), *paired_cells(compared.get(arm))]
+        cells = [Cell(stat.value), Cell(interval_text(mean_interval(means))), *paired_cells(compared.get(arm))]
         lines.append((_name(arm, found), cells))
     heads = ["arm", METRIC_TITLES[metric], "95 % interval", "difference", "95 % interval of it", "shared n", "p", "p (Holm)"]
     groups = ["", "", "", *[f"paired difference to {control}"] * 5]
@@ -126,7 +126,7 @@ def paired_cells(paired: Paired | None) -> list[Cell]:
         return [Cell("-")] * 5
     stat = paired.stat
     difference = f"{stat.mean:+.4f}" + (f" ± {stat.std:.4f}" if stat.std is not None else "")
-    texts = [difference, _interval(paired.interval, digits=4), str(stat.n), _p(paired.p), _p(paired.p_holm)]
+    texts = [difference, interval_text(paired.interval, digits=4), str(stat.n), p_text(paired.p), p_text(paired.p_holm)]
     return [Cell(text) for text in texts]
 
 
@@ -210,11 +210,11 @@ def _text(stat: Stat | None) -> str:
     return "-" if stat is None else str(stat)
 
 
-def _interval(interval: Interval | None, digits: int = 3) -> str:
+def interval_text(interval: Interval | None, digits: int = 3) -> str:
     return "-" if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
     if value is None:
         return "-"
     return "<0.001" if value < 0.001 else f"{value:.3g}"

@@ -28,6 +28,7 @@ PRIOR was chosen by simulation among 1 to 30 for few seeds in the mean: differen
 the paired spread. Its choice changes how soon a verdict falls, never its error rate.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,11 @@ def judge_all(differences: Mapping[str, Sequence[float]], smallest_effect: float
     """{arm: verdict}, all of them true together with probability `confidence` or more."""
     alpha = alpha_of_pair(confidence, len(differences))
     return {arm: judge(found, smallest_effect, alpha) for arm, found in differences.items()}
+
+
+def least_seeds(alpha: float) -> int:
+    """The fewest seeds at which a pair may be decided at an error rate of `alpha`: some four to six."""
+    return next(n for n in itertools.count(2) if math.isfinite(critical(n, alpha)))
 
 
 def seeds_until_decided(effect: float, std: float, alpha: float, limit: int = 10_000) -> int | None:

@@ -15,10 +15,11 @@ from ddgd_ray.spec.preset import DitWeightsSpec, Preset, WeightsSpec
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.spec.sweep import Sweep
 
-FREE = ("name", "resources", "budget", "race")
+FREE = ("name", "resources", "budget", "race", "claims")
 """Parts of a sweep file that change no result and may change at any time."""
 MAY_GROW = (
     "vary",
+    "parts",
     "seeds.distill",
     "seeds.evaluate",
     "evaluate.networks",
@@ -120,6 +121,6 @@ def _has_grown(before: Any, now: Any, field: str) -> bool:
         is_kept = field != "evaluate.ipc" or max(before) == max(now)  # the largest is sampled: another one is another set
         return is_kept and set(map(json.dumps, before)) <= set(map(json.dumps, now))
     if before is None:
-        return field == "sets"  # one more set; a new field of `vary` makes other arms
+        return field in ("sets", "parts")  # one more set, one more part; a new field of `vary` makes other arms
     numbers = isinstance(before, int | float) and isinstance(now, int | float)
     return numbers and now >= before

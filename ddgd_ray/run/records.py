@@ -139,6 +139,7 @@ class QualityRecord(NamedTuple):
 class TrialRecord(Record):
     """One trial, an arm at one distillation seed: its place in the sweep, the artifacts that it needs, and how it ended."""
 
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
     name: str
     arm: str
     params: dict[str, Value]

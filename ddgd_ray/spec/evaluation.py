@@ -50,8 +50,9 @@ class SelectSpec(StageSpec):
     stage: ClassVar[str] = "select"
     version: ClassVar[int] = 2
 
-    method: Literal["random", "herding", "kcenter", "all"] = "random"
-    """herding and kcenter go by the features of the input of that name."""
+    method: Literal["random", "herding", "herding_idc", "kcenter", "all"] = "random"
+    """herding and kcenter go by the features of the input of that name; herding of unit length, as iCaRL, herding_idc of their
+    own length, as the code of IDC."""
     ipc: int = Field(10, ge=0)
     """Images per class; a smaller set is a prefix of a larger one. 0 with `all`."""
     images: ImagesSpec
@@ -76,7 +77,7 @@ class QualitySpec(StageSpec):
     """The quality of a set: how near its features are to those of the real images, and how far apart; method/metrics.py."""
 
     stage: ClassVar[str] = "quality"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     neighbours: int = Field(5, ge=1, le=10)
     """k of precision, recall, density and coverage."""
@@ -97,7 +98,7 @@ class EvaluateSpec(StageSpec):
     """Train one classifier from scratch on a set, test it on real images."""
 
     stage: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     network: str = "convnet3_slim"
     """A name of method/classifiers.py, or `timm/NAME`."""
@@ -112,6 +113,11 @@ class EvaluateSpec(StageSpec):
     """Write the classifier's weights: after the last step, and where the validation accuracy was best."""
     images: ImagesSpec
     seed: int = Field(0, ge=0)
+
+    @property
+    def own_protocol(self) -> ProtocolSpec:
+        """The protocol as it is for these classes and this network."""
+        return self.protocol.of(len(self.images.classes), self.network)
 
 
 class TestSpec(StageSpec):

@@ -1,6 +1,5 @@
 """What `race` and `rungs` ask of the rest of a sweep, and a sweep at the cheaper setting of a rung."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -65,7 +64,7 @@ def check_fidelity(sweep: "Sweep", set_by_sweep: dict[str, str]) -> list[SpecErr
 def _check_race(sweep: "Sweep") -> Iterator[SpecError]:
     spec, source = sweep.spec, sweep.source
     assert spec.race is not None
-    num_seeds, num_arms = len(spec.seeds.distill), math.prod(map(len, spec.vary.values())) if spec.vary else 0
+    num_seeds, num_arms = len(spec.seeds.distill), len(spec.grid())
     if spec.search:
         what = "a race compares configurations that are all known at its start; a search proposes them by results"
         yield _error(source, ("race",), what, "use `vary` with a race, or `rungs` with a search")
@@ -89,12 +88,12 @@ def _check_rungs(sweep: "Sweep", set_by_sweep: dict[str, str]) -> Iterator[SpecE
     if spec.search and spec.search.parallel < 2:
         what = "rungs halve the configurations that a search proposes at once, and search.parallel is 1"
         yield _error(source, ("search", "parallel"), what, f"raise it to {spec.rungs.eta} or more")
-    elif not spec.search and math.prod(map(len, spec.vary.values())) < 2:
+    elif not spec.search and len(spec.grid()) < 2:
         yield _error(source, ("rungs",), "one configuration runs: there is nothing to halve", "vary more values")
     if settings[-1]:
         what = "the last rung must be the full setting, {}"
         yield _error(source, ("rungs", "settings", len(settings) - 1), what, "add a line `- {}`")
-    varied = {*spec.vary, *sweep.space}
+    varied = {*spec.vary, *sweep.space, *(field for off in spec.parts.values() for field in off)}
     for rung, setting in enumerate(settings[:-1]):
         path = ("rungs", "settings", rung)
         if not setting:

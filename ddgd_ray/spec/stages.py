@@ -13,7 +13,17 @@ from ddgd_ray.spec.base import Spec, refuse_twice
 # training images of the smallest class, where the data set is fixed
 TRAIN_PER_CLASS = {"fashion": 1000, "fashion-full": 6000, "digits": 140}
 # method/classifiers.py builds them; a typo would come to light after the first fine-tuning only
-NETWORKS = ("convnet3_slim", "resnet_slim", "convnet", "convnet3", "convnet6", "resnet_ap10", "resnet18", "resnet18_bn")
+NETWORKS = (
+    "convnet3_slim",
+    "resnet_slim",
+    "convnet",
+    "convnet3",
+    "convnet6",
+    "resnet_ap10",
+    "resnet_ap18",
+    "resnet18",
+    "resnet18_bn",
+)
 
 PopStrategy = Literal["max_similarity", "min_similarity", "fifo", "random", "reservoir", "kcenter"]
 
@@ -155,7 +165,7 @@ class FinetuneSpec(StageSpec):
     """Fine-tune the DiT with the two memory losses (paper Eq. 2-8)."""
 
     stage: ClassVar[str] = "finetune"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     adapter: Literal["difffit", "bitfit", "lora", "full"] = "difffit"
     """What learns; method/difffit.py, stages/parts/adapters.py."""
@@ -230,7 +240,7 @@ class SampleSpec(StageSpec):
     """Draw the distilled set from the fine-tuned model."""
 
     stage: ClassVar[str] = "sample"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddpm"
     """ddpm: ancestral. ddim: eta = 0. dpmpp: second-order DPM-Solver++."""
@@ -242,8 +252,9 @@ class SampleSpec(StageSpec):
     weights: Literal["ema", "raw"] = "ema"
     ipc: int = Field(10, ge=1)
     """Images per class; a smaller set is a prefix of a larger one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the denoiser's arithmetic; latents and decoder stay float32."""
+    dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the denoiser's matrix products; latents stay float32. The decoder computes in float32, by TF32 unless this is float32.
+    tf32 is float32 on a CPU."""
     images: ImagesSpec
     seed: int = Field(0, ge=0)
 

@@ -14,7 +14,7 @@ from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrid
 from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
 from ddgd_ray.spec.search_spec import objective_errors, search_errors
 from ddgd_ray.spec.space import Choice, Space, read_space
-from ddgd_ray.spec.sweep_spec import SweepSpec
+from ddgd_ray.spec.sweep_spec import FULL, PARTS, WITHOUT, SweepSpec
 
 # fields of a stage that a sweep sets for each of its jobs: given anywhere else they would do nothing
 SET_BY_SWEEP = {
@@ -43,6 +43,7 @@ class Sweep:
         """The preset of one configuration. Raises SpecErrors, or adds to `errors` when that list is given."""
         found: list[SpecError] = []
         placed = {path: (value, self.places.get(path, self.source.source)) for path, value in values.items()}
+        placed |= self._switched_off(placed.pop(PARTS, (FULL, ""))[0])
         try:
             document = with_overrides(self.preset, _with_recipe(placed), found)
         except SpecError as err:
@@ -53,6 +54,12 @@ class Sweep:
         if preset is None:
             raise SpecErrors(found)
         return preset
+
+    def _switched_off(self, arm: Any) -> dict[str, tuple[Any, str]]:
+        """The fields that switch off the part which this arm lacks; none for the whole method."""
+        part = str(arm).removeprefix(WITHOUT) if arm != FULL else ""
+        off = self.spec.parts[part] if part else {}
+        return {path: (value, self.source.line((PARTS, part, path))) for path, value in off.items()}
 
 
 def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
@@ -85,6 +92,8 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
     except SpecError as err:
         raise SpecErrors([*errors, err]) from err
     errors.extend(_set_by_sweep(name, where) for name, where in places.items() if name in SET_BY_SWEEP)
+    of_parts = [(name, document.line((PARTS, part, name))) for part, off in spec.parts.items() for name in off]
+    errors.extend(_set_by_sweep(name, where) for name, where in of_parts if name in SET_BY_SWEEP)
     errors.extend(_recipe_conflicts(spec, space, document, {name: where for name, (_, where) in placed.items()} | places))
     if spec.search is not None:
         errors.extend(search_errors(spec.search, spec.objective, spec.quality, space, document))
@@ -106,6 +115,8 @@ def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int
         parts = tuple(name.split("."))
         if parts[0] in ("set", "vary"):  # below these a key is itself a dotted path
             parts = tuple(name.split(".", 1))
+        elif parts[0] == PARTS:  # parts.NAME.dotted.path; a part's name may hold a point, then the file has to give it
+            parts = tuple(name.split(".", 2))
         of_stage = name in SET_BY_SWEEP and name != SET_BY_SWEEP[name]
         of_classifiers = parts[0] == "evaluate" and parts[1:2] and parts[1] in EvaluateSpec.model_fields.keys() - {"ipc"}
         in_sweep = parts[0] in SweepSpec.model_fields and not (of_classifiers or of_stage)
@@ -185,6 +196,14 @@ def _check_values(sweep: Sweep, errors: list[SpecError]) -> None:
         what = f"{who} goes by validation images, and there are none"
         where = sweep.source.where(("objective", "metric"))
         errors.append(SpecError(what, where=where, fix="hold some out: --set images.validation_per_class=50"))
+    for part in sweep.spec.parts:
+        collect({PARTS: f"{WITHOUT}{part}"})
+        if not errors and sweep.preset_with({PARTS: f"{WITHOUT}{part}"}) == sweep.preset_with({}):
+            what, fix = (
+                f"{part} switches nothing off: the method has these values already",
+                "remove it, or start from another recipe",
+            )
+            errors.append(SpecError(what, code="spec", where=sweep.source.where((PARTS, part)), fix=fix))
     size = 1
     for path, values in sweep.spec.vary.items():
         size *= len(values)

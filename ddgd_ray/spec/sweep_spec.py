@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ddgd_ray.spec.base import Spec, Value, Values, refuse_twice
 from ddgd_ray.spec.budget_spec import BudgetSpec
+from ddgd_ray.spec.claims_spec import ClaimsSpec
 from ddgd_ray.spec.evaluation import FeatureSpace, refuse_unknown_network
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.load import nearest
@@ -15,9 +16,19 @@ from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
 from ddgd_ray.spec.search_spec import TEST_METRICS, ObjectiveSpec, SearchSpec
 
 ControlName = Literal[
-    "random_real", "herding", "herding_latents", "kcenter", "kcenter_latents", "full_data", "pretrained", "plain"
+    "random_real",
+    "herding",
+    "herding_idc",
+    "herding_latents",
+    "kcenter",
+    "kcenter_latents",
+    "full_data",
+    "pretrained",
+    "plain",
 ]
 NO_AUGMENTATION_OF_MAIN = "noaug"
+PARTS, FULL, WITHOUT = "parts", "full", "no-"
+"""The field by which arms of a method's parts differ, its value for the whole method, and what precedes a part switched off."""
 StageName = Literal[
     "adopt",
     "autoencoder",
@@ -158,6 +169,8 @@ class SweepSpec(Spec):
     """Overrides of the preset for every trial, by dotted path."""
     vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     """Grid: every combination of these values, by dotted path."""
+    parts: dict[str, dict[str, Values]] = Field(default_factory=dict)
+    """In place of `vary`: one arm with the whole method, and for each part one that lacks it: {part: what switches it off}."""
     search: SearchSpec | None = None
     race: RaceSpec | None = None
     """Drop configurations that are shown to be worse before they have had every seed."""
@@ -173,11 +186,18 @@ class SweepSpec(Spec):
     test: Literal["all", "finalists"] = "all"
     """Which arms' classifiers see the test images. finalists: the best by the objective and the controls, once, at the end."""
     objective: ObjectiveSpec = ObjectiveSpec()
+    claims: ClaimsSpec | None = None
+    """What the tables may conclude; without it they say what these seeds could have told."""
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the varied values, the last field fastest; none when nothing varies."""
+        """Every combination of the varied values, the last field fastest; none when nothing varies.
+
+        With `parts`, the whole method and the method without each of them.
+        """
+        if self.parts:
+            return [{PARTS: FULL}, *({PARTS: f"{WITHOUT}{part}"} for part in self.parts)]
         if not self.vary:
             return []
         return [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
@@ -194,11 +214,21 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _one_way_to_vary(self) -> Self:
-        given = bool(self.vary) + (self.search is not None)
-        if given == 2 or not (given or self.sets):
-            what = "give either `vary` (a grid) or `search` (a search space), one of the two, or `sets` to judge alone"
+        given = bool(self.vary) + bool(self.parts) + (self.search is not None)
+        if given > 1 or not (given or self.sets):
+            what = "give one of `vary` (a grid), `parts` (of a method), `search` (a search space), or `sets` to judge alone"
             raise ValueError(what, "e.g. vary: {finetune.lambda_g: [0.0, 0.008]}")
         return self
+
+    @field_validator("parts")
+    @classmethod
+    def _parts_are_named(cls, parts: dict[str, dict[str, Values]]) -> dict[str, dict[str, Values]]:
+        for name, off in parts.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,40}", name):
+                raise ValueError(f"{name!r} cannot name a part", "use letters, digits, . + -")
+            if not off:
+                raise ValueError(f"{name} says nothing", "say what switches it off, e.g. {finetune.lambda_g: 0.0}")
+        return parts
 
     @field_validator("controls")
     @classmethod

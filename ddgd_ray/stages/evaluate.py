@@ -19,13 +19,14 @@ from ddgd_ray.errors import StageError
 from ddgd_ray.method.augment import cutmix_boxes
 from ddgd_ray.method.packing import Pack
 from ddgd_ray.spec.evaluation import EvaluateSpec
-from ddgd_ray.spec.protocol import ProtocolSpec
+from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.decode import read_decoded
-from ddgd_ray.stages.parts.batches import StepPlan, augmented, steps_of
-from ddgd_ray.stages.parts.classifier import Judge, arithmetic, load_network, new_network, on_device, top1
+from ddgd_ray.stages.parts.batches import augmented, steps_of
+from ddgd_ray.stages.parts.classifier import Judge, load_network, new_network, on_device, top1
 from ddgd_ray.stages.parts.distilled import read_set
 from ddgd_ray.stages.parts.images import Split
+from ddgd_ray.stages.parts.precision import arithmetic, float32_products
 
 PACKED_SHARE = 0.7  # of what is free after it that classifiers trained at once may take
 
@@ -83,12 +84,16 @@ def step_s(specs: Sequence[EvaluateSpec], ctx: Context) -> float:
     spec, num = specs[0], len(specs)
     size = spec.protocol.size or spec.images.size
     pack = Pack([new_network(one).to(ctx.device) for one in specs])
-    images = torch.zeros(num, spec.protocol.batch_of(spec.ipc or 10**9), spec.images.channels, size, size, device=ctx.device)
+    images = torch.zeros(
+        num, spec.own_protocol.batch_of(spec.ipc or 10**9), spec.images.channels, size, size, device=ctx.device
+    )
     seconds = []
     for _ in range(5):  # the first two choose kernels and fill the allocator
         started = time.perf_counter()
         with arithmetic(spec.dtype, ctx.device):
-            pack(images).float().sum().backward()
+            total = pack(images).float().sum()
+        with float32_products(spec.dtype):
+            total.backward()
         if ctx.device.startswith("cuda"):
             torch.cuda.synchronize(ctx.device)
         seconds.append(time.perf_counter() - started)
@@ -102,32 +107,37 @@ class Training:
         self, specs: Sequence[EvaluateSpec], train: Split, size: int, teacher: nn.Module | None, ctxs: Sequence[Context]
     ) -> None:
         self.spec, self.ctx, self.ctxs, self._teacher = specs[0], ctxs[0], ctxs, teacher
-        self.protocol: ProtocolSpec = self.spec.protocol
+        self.protocol: ProtocolSpec = self.spec.own_protocol
         self.seeds = [spec.seed for spec in specs]
         self.plan = StepPlan.of(self.protocol, len(train), len(self.spec.images.classes))
         self._images, self._labels, self._size = *on_device(train, self.ctx), size
         torch.backends.cudnn.benchmark = True  # one or two shapes of a batch, thousands of times
         self.pack = Pack([new_network(spec).to(self.ctx.device) for spec in specs])
         self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
-        self._optimizer, self._schedule = _optimizer(self.pack.parameters(), self.protocol, self.plan, self.ctx.device)
+        self._optimizer, self._schedule = _optimizer(self.pack, self.protocol, self.plan, self.ctx.device)
         self.history: list[list[dict[str, float]]] = [[] for _ in specs]
         self.confusion: Tensor | None = None
         self._selected: dict[int, dict[str, Tensor]] = {}
 
     def run(self, judges: dict[str, "Judge"]) -> None:
-        num_tests = min(self.protocol.num_tests, self.plan.num_steps)
-        test_steps = {round(self.plan.num_steps * (index + 1) / num_tests) for index in range(num_tests)}
+        test_steps = self.plan.tests(self.protocol)
         draws = steps_of(self.protocol, self.plan, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
         self.pack.train()
         for number, step in enumerate(draws, 1):
-            losses_K = self._losses(step)
-            self._optimizer.zero_grad(set_to_none=True)
-            losses_K.sum().backward()
-            self._optimizer.step()
-            self._schedule.step()
+            losses_K = self.step(step)
             if number in test_steps:
-                self._judge(number, losses_K.detach().tolist(), judges)
+                self._judge(number, losses_K.tolist(), judges)
         self._judge_selected(judges)
+
+    def step(self, drawn: dict[str, Tensor]) -> Tensor:
+        """Each seed's loss, (K,) detached, of one step of the optimizer; drawn: as `steps_of` gives it."""
+        losses_K = self._losses(drawn)
+        self._optimizer.zero_grad(set_to_none=True)
+        with float32_products(self.spec.dtype):
+            losses_K.sum().backward()
+        self._optimizer.step()
+        self._schedule.step()
+        return losses_K.detach()
 
     def _losses(self, step: dict[str, Tensor]) -> Tensor:
         """Each seed's mean over its batch, (K,), of the cross-entropy or of the teacher's KL divergence."""
@@ -234,14 +244,18 @@ def _summary(history: list[dict[str, float]], spec: EvaluateSpec) -> dict[str, f
 
 
 def _optimizer(
-    parameters: list[Tensor], protocol: ProtocolSpec, plan: StepPlan, device: str
+    pack: Pack, protocol: ProtocolSpec, plan: StepPlan, device: str
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer: torch.optim.Optimizer
     rate, decay, fused = protocol.learning_rate, protocol.weight_decay, device.startswith("cuda")
+    groups: list[dict[str, Any]] = [{"params": pack.parameters()}]
+    if protocol.decays == "matrices":
+        matrices, others = pack.matrices_and_others()
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     if protocol.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused)
     else:
-        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=protocol.momentum, weight_decay=decay, fused=fused)
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=protocol.momentum, weight_decay=decay, fused=fused)
     if protocol.schedule == "one_cycle":
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=plan.num_steps + 1)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(protocol.schedule, plan, step))

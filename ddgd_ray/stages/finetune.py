@@ -4,8 +4,6 @@ Shapes: B rows of this worker, G rows of the global batch, c latent channels, s 
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from ddgd_ray.stages.parts.finite import FiniteWatch
 from ddgd_ray.stages.parts.latents import EpochSampler, LatentCache
 from ddgd_ray.stages.parts.memory_losses import MemoryLosses, TrainingBatch
 from ddgd_ray.stages.parts.memory_snapshots import MemorySnapshots
+from ddgd_ray.stages.parts.precision import arithmetic, float32_products
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +152,7 @@ class Tuning:
         if not size or size >= len(batch.z0):
             predicted = self.predict(batch.z_t, batch.t, batch.dropped_labels)
             terms = self.losses.terms(batch, predicted, self.ctx)
-            with _matmul_precision(self.spec.dtype):
+            with float32_products(self.spec.dtype):
                 _total(terms).backward()
             return terms
         parts = list(zip(*(rows.split(size) for rows in (batch.z_t, batch.t, batch.dropped_labels)), strict=True))
@@ -164,15 +163,13 @@ class Tuning:
         (gradient,) = torch.autograd.grad(_total(terms), predicted)
         for part, slope in zip(parts, gradient.split(size), strict=True):
             output = self.predict(*part)
-            with _matmul_precision(self.spec.dtype):
+            with float32_products(self.spec.dtype):
                 output.backward(slope)
         return terms
 
     def predict(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """The network's output, (B, c or 2c, s, s) float32."""
-        is_bfloat16 = self.spec.dtype == "bfloat16"
-        kind = torch.device(self.ctx.device).type
-        with _matmul_precision(self.spec.dtype), torch.autocast(kind, torch.bfloat16, enabled=is_bfloat16):
+        with arithmetic(self.spec.dtype, self.ctx.device):
             return denoise(self.model, z_t, t, labels, block=self._block, recompute=self.ctx.recompute).float()
 
     @torch.no_grad()
@@ -266,14 +263,3 @@ def _store_frozen_in_bfloat16(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
             module.weight.data = module.weight.data.to(torch.bfloat16)
-
-
-@contextmanager
-def _matmul_precision(dtype: str) -> Iterator[None]:
-    """TF32 for the network alone; the memories' cosines stay float32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

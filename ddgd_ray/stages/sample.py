@@ -22,6 +22,7 @@ from ddgd_ray.stages.parts.checkpoint import StopOrders
 from ddgd_ray.stages.parts.distilled import describe, image_name
 from ddgd_ray.stages.parts.images import generator_labels
 from ddgd_ray.stages.parts.png_folder import PngFolder
+from ddgd_ray.stages.parts.precision import arithmetic, float32_products
 from ddgd_ray.stages.parts.solver import sampler_of
 
 # Matrix products of fewer rows take other kernels, which round otherwise: batches are filled up to a multiple of this, so
@@ -80,7 +81,7 @@ class _Draw:
         self.known = generator_labels(spec.images)
 
     def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.spec.dtype == "bfloat16"):
+        with arithmetic(self.spec.dtype, self.device):
             return denoise(self.model, z_t, t, labels).float()
 
     def images(self, items: list[Item]) -> Tensor:
@@ -90,7 +91,8 @@ class _Draw:
             return torch.empty(0, size, size, channels, dtype=torch.uint8, device=self.device)
         filled = items + items[-1:] * (-len(items) % FULL_ROWS)
         latents = self._latents(filled)
-        decoded = [self.autoencoder.decode(part) for part in latents.split(DECODED_ROWS)]
+        with float32_products("float32" if self.spec.dtype == "float32" else "tf32"):
+            decoded = [self.autoencoder.decode(part) for part in latents.split(DECODED_ROWS)]
         return torch.cat(decoded)[: len(items)]
 
     def _latents(self, items: list[Item]) -> Tensor:

@@ -43,8 +43,8 @@ def _by_features(spec: SelectSpec, folder: Path) -> list[Int64]:
         if len(mine) < spec.ipc:
             raise _too_many(spec, len(mine), name)
         own = torch.from_numpy(features[mine])
-        if spec.method == "herding":
-            picked = herding(own, spec.ipc)
+        if spec.method in ("herding", "herding_idc"):
+            picked = herding(own, spec.ipc, normalized=spec.method == "herding")
         else:
             first = int(np.random.default_rng([spec.seed, label]).integers(len(mine)))
             picked = k_center(own, spec.ipc, first=first)

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from ddgd_ray.cli import main
-from ddgd_ray.conduct.measure import Measured, counts_of, measured_rates, rates_from, shortened
+from ddgd_ray.conduct.measure import Measured, measured_rates, rates_from, shortened
 from ddgd_ray.conduct.sweep import planned_trials, run_sweep
 from ddgd_ray.conduct.work import run_in_process
+from ddgd_ray.inputs.counts import counts_of
 from ddgd_ray.plan.costs import cost_of, kind_of, of_this_machine, rates_of
 from ddgd_ray.run.folder import open_store
 

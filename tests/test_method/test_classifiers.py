@@ -85,6 +85,7 @@ def test_a_network_has_the_parameters_of_its_description(name: str, channels: in
         ("convnet3", 32, 320_010),  # Zhao et al.
         ("convnet6", 224, 754_570),  # 3,840 and 5 times 147,840 in the blocks, 11,530 in the linear layer
         ("resnet_ap10", 224, 4_910_922),
+        ("resnet_ap18", 224, 11_181_642),
         ("resnet18", 224, 11_181_642),  # He et al. with 10 classes
     ],
 )

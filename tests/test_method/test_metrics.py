@@ -41,8 +41,8 @@ def slow_prdc(real: list[list[float]], rows: list[list[float]], k: int) -> Prdc:
         return [sorted(math.dist(p, q) for j, q in enumerate(points) if j != i)[k - 1] for i, p in enumerate(points)]
 
     real_radii, set_radii = radii(real), radii(rows)
-    in_real = [[math.dist(r, s) <= radius for r, radius in zip(real, real_radii, strict=True)] for s in rows]
-    in_set = [[math.dist(r, s) <= radius for s, radius in zip(rows, set_radii, strict=True)] for r in real]
+    in_real = [[math.dist(r, s) < radius * (1 - 1e-12) for r, radius in zip(real, real_radii, strict=True)] for s in rows]
+    in_set = [[math.dist(r, s) < radius * (1 - 1e-12) for s, radius in zip(rows, set_radii, strict=True)] for r in real]
     return Prdc(
         precision=sum(any(row) for row in in_real) / len(rows),
         recall=sum(any(row) for row in in_set) / len(real),
@@ -99,13 +99,13 @@ def test_the_balls_are_those_of_scikit_learn() -> None:
     radii = NearestNeighbors(n_neighbors=5).fit(real_NF.numpy()).kneighbors()[0][:, -1]
     to_set, _ = NearestNeighbors(n_neighbors=1).fit(set_MF.numpy()).kneighbors(real_NF.numpy())
     # float32 inside scikit-learn: no distance of this draw lies within its rounding of a radius
-    assert prdc(real_NF, set_MF, k=5).coverage == float((to_set[:, 0] <= radii).mean())
+    assert prdc(real_NF, set_MF, k=5).coverage == float((to_set[:, 0] < radii).mean())
 
 
 def test_a_set_equal_to_the_real_rows_has_everything() -> None:
     rows_NF = normal(50, 8, seed=0)
     found = prdc(rows_NF, rows_NF[torch.randperm(50, generator=torch.Generator().manual_seed(1))], k=5, chunk=7)
-    assert found == Prdc(precision=1.0, recall=1.0, density=6 / 5, coverage=1.0)  # itself and its balls' five
+    assert found == Prdc(precision=1.0, recall=1.0, density=5 / 5, coverage=1.0)  # itself and four: the fifth is the border
 
 
 def test_a_set_far_away_has_nothing() -> None:
@@ -137,15 +137,23 @@ def test_features_far_from_zero_lose_no_neighbours() -> None:
     assert prdc(real_NF + 1e8, set_MF + 1e8) == prdc(real_NF, set_MF)  # squares of 1e16 know no differences near 1
 
 
-def test_repeated_rows_are_in_their_own_balls_of_radius_zero() -> None:
+def test_a_ball_of_radius_zero_holds_nothing_as_in_the_code_of_prdc() -> None:
     rows_NF = normal(4, 64, seed=0, shift=50.0).repeat_interleave(5, dim=0)  # four neighbours of each are its equals
     found = prdc(rows_NF, rows_NF.flip(0), k=3, chunk=3)
-    assert (found.precision, found.recall, found.coverage) == (1.0, 1.0, 1.0)
+    assert (found.precision, found.recall, found.coverage) == (0.0, 0.0, 0.0)
+    assert prdc(rows_NF, rows_NF.flip(0), k=5, chunk=3).coverage == 1.0
 
 
-def test_constant_features_are_equal_to_themselves() -> None:
+def test_a_row_on_the_border_of_a_ball_is_outside() -> None:
+    real_NF = torch.tensor([[0.0], [2.0], [5.0]])
+    # the balls reach from 0 to 2, from 2 to 0 and from 5 to 2: -2 and 8 lie on two borders
+    found = prdc(real_NF, torch.tensor([[-2.0], [8.0]]), k=1)
+    assert (found.precision, found.coverage) == (0.0, 0.0)
+
+
+def test_constant_features_have_balls_without_radius() -> None:
     found = prdc(torch.full((9, 5), 0.1), torch.full((7, 5), 0.1), k=2, chunk=4)
-    assert (found.precision, found.recall, found.coverage) == (1.0, 1.0, 1.0)
+    assert (found.precision, found.recall, found.coverage) == (0.0, 0.0, 0.0)  # balls of radius 0
 
 
 @pytest.mark.parametrize(("num_real", "num_set", "k"), [(5, 50, 5), (50, 5, 5), (1, 1, 1), (10, 10, 0)])

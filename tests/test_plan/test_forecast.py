@@ -16,6 +16,7 @@ from ddgd_ray.run.folder import open_store
 from ddgd_ray.search.forecast import tried
 from ddgd_ray.spec.sweep import read_sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
+from tests.run_parts import trial
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +159,13 @@ def test_a_search_costs_its_configurations_whatever_is_published(
 
 def test_a_first_point_of_the_ledger_is_tried_once(done: Result, search: Path) -> None:
     sweep, store = read_sweep(search, {}), open_store(done.folder.run_dir)
-    line = {"arm": "trial0000", "params": dict(sweep.spec.search.first[0]), "is_control": False, "state": "done"}  # type: ignore[union-attr]
-    other = {**line, "arm": "trial0001", "params": {"finetune.memory_real.pop": "fifo", "finetune.memory_real.size": 8}}
+    assert sweep.spec.search is not None
+    first = trial("trial0000", params=dict(sweep.spec.search.first[0]))
+    other = trial("trial0001", params={"finetune.memory_real.pop": "fifo", "finetune.memory_real.size": 8})
     assert len(tried(sweep, [], store)) == 1
-    assert len(tried(sweep, [line], store)) == 1
-    assert len(tried(sweep, [line, other, {**other, "state": "planned"}], store)) == 1, "one of its seeds is missing"
+    assert len(tried(sweep, [first], store)) == 1
+    missing = other.model_copy(update={"state": "planned"})
+    assert len(tried(sweep, [first, other, missing], store)) == 1, "one of its seeds is missing"
 
 
 def test_a_search_is_no_larger_than_its_space(done: Result, search: Path, capsys: pytest.CaptureFixture[str]) -> None:

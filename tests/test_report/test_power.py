@@ -1,5 +1,6 @@
 """Power and two one-sided tests against values that others published."""
 
+import itertools
 import math
 
 import numpy as np
@@ -82,3 +83,12 @@ def test_seeds_are_the_fewest_that_reach_the_power(std: float) -> None:
 
 def test_what_no_reasonable_number_of_seeds_tells_has_no_number() -> None:
     assert seeds_to_tell(1e-6, 1.0) is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 11])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 12, 0.0005])
+def test_power_is_known_and_grows_however_large_the_effect(n: int, alpha: float) -> None:
+    powers = [paired_power(n, effect, 1.0, alpha) for effect in (0.5, 1.0, 2.0, 8.0, 16.0, 64.0, 512.0)]
+    assert all(one <= other + 1e-12 for one, other in itertools.pairwise(powers))
+    assert powers[-1] > powers[0]
+    assert paired_power(n, smallest_told(n, 0.004, alpha=alpha), 0.004, alpha) == pytest.approx(0.8)

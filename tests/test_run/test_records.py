@@ -36,13 +36,20 @@ def class_of(file: Path) -> type[Record]:
     return TrialRecord
 
 
+def only_what_was(now: Any, before: Any) -> Any:
+    """`now` without the fields that a spec has been given since."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        return {name: only_what_was(value, before[name]) for name, value in now.items() if name in before}
+    return now
+
+
 FILES = sorted(BEFORE.rglob("*.json"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(BEFORE)))
 def test_a_record_of_before_is_read_and_written_as_it_was(file: Path) -> None:
     record = class_of(file).read(file)
-    assert json.loads(record.as_text()) == json.loads(file.read_text())
+    assert only_what_was(json.loads(record.as_text()), json.loads(file.read_text())) == json.loads(file.read_text())
     if isinstance(record, TrialRecord):
         assert record.as_text() == file.read_text(), "to the byte: a start of today leaves them as they are"
     assert class_of(file).from_text(record.as_text(), "here") == record

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ddgd_ray.errors import SpecError
 from ddgd_ray.spec.preset import build_preset, read_preset, with_overrides
-from ddgd_ray.spec.protocol import ProtocolSpec, protocol_names
+from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan, protocol_names
 
 
 def protocol(data: Any) -> ProtocolSpec:
@@ -39,6 +39,59 @@ def test_idc_holds_the_published_numbers() -> None:
     assert (idc.schedule, idc.batch_of(10), idc.labels, idc.label_smoothing, idc.drop_last) == ("step", 64, "hard", 0, False)
     assert (idc.crop_scale, idc.flip, idc.jitter, idc.lighting, idc.cutmix, idc.shift) == (0.5, True, 0.4, 0.1, True, 0)
     assert idc.num_tests == 100
+    assert not any(protocol(name).jitter_clamped for name in ("idc", "idc-256", "idc-quick"))
+    assert protocol("teacher").jitter_clamped, "torchvision's own"
+
+
+@pytest.mark.parametrize(("ipc", "epochs"), [(1, 2000), (10, 1300), (50, 1000), (100, 600), (500, 300), (501, 200)])
+def test_idc_trains_hundred_classes_for_two_thirds_of_the_epochs(ipc: int, epochs: int) -> None:
+    assert protocol("idc").of(100, "resnet_ap10").num_epochs(ipc) == epochs
+    assert protocol("idc-quick").of(100, "resnet_ap10").num_epochs(ipc) == epochs // 10
+    assert protocol("idc").of(99, "resnet_ap10").num_epochs(ipc) == protocol("idc").num_epochs(ipc)
+
+
+def test_idc_has_a_rate_a_decay_and_a_batch_of_their_own_above_hundred_classes() -> None:
+    few, many = (protocol("idc").of(num, "convnet6") for num in (100, 1000))
+    assert (few.learning_rate, few.weight_decay, few.batch_size) == (0.01, 5e-4, 64)
+    assert (many.learning_rate, many.weight_decay, many.batch_size, many.num_epochs(10)) == (0.1, 1e-4, 128, 2000)
+    assert few.label == many.label == "idc"
+
+
+@pytest.mark.parametrize(
+    ("network", "rate"),
+    [
+        ("resnet18_bn", 1e-3),
+        ("timm/efficientnet_b0", 2e-3),
+        ("timm/mobilenetv2_100", 2.5e-3),
+        ("timm/vgg11", 5e-4),
+        ("timm/vit_base_patch16_224", 1e-4),
+        ("timm/swinv2_tiny_window8_256", 1e-4),
+    ],
+)
+def test_rded_has_a_rate_for_each_student(network: str, rate: float) -> None:
+    assert protocol("rded").of(10, network).learning_rate == rate
+
+
+def test_rded_doubles_its_batch_from_hundred_classes_and_decays_matrices_alone() -> None:
+    sizes = [protocol("rded").of(num, "resnet18_bn").batch_of(ipc) for num in (10, 100, 1000) for ipc in (1, 10, 50)]
+    assert sizes == [10, 50, 100, 20, 100, 200, 20, 100, 200]
+    assert protocol("rded").decays == "matrices"
+
+
+def test_rded_looks_at_the_test_images_six_times_in_its_last_fifth() -> None:
+    plan = StepPlan.of(protocol("rded"), 100, 10)  # two steps an epoch
+    assert sorted(plan.tests(protocol("rded"))) == [2 * epoch for epoch in (250, 260, 270, 280, 290, 300)]
+    assert len(StepPlan.of(protocol("idc"), 100, 10).tests(protocol("idc"))) == 100
+
+
+def test_a_field_set_by_hand_counts_for_any_number_of_classes() -> None:
+    changed = protocol({"name": "idc", "learning_rate": 0.5})
+    assert [changed.of(num, "convnet6").learning_rate for num in (10, 1000)] == [0.5, 0.5]
+    assert changed.of(1000, "convnet6").batch_size == 128, "the other fields of the case stay"
+    assert protocol(json.loads(json.dumps(changed.canonical()))) == changed
+    own = protocol({"name": "idc", "cases": [{"classes": (2, 5), "batch_size": 8}]})
+    assert own.label not in ("idc", changed.label)
+    assert protocol(json.loads(json.dumps(own.canonical()))) == own
 
 
 def test_rded_holds_the_published_numbers() -> None:

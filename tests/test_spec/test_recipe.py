@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from ddgd_ray.cli import main
 from ddgd_ray.errors import SpecErrors
 from ddgd_ray.plan.plan import Trial, arm_name, plan_arm, plan_controls
 from ddgd_ray.spec.preset import Preset, preset_names
+from ddgd_ray.spec.published import differences
 from ddgd_ray.spec.recipe import read_recipe, recipe_names
 from ddgd_ray.spec.sweep import Sweep, read_sweep
 
@@ -37,7 +39,7 @@ def keys(trial: Trial) -> list[str]:
 
 
 def test_the_recipes_are_those_of_the_literature_and_its_controls() -> None:
-    assert recipe_names() == ["minimax", "paper", "plain", "pretrained", "public-code"]
+    assert recipe_names() == ["minimax", "minimax-code", "paper", "plain", "pretrained", "public-code"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -49,7 +51,8 @@ def test_a_recipe_fits_every_preset(name: str, preset: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", sorted(set(recipe_names()) - {"pretrained"}))
 def test_a_recipe_leaves_the_data_sets_own_numbers_to_the_preset(name: str) -> None:
-    assert not {path.partition(".")[2] for path in read_recipe(name, "")} & DATA_SETS_OWN
+    of_scripts = {"dtype"} if name in ("public-code", "minimax-code") else set()
+    assert not {path.partition(".")[2] for path in read_recipe(name, "")} & (DATA_SETS_OWN - of_scripts)
 
 
 def test_recipes_set_what_their_papers_say(tmp_path: Path) -> None:
@@ -60,6 +63,28 @@ def test_recipes_set_what_their_papers_say(tmp_path: Path) -> None:
     assert (minimax.finetune.lambda_r, minimax.finetune.lambda_g) == (0.002, 0.008)
     assert (plain.finetune.lambda_r, plain.finetune.lambda_g) == (0, 0)
     assert (code.finetune.class_aggregation, code.finetune.memory_scope) == ("cumulative", "local")
+
+
+@pytest.mark.parametrize(("name", "protocol"), [("public-code", "idc-256"), ("minimax-code", "idc")])
+def test_on_imagenet_subsets_nothing_is_left_that_differs_from_the_scripts(tmp_path: Path, name: str, protocol: str) -> None:
+    preset = sweep(
+        tmp_path, FIXED.replace("{sample.steps: [20]}", "{sample.steps: [50]}"), {"preset": "imagewoof", "recipe": name}
+    )
+    chosen = preset.preset_with({})
+    assert differences(chosen, name) == []
+    assert (chosen.evaluate.protocol.label, chosen.images.validation_per_class) == (protocol, 0)
+    assert {chosen.finetune.dtype, chosen.sample.dtype, chosen.evaluate.dtype} == {"tf32"}
+
+
+def test_differences_from_the_scripts_are_named_field_by_field(tmp_path: Path) -> None:
+    text = "name: a\npreset: imagewoof\nrecipe: paper\nvary: {finetune.steps: [500]}\n"
+    found = {one.field: (one.here, one.published) for one in differences(sweep(tmp_path, text).preset_with({}), "paper")}
+    assert found["images.validation_per_class"] == (50, 0)
+    assert found["finetune.memory_scope"] == ("global", "local")
+    assert found["finetune.class_aggregation"] == ("mean", "cumulative")
+    assert found["evaluate.protocol.size"] == (224, 256)
+    assert found["finetune.dtype"] == ("bfloat16", "tf32")
+    assert "finetune.steps" not in found, "what varies is not in the preset"
 
 
 def test_a_varied_recipe_names_its_arms(tmp_path: Path) -> None:
@@ -118,3 +143,16 @@ def test_what_contradicts_a_varied_recipe_is_refused(text: str, words: str, tmp_
     with pytest.raises(SpecErrors, match="recipe-conflict") as caught:
         sweep(tmp_path, text)
     assert words in str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def test_plan_prints_where_each_varied_recipe_differs_from_its_scripts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\npreset: imagewoof\nvary: {recipe: [paper, minimax-code]}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(tmp_path / "a.yaml"), "--recipe-diff", "--run-dir", str(tmp_path / "runs")])
+    assert ended.value.code == 0
+    answer = capsys.readouterr().out
+    assert "images.validation_per_class        here 50; published 0" in answer
+    assert "recipe minimax-code: " in answer
+    assert not (tmp_path / "runs").exists(), "nothing is made, and no image is needed"

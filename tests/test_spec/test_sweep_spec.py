@@ -89,7 +89,7 @@ def test_an_override_deep_in_a_section_leaves_its_neighbours(tmp_path: Path) -> 
         (BASE + "resources: {cpus: 0}\n", "out-of-range]: a.yaml:4 resources.cpus", "expected a number > 0, got integer 0"),
         (BASE.replace("name: a", "name: ../a"), "out-of-range]: a.yaml:1 name", "got text '../a'"),
         (BASE.replace("name: a", "name: 5"), "wrong-type]: a.yaml:1 name", "expected text, got integer 5"),
-        ("name: a\n", "spec]: a.yaml:1", "give either `vary` (a grid) or `search`"),
+        ("name: a\n", "spec]: a.yaml:1", "give one of `vary` (a grid), `parts` (of a method), `search`"),
         ("name: a\nvary: {finetune.steps: []}\n", "spec]: a.yaml:2 vary", "finetune.steps lists no value"),
         ("name: a\nvary: {finetune.steps: [1, 1]}\n", "spec]: a.yaml:2 vary", "finetune.steps lists a value twice"),
         ("name: a\nvary: {finetune.steps: 3}\n", "wrong-type]: a.yaml:2 vary.finetune.steps", "put the value in brackets"),

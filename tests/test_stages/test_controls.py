@@ -41,7 +41,7 @@ def test_features_keep_their_image_and_its_label(real: Path) -> None:
     np.testing.assert_allclose(table(real, "features"), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["herding", "kcenter"])
+@pytest.mark.parametrize("method", ["herding", "herding_idc", "kcenter"])
 def test_a_coreset_holds_the_images_that_the_rule_picks(real: Path, tmp_path: Path, method: str) -> None:
     spec = SelectSpec(method=method, ipc=4, images=DIGITS, seed=5)  # type: ignore[arg-type]
     select.run(spec, {"images": Path(), "features": real}, tmp_path, Context())
@@ -51,7 +51,7 @@ def test_a_coreset_holds_the_images_that_the_rule_picks(real: Path, tmp_path: Pa
         mine = np.flatnonzero(listing.labels == label)
         own = torch.from_numpy(table(real, "features")[mine])
         first = int(np.random.default_rng([5, label]).integers(len(mine)))
-        picked = herding(own, 4) if method == "herding" else k_center(own, 4, first=first)
+        picked = k_center(own, 4, first=first) if method == "kcenter" else herding(own, 4, normalized=method == "herding")
         expected = [listing.names[mine[row]] for row in picked.tolist()]
         assert [found[f"{label}/{index:05d}.png"] for index in range(4)] == expected
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.spec.evaluation import DecodeSpec, EvaluateSpec, TestSpec
-from ddgd_ray.spec.protocol import ProtocolSpec
+from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.stages import decode, evaluate
 from ddgd_ray.stages import final_test as test_stage
 from ddgd_ray.stages.base import Context
-from ddgd_ray.stages.parts.batches import BLOCK, StepPlan, steps_of
+from ddgd_ray.stages.parts.batches import BLOCK, augmented, steps_of
 from ddgd_ray.stages.parts.distilled import read_set
 from ddgd_ray.storage.store import MANIFEST
 
@@ -84,6 +84,61 @@ def test_seeds_trained_at_once_are_seeds_trained_alone(run: Run, network: str) -
         for name in last:
             torch.testing.assert_close(kept[name], expected[name], rtol=1e-3, atol=2e-4)
     assert len({metrics["train_loss"] for metrics in packed}) == 3
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", ("highest", False)), ("tf32", ("high", True))])
+def test_forward_and_backward_pass_share_one_precision(run: Run, dtype: str, expected: tuple[str, bool]) -> None:
+    """A GPU's kernels look at these settings when they start, and the backward pass starts kernels of its own."""
+    seen: dict[str, set[tuple[str, bool]]] = {"forward": set(), "backward": set()}
+
+    def look(when: str) -> None:
+        seen[when].add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+    def watch(module: torch.nn.Module, given: Any, output: torch.Tensor) -> None:
+        look("forward")
+        if output.requires_grad:
+            output.register_hook(lambda gradient: look("backward"))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(watch)
+    before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    try:
+        run(spec_of(dtype=dtype, network="convnet3_slim"))
+    finally:
+        hook.remove()
+    assert seen == {"forward": {expected}, "backward": {expected}}
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_weight_decay_of_matrices_leaves_biases_and_norms_alone(inputs: dict[str, Path], num_seeds: int) -> None:
+    fields = {**EVERYTHING, "weight_decay": 0.5, "decays": "matrices", "learning_rate": 0.1, "momentum": 0.0}
+    specs = [spec_of(protocol=fields, seed=seed) for seed in range(num_seeds)]
+    train = read_set(inputs["set"], specs[0].images, 10)
+    training = evaluate.Training(specs, train, 32, None, [Context()] * num_seeds)
+    for tensor in training.pack.parameters():
+        tensor.grad = torch.zeros_like(tensor)
+    before = {name: tensor.detach().clone() for name, tensor in training.pack.state[0].items()}
+    training._optimizer.step()
+    shrunk = {name for name, tensor in training.pack.state[0].items() if not torch.equal(tensor, before[name])}
+    assert shrunk == {name for name in before if name.endswith("weight") and before[name].dim() - (num_seeds > 1) > 1}
+
+
+def test_idc_leaves_the_steps_of_its_jitter_unclamped() -> None:
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plan = StepPlan.of(ProtocolSpec.model_validate("idc"), 8, 2)
+
+    def seen(**changes: Any) -> torch.Tensor:
+        only_jitter = {"name": "idc", "crop_scale": 1.0, "flip": False, "lighting": 0.0, "cutmix": False, **changes}
+        protocol = ProtocolSpec.model_validate(only_jitter)
+        (step,) = (step for _, step in zip(range(1), steps_of(protocol, plan, 16, [0], "cpu"), strict=False))
+        return augmented(images[step["rows"][0]], step, protocol)
+
+    white, black = ((value - 0.485) / 0.229 for value in (1.0, 0.0))  # of red, after the normalisation
+    assert seen()[:, 0].max() > white + 0.1
+    assert seen()[:, 0].min() < black - 0.1
+    clamped = seen(jitter_clamped=True)[:, 0]
+    assert black - 1e-5 <= clamped.min()
+    assert clamped.max() <= white + 1e-5
 
 
 def test_the_draws_of_a_seed_do_not_depend_on_the_other_seeds() -> None:
@@ -187,8 +242,8 @@ def test_a_network_that_the_images_are_too_small_for_is_refused(run: Run) -> Non
 
 
 def test_an_unknown_network_names_the_nearest(run: Run) -> None:
-    with pytest.raises(SpecError, match="unknown network 'resnet_ap11'") as caught:
-        run(spec_of(network="resnet_ap11"))
+    with pytest.raises(SpecError, match="unknown network 'resnet_a10'") as caught:
+        run(spec_of(network="resnet_a10"))
     assert caught.value.fix == "did you mean resnet_ap10?"
 
 

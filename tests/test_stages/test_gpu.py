@@ -74,11 +74,7 @@ def losses_of(training: evaluate.Training, num_steps: int) -> torch.Tensor:
     draws = steps_of(training.protocol, training.plan, 64, seeds, training.ctx.device)
     found = []
     for _, step in zip(range(num_steps), draws, strict=False):
-        losses_K = training._losses(step)
-        training._optimizer.zero_grad(set_to_none=True)
-        losses_K.sum().backward()
-        training._optimizer.step()
-        found.append(losses_K.detach())
+        found.append(training.step(step))
     return torch.stack(found)
 
 

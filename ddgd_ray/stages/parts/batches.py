@@ -4,44 +4,14 @@ Shapes: K classifiers trained at once, B batch, T images over the steps of a blo
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddgd_ray.method import augment
-from ddgd_ray.spec.protocol import ProtocolSpec
+from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan
 
 BLOCK = 32  # steps drawn at once: few enough to fit, enough that drawing and sending cost nothing; part of what a seed means
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """The steps that a protocol takes on a set: how many, how many an epoch, how many images each."""
-
-    num_images: int
-    batch: int
-    steps_per_epoch: int
-    num_steps: int
-    counts_steps: bool
-    """The protocol gives steps, not epochs: the learning rate follows them."""
-
-    @classmethod
-    def of(cls, protocol: ProtocolSpec, num_images: int, num_classes: int) -> "StepPlan":
-        ipc = -(-num_images // num_classes)
-        batch = min(protocol.batch_of(ipc), num_images)
-        per_epoch = num_images // batch if protocol.drop_last else -(-num_images // batch)
-        fixed = protocol.steps_large if ipc > 100 and protocol.steps_large else protocol.steps
-        return cls(num_images, batch, per_epoch, fixed or per_epoch * protocol.num_epochs(ipc), bool(fixed))
-
-    @property
-    def num_epochs(self) -> int:
-        """The number of epochs, a started one counted."""
-        return -(-self.num_steps // self.steps_per_epoch)
-
-    def length(self, step: int) -> int:
-        """The number of images of step 0, 1, ...: the last batch of an epoch may be smaller."""
-        return min(self.batch, self.num_images - step % self.steps_per_epoch * self.batch)
 
 
 class RandomDraws:
@@ -117,6 +87,6 @@ def augmented(images_TCSS: Tensor, step: dict[str, Tensor], protocol: ProtocolSp
         x = images_TCSS.float() / 255
         x = augment.mirror(x, flat["mirrored"]) if "mirrored" in flat else x
     x = augment.shift(x, flat["shifts"]) if "shifts" in flat else x
-    x = augment.color_jitter(x, flat["factors"], flat["order"]) if "factors" in flat else x
+    x = augment.color_jitter(x, flat["factors"], flat["order"], clamped=protocol.jitter_clamped) if "factors" in flat else x
     x = augment.lighting(x, flat["alphas"]) if "alphas" in flat else x
     return augment.normalize(x)

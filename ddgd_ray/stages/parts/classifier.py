@@ -4,8 +4,6 @@ Shapes: K classifiers, N images, B batch, C channels, S side in pixels, Y classe
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.parts.images import Split
+from ddgd_ray.stages.parts.precision import arithmetic
 from ddgd_ray.storage.store import MANIFEST
 
 RESIDENT_SHARE = 0.4  # of the device's free memory that a set may take; a larger one stays on the host
@@ -57,20 +56,6 @@ def load_network(folder: Path, which: str, device: str) -> nn.Module:
     kept = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{which}.")}
     network.load_state_dict(kept)
     return network.to(device).eval().requires_grad_(False)
-
-
-@contextmanager
-def arithmetic(dtype: str, device: str) -> Iterator[None]:
-    """Matrix products and convolutions in this type; the rest stays float32."""
-    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    try:
-        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=dtype == "bfloat16"):
-            yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
 
 
 def on_device(split: Split, ctx: Context) -> tuple[Tensor, Tensor]:
