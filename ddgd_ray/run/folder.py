@@ -1,6 +1,7 @@
 """The folder of one run as its driver writes it: what was asked, one record a trial, the lock, the outbox of the tracker."""
 
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.plan.plan import Evaluator, Trial
 from ddgd_ray.run.identity import changes, identity_of
 from ddgd_ray.run.reading import SWEEP_FILE, read_sweep_record
-from ddgd_ray.run.records import EvaluatorRecord, QualityRecord, State, SweepRecord, TrialRecord
+from ddgd_ray.run.records import DAMAGED, EvaluatorRecord, QualityRecord, State, SweepRecord, TrialRecord
 from ddgd_ray.run.remote_copy import RemoteCopy
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.stages.base import StageCall, stop_now_file
@@ -23,6 +24,8 @@ from ddgd_ray.storage.addresses import local_folder, url_of
 from ddgd_ray.storage.remote import Remote
 from ddgd_ray.storage.remote_store import RemoteStore
 from ddgd_ray.storage.store import Store, make_writable, write_atomically
+
+log = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 
@@ -169,8 +172,8 @@ class RunFolder:
         of no use behind.
         """
         identity, started = identity_of(sweep), time.time()
-        if self.is_remembered:
-            before = read_sweep_record(self.path)
+        before = self._remembered()
+        if before is not None:
             started = before.started or started
             found = changes(before.identity, identity)
             others = [change for change in found if not change.keeps]
@@ -199,6 +202,21 @@ class RunFolder:
         )
         # the order of `vary` is that of the table
         write_atomically(self.path / SWEEP_FILE, record.as_text(sort_keys=False))
+
+    def _remembered(self) -> SweepRecord | None:
+        """sweep.json as it was written, None without one and where it is damaged: it is written anew from the sweep file.
+
+        Raises ArtifactError when another version of the project wrote it.
+        """
+        if not self.is_remembered:
+            return None
+        try:
+            return read_sweep_record(self.path)
+        except ArtifactError as err:
+            if err.code != DAMAGED:
+                raise
+            log.warning("%s is written anew: it %s", self.path / SWEEP_FILE, err.what)
+            return None
 
     @property
     def is_remembered(self) -> bool:

@@ -21,6 +21,8 @@ from ddgd_ray.storage.manifest import Ref
 
 SCHEMA: Literal[1] = 1
 """Version of what a run folder holds. A reader refuses another one: it would mean something else."""
+DAMAGED = "damaged-record"
+"""Code of the error for a record that cannot be read."""
 AGAIN = "run the sweep again: it writes this file anew"
 
 State = Literal["planned", "done", "failed"]
@@ -43,7 +45,7 @@ class Record(BaseModel):
         except ValidationError as err:
             _refuse_another_schema(text, where)
             what = f"cannot be read: {first_problem(err)}"
-            raise ArtifactError(what, code="damaged-record", where=str(where), fix=AGAIN) from err
+            raise ArtifactError(what, code=DAMAGED, where=str(where), fix=AGAIN) from err
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -52,7 +54,7 @@ class Record(BaseModel):
             text = path.read_bytes()
         except OSError as err:
             what = f"cannot be read: {err.strerror or err}"
-            raise ArtifactError(what, code="damaged-record", where=str(path), fix=AGAIN) from err
+            raise ArtifactError(what, code=DAMAGED, where=str(path), fix=AGAIN) from err
         return cls.from_text(text, path)
 
 

@@ -166,7 +166,7 @@ def test_a_run_of_a_newer_version_is_left_alone(done: Result, tiny: Any) -> None
     sound = path.read_text()
     path.write_text(json.dumps(json.loads(sound) | {"schema": 99}))
     try:
-        with pytest.raises(ArtifactError, match="schema 99") as caught:
+        with pytest.raises(ArtifactError, match="schema: expected 1, found 99") as caught:
             run_sweep(tiny(SMALL), done.folder.run_dir, run_in_process)
         assert caught.value.exit_code == 6
     finally:
