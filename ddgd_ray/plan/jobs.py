@@ -10,7 +10,7 @@ from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.storage.manifest import Ref
 
 # of jobs that are ready, earlier kinds start first: evaluators before new sets, so that results come in as the sweep goes
-KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "finetune")
+KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "invert", "finetune")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import unified_diff
 from html.parser import HTMLParser
@@ -17,6 +17,7 @@ from ddgd_ray.report.page import MAX_ROWS, PAGE
 from ddgd_ray.report.render import Table
 from ddgd_ray.run.reading import Run, open_for_report
 from ddgd_ray.run.results import refs_of
+from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.evaluation import STAGE_SPECS
 from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import MANIFEST, Artifact, Store, key_of_identity
@@ -156,11 +157,9 @@ def _contradictions(record: Mapping[str, Any], artifacts: Mapping[Ref, Artifact]
         section, *names = path.split(".")
         for artifact in build:
             if artifact.manifest["stage"] == section:
-                inner: Any = artifact.manifest["spec"]
-                for name in names:
-                    inner = inner.get(name) if isinstance(inner, Mapping) else None
-                if inner != value:
-                    yield f"{path} is {value!r} in its record, {inner!r} in {section} {artifact.key[:8]}"
+                found = _field_of(artifact, names)
+                if found != value:
+                    yield f"{path} is {value!r} in its record, {found!r} in {section} {artifact.key[:8]}"
     for item in record["evaluators"]:
         evaluator = artifacts.get((item["stage"], item["key"]))
         if evaluator is None:
@@ -171,6 +170,14 @@ def _contradictions(record: Mapping[str, Any], artifacts: Mapping[Ref, Artifact]
                 yield f"{name} is {told!r} in its record, {made!r} in evaluate {item['key'][:8]}"
         if record["build"] and evaluator.manifest["inputs"]["set"] != record["build"][-1][1]:
             yield f"evaluate {item['key'][:8]} was trained on another set"
+
+
+def _field_of(artifact: Artifact, names: Sequence[str]) -> Any:
+    """The field of an artifact's spec; of a part that a name may stand for, its name. Fields left out have their default."""
+    found: Any = STAGE_SPECS[artifact.manifest["stage"]].model_validate_json(json.dumps(artifact.manifest["spec"]))
+    for name in names:
+        found = getattr(found, name, None)
+    return getattr(found, "name", found) if isinstance(found, Spec) else found
 
 
 def _check_report(run: Run, report: Path, found: Verification) -> None:

@@ -21,6 +21,7 @@ from ddgd_ray.spec.stages import (
     SampleSpec,
     StageSpec,
 )
+from ddgd_ray.spec.ways import InvertSpec, ModesSpec, SpectrumSpec
 
 FeatureSpace = Literal["latents", "network", "inception"]
 
@@ -167,5 +168,8 @@ _SPECS = (
     EvaluateSpec,
     TestSpec,
     PortraySpec,
+    ModesSpec,
+    InvertSpec,
+    SpectrumSpec,
 )
 STAGE_SPECS: dict[str, type[StageSpec]] = {cls.stage: cls for cls in _SPECS}
