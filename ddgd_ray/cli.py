@@ -15,6 +15,7 @@ from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.plans import plan_command
 from ddgd_ray.commands.records import status_command, stop_command, sync_command
 from ddgd_ray.commands.reports import compare_command, report_command
+from ddgd_ray.commands.show import add_show, show_command
 from ddgd_ray.commands.stores import store_command
 from ddgd_ray.commands.submit import add_submit, split_options, submit_command
 from ddgd_ray.commands.sweeps import evaluate_command, run_sweep_command
@@ -61,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--run-dir", help="folder of runs, store and tracking database, or a URL s3://... (default: runs)")
         return added
 
-    def takes_sweep(added: argparse.ArgumentParser) -> None:
-        added.add_argument("file", type=Path, help="a sweep file, e.g. ablations/memory.yaml")
+    def takes_sweep(added: argparse.ArgumentParser, **options: Any) -> None:
+        added.add_argument("file", type=Path, **options, help="a sweep file, e.g. ablations/memory.yaml")
         added.add_argument("--preset", help="run the file on another data set")
         added.add_argument(
             "--images", type=lambda text: str(absolute(text)), metavar="FOLDER", help="run the file on images of your own"
@@ -103,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--recipe-diff", action="store_true", help="print where the settings differ from the published scripts")
     plan.add_argument("--json", action="store_true")
+    show = command("show", show_command, "every setting of a sweep file as it will be used, and where it comes from")
+    takes_sweep(show, nargs="?")
+    add_show(show)
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     status.add_argument("--watch", action="store_true", help="draw it anew until the sweep ends")
