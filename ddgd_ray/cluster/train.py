@@ -138,7 +138,7 @@ def _run_name(call: StageCall, store: Store) -> Iterator[str]:
     """A name for one of Train's runs. What the run leaves behind is removed afterwards.
 
     Train resumes silently under a name it knows, with another configuration too: the checkpoints are the stage's own
-    (stages/checkpoint.py), so every attempt has a new name.
+    (stages/parts/checkpoint.py), so every attempt has a new name.
     """
     name = f"{_name_of(call, store)}-{uuid.uuid4().hex[:6]}"
     try:
