@@ -58,10 +58,9 @@ def _traces(file: Path, node: Node | None) -> Traces:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(traces_in).options(
-        num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-    )
     try:
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        look = ray.remote(traces_in).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         return Traces(*ray.get(look.remote(file), timeout=ANSWER_S))
     except Exception:
         log.warning("node %s does not tell of the death", node.id[:8], exc_info=True)

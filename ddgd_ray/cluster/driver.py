@@ -125,10 +125,13 @@ class ClusterDriver:
         }
 
     def died(self, trial: str, job_id: str) -> Outcome:
-        """The outcome of a job whose process has died."""
-        job = self.conductor.jobs.running[job_id]
-        name, nodes = log_name(job), self.admission.nodes
-        node = nodes.get(self.admission.allocations(job_id)[-1].node) if self.is_pinned else None
+        """The outcome of a job whose process has died, with the cause unless its node is gone too, which `ended` tells."""
+        self.look(force=True)
+        job = self.conductor.jobs.running.get(job_id)
+        if job is None or self._lost_nodes(job_id):
+            return Outcome("the worker process died")
+        name = log_name(job)
+        node = self.admission.nodes[self.admission.allocations(job_id)[-1].node] if self.is_pinned else None
         word = ""
         with suppress(OSError, KeyError):
             word = self.error_files[trial].read_text()
