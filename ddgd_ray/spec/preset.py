@@ -134,9 +134,23 @@ def _spelled_out(document: Document) -> dict[Path_, Any]:
     return found
 
 
+def _conflicts(overrides: Mapping[str, tuple[Any, str]]) -> list[SpecError]:
+    """Errors of fields that are given a value and fields below them: one of the two would be lost."""
+    errors = []
+    for path, (_, where) in overrides.items():
+        above = next((path[:place] for place, sign in enumerate(path) if sign == "." and path[:place] in overrides), None)
+        value = overrides[above][0] if above else None
+        is_name = above in NAMED and isinstance(value, str)
+        if above is not None and not is_name and not isinstance(value, Mapping):
+            what = f"{above} is given a value, and {path} is a field below it"
+            errors.append(SpecError(what, code="conflict", where=where, fix=f"leave out one of the two: {above} or {path}"))
+    return errors
+
+
 def with_overrides(document: Document, overrides: Mapping[str, tuple[Any, str]], errors: list[SpecError]) -> Document:
     """A copy with {dotted path: (value, where it was written)} put in; sections are made as needed."""
     values: dict[Path_, Any] = _spelled_out(document)
+    errors.extend(_conflicts(overrides))
     for path, (value, where) in sorted(overrides.items(), key=lambda item: item[0].count(".")):  # the whole before its parts
         section, _, field = path.partition(".")
         if section in SECTIONS and field:

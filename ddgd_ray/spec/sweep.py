@@ -26,6 +26,8 @@ SET_BY_SWEEP = {
     "evaluate.seed": "seeds.evaluate",
 }
 MAX_GRID = 10_000
+RESERVED = ("store", "mlartifacts", "mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "url", "ui.log")
+"""Names in a run directory that are not those of runs, in lower case: some file systems know no other."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
     placed = {name: (value, document.line(("set", name))) for name, value in spec.set.items()}
     placed |= {name: (value, "--set") for name, value in of_preset.items()}
     errors.extend(_set_by_sweep(name, where) for name, (_, where) in placed.items() if name in SET_BY_SWEEP)
+    if spec.name.lower() in RESERVED:
+        what = f"{spec.name!r} cannot name a run: the run directory has a file or folder of that name for all runs"
+        errors.append(SpecError(what, code="reserved-name", where=document.where(("name",)), fix=f"e.g. name: {spec.name}-1"))
     try:
         chosen = read_recipe(spec.recipe, document.where((RECIPE,))) if spec.recipe else {}
         preset = with_overrides(read_preset(spec.preset, document.where(("preset",))), chosen | placed, errors)
