@@ -90,7 +90,7 @@ def test_a_long_word_is_not_repeated_whole(refuse: Refuse) -> None:
 
 
 def test_the_networks_of_timm_are_known_with_their_weights(refuse: Refuse, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", MEMORY, "--set", "evaluate.networks=[timm/resnet18, timm/vit_tiny_patch16_224.augreg_in21k]"]
+    words = ["plan", MEMORY, "--set", "evaluate.networks=[timm/resnet18, timm/resnet10t.c3_in1k]"]
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 0
