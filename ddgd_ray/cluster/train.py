@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.cluster import key_values
-from ddgd_ray.cluster.deaths import words_of
 from ddgd_ray.cluster.placement import Amounts, Placement
 from ddgd_ray.cluster.stop_order import stop_file_here
+from ddgd_ray.cluster.train_failures import error_of_ours, told_of
 from ddgd_ray.cluster.verdicts import leave_verdict, num_verdicts, verdict_of
 from ddgd_ray.conduct.job_log import job_log, log_file, send_log
-from ddgd_ray.errors import DdgdError, EngineError, NoRoom, StageError, Stopped
+from ddgd_ray.errors import DdgdError, StageError, Stopped
 from ddgd_ray.stages.base import Context, StageCall
 from ddgd_ray.stages.publish import make, publish_call, run_call
 from ddgd_ray.storage.store import Artifact, Store
@@ -125,7 +125,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> Non
         except DdgdError:
             raise
         except Exception as err:
-            raise (verdict_of(name) or _named(err, retries, f"{call.stage} {call.key[:8]}")) from err
+            raise (verdict_of(name) or told_of(err, retries, f"{call.stage} {call.key[:8]}")) from err
         finally:
             _remove_groups(name)
         verdict = verdict_of(name)
@@ -172,7 +172,7 @@ def _raising_ours(trainer: Any) -> None:
     try:
         trainer.fit()
     except Exception as err:
-        cause = _ours(err)
+        cause = error_of_ours(err)
         if cause is not None:
             raise cause from err
         raise
@@ -273,38 +273,3 @@ def _remove_groups(prefix: str) -> None:
         if kind == "group":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hex_id)))
             key_values.remove(key)
-
-
-def _named(err: Exception, retries: int, where: str) -> Exception:
-    """The error that says in one line what became of a run of Train's. An EngineError is final."""
-    failures = getattr(err, "worker_failures", None)
-    if type(getattr(err, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-        return NoRoom(
-            "no room for its workers in several minutes: somebody else on this cluster holds what they need", where=where
-        )
-    if not failures:  # of Train itself, as when the port that it chose was taken meanwhile: it does not try again
-        return RuntimeError(f"Ray Train gave up: {_last_line(err)}")
-    rank, last = min(failures.items())
-    last_words = words_of(str(last)) if "worker process has died" in str(last) else _last_line(last)
-    cause = f"rank {rank} by {type(last).__name__}: {last_words}"
-    if not retries:
-        return RuntimeError(f"its workers were lost, {cause}")
-    return EngineError(
-        f"its workers were lost {retries + 1} times, the last time {cause}",
-        code="workers",
-        where=where,
-        fix="see the run's log; run the same command again to go on from its last checkpoint",
-    )
-
-
-def _last_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [""])[-1][:300]
-
-
-def _ours(err: BaseException) -> DdgdError | None:
-    """The DdgdError behind an error of Train's, which wraps those of workers; None when there is none."""
-    if isinstance(err, DdgdError):
-        return err
-    behind = [*getattr(err, "worker_failures", {}).values(), err.__cause__, err.__context__, getattr(err, "cause", None)]
-    found = (_ours(inner) for inner in behind if isinstance(inner, BaseException))
-    return next((inner for inner in found if inner is not None), None)
