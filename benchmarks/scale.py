@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale [--quick] [--json] [--trials 100000] [--gpus 1000] [--run-dir FOLDER]
 
-The planner, the search, the conductor, the store and the books are the real ones; the executor is engine/virtual.py, where 2 %
+The planner, the search, the conductor, the store and the books are the real ones; the executor is conduct/virtual.py, where 2 %
 of the jobs lose their worker and 5 % are pre-empted. Half-way the driver is told to stop, and a new one continues. A trial is
 three jobs (fine-tune, sample, classify). ours and baseline: milliseconds of driver a job in the last and in the first tenth; a
 ratio of 1 is flat growth. What workers do, publishing, is timed apart (publish_s). parts: seconds of driver in all, of planning

@@ -1,12 +1,14 @@
 """The command line: the parser and the exit codes. Its commands are in commands/; these and nothing else print."""
 
 import argparse
-import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray import __version__
+from ddgd_ray.commands.arguments import Count, Parser, amount
+from ddgd_ray.commands.display import is_full, safe_display
 from ddgd_ray.commands.doctor import add_doctor, doctor_command
 from ddgd_ray.commands.exports import export_command, export_model_command
 from ddgd_ray.commands.init import add_init, init_command
@@ -15,11 +17,13 @@ from ddgd_ray.commands.output import absolute
 from ddgd_ray.commands.plans import plan_command
 from ddgd_ray.commands.records import status_command, stop_command, sync_command
 from ddgd_ray.commands.reports import compare_command, report_command
+from ddgd_ray.commands.show import add_show, show_command
 from ddgd_ray.commands.stores import store_command
 from ddgd_ray.commands.submit import add_submit, split_options, submit_command
 from ddgd_ray.commands.sweeps import evaluate_command, run_sweep_command
 from ddgd_ray.commands.ui import add_ui, ui_command
 from ddgd_ray.errors import DdgdError
+from ddgd_ray.redact import redact
 
 EPILOG = (
     "exit codes: 0 done, 2 wrong usage or configuration, 3 some trials failed, 4 too many failed, 5 data, weights or storage "
@@ -30,27 +34,42 @@ EPILOG += "130, 143 left at once"
 TRACKING_URI = "MLflow server or database; passwords go into $MLFLOW_TRACKING_URI, the default, else RUN_DIR/mlflow.db"
 
 
+SEED = Count(0, 2**32 - 1)
+WORKS = (run_sweep_command, evaluate_command, export_command, export_model_command, sync_command, pretrain_command)
+"""Commands that do work besides showing something: a display that is full fails none of them."""
+
+
 def main(argv: list[str] | None = None) -> None:
     words, options = split_options(sys.argv[1:] if argv is None else argv)
     parser = _parser()
-    args = parser.parse_args(words)
-    if args.run is submit_command:  # the sweep's own options are checked now, not when the job starts
-        args.options, args.sweep = options, parser.parse_args(["sweep", str(args.file), *options])
-    try:
-        code = args.run(args)
-    except DdgdError as err:
-        print(err, file=sys.stderr)
-        code = err.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    with safe_display() as out:
+        args = parser.parse_args(words)
+        if args.run is submit_command:  # the sweep's own options are checked now, not when the job starts
+            args.options, args.sweep = options, parser.parse_args(["sweep", str(args.file), *options])
+        code = _run(args)
+        out.flush()
+        if is_full(out) and args.run not in WORKS and not code:  # showing it was all there was to do
+            print(f"error[output]: standard output: {out.lost}\n  help: make room where it goes", file=sys.stderr)
+            code = 5
     sys.exit(code)
 
 
+def _run(args: argparse.Namespace) -> int:
+    """The exit code of a command. What is printed of its errors, and of ours, holds no secret."""
+    try:
+        return int(args.run(args))
+    except DdgdError as err:
+        print(redact(str(err)), file=sys.stderr)
+        return err.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        return 1
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ddgd-ray", description=__doc__, epilog=EPILOG)
+    parser = Parser(prog="ddgd-ray", description=__doc__, epilog=EPILOG)
     parser.description = "Ablation and hyperparameter engine for diversity-driven generative dataset distillation."
     parser.add_argument("--version", action="version", version=f"ddgd-ray {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -61,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--run-dir", help="folder of runs, store and tracking database, or a URL s3://... (default: runs)")
         return added
 
-    def takes_sweep(added: argparse.ArgumentParser) -> None:
-        added.add_argument("file", type=Path, help="a sweep file, e.g. ablations/memory.yaml")
+    def takes_sweep(added: argparse.ArgumentParser, **options: Any) -> None:
+        added.add_argument("file", type=Path, **options, help="a sweep file, e.g. ablations/memory.yaml")
         added.add_argument("--preset", help="run the file on another data set")
         added.add_argument(
             "--images", type=lambda text: str(absolute(text)), metavar="FOLDER", help="run the file on images of your own"
@@ -73,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def runs(added: argparse.ArgumentParser) -> None:
         added.add_argument("--address", help="a ray cluster, HOST:PORT or auto (default: this machine)")
-        added.add_argument("--min-nodes", type=int, default=0, metavar="N", help="begin when so many that run jobs are there")
+        added.add_argument("--min-nodes", type=Count(0), default=0, metavar="N", help="begin when so many run jobs")
         added.add_argument(
             "--runtime-env", type=Path, metavar="FILE", help="of the workers, as Ray takes it: env_vars, pip, ..."
         )
@@ -94,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     runs(evaluate)
     plan = command("plan", plan_command, "show trials, stages, keys, hits and misses, seconds and disk; runs nothing")
     takes_sweep(plan)
-    plan.add_argument("--cores", type=float, default=0, metavar="N", help="of the machine or cluster (default: this one's)")
-    plan.add_argument("--gpus", type=float, default=0, metavar="N", help="the same (default: what one job holds)")
+    plan.add_argument("--cores", type=amount, default=0, metavar="N", help="of the machine or cluster (default: this one's)")
+    plan.add_argument("--gpus", type=amount, default=0, metavar="N", help="the same (default: what one job holds)")
     plan.add_argument("--measure", action="store_true", help="time a few steps of each missing stage on this machine first")
     plan.add_argument("--calibration", type=absolute, metavar="FILE", help="rates of another machine")
     plan.add_argument(
@@ -103,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--recipe-diff", action="store_true", help="print where the settings differ from the published scripts")
     plan.add_argument("--json", action="store_true")
+    show = command("show", show_command, "every setting of a sweep file as it will be used, and where it comes from")
+    takes_sweep(show, nargs="?")
+    add_show(show)
     status = command("status", status_command, "what is done, running and left of a run")
     status.add_argument("run_folder", type=absolute, metavar="RUN", help="runs/NAME")
     status.add_argument("--watch", action="store_true", help="draw it anew until the sweep ends")
@@ -159,7 +181,7 @@ def _takes_export(added: argparse.ArgumentParser) -> None:
     text = "imagefolder: PNGs in class folders; hf: Parquet for `datasets`; webdataset: tar shards"
     added.add_argument("--format", choices=("imagefolder", "hf", "webdataset"), required=True, help=text)
     _takes_arm(added)
-    added.add_argument("--ipc", type=int, default=0, metavar="K", help="the first K images of each class (default: 0, all)")
+    added.add_argument("--ipc", type=Count(0), default=0, metavar="K", help="the first K images of each class (default: all)")
     added.add_argument(
         "--to", type=absolute, metavar="PATH", help="a new or empty folder, or a new file (default: in RUN/export)"
     )
@@ -168,7 +190,7 @@ def _takes_export(added: argparse.ArgumentParser) -> None:
 
 def _takes_arm(added: argparse.ArgumentParser) -> None:
     added.add_argument("--arm", default="", metavar="NAME", help="default: the best arm by the run's objective")
-    added.add_argument("--seed", type=int, metavar="N", help="distillation seed (default: the arm's first)")
+    added.add_argument("--seed", type=SEED, metavar="N", help="distillation seed (default: the arm's first)")
 
 
 def _takes_sets(added: argparse.ArgumentParser) -> None:
@@ -177,8 +199,8 @@ def _takes_sets(added: argparse.ArgumentParser) -> None:
     added.add_argument("--real", default="", metavar="FOLDER", help="the real images: train/CLASS and val/CLASS")
     added.add_argument("--protocol", default="", help="idc, rded, ... (default: the preset's)")
     added.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="default: by the size of the images")
-    added.add_argument("--ipc", nargs="+", type=int, default=[], metavar="N", help="default: all images of a class")
-    added.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of the classifiers")
+    added.add_argument("--ipc", nargs="+", type=Count(1), default=[], metavar="N", help="default: all images of a class")
+    added.add_argument("--seeds", nargs="+", type=SEED, default=[0, 1, 2], metavar="N", help="of the classifiers")
     added.add_argument("--controls", nargs="+", default=[], metavar="NAME", help="random_real, herding, full_data, ...")
     added.add_argument("--quality", nargs="+", default=[], metavar="SPACE", help="latents, network")
     added.add_argument("--also", nargs="+", default=[], metavar="PROTOCOL", help="further protocols, e.g. noaug")

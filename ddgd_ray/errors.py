@@ -1,5 +1,9 @@
 """Errors for users: where, what was expected, what came, what to do. Exit codes: README, "Exit codes"."""
 
+import re
+
+_LONG = re.compile(r"\S{400,}")  # nobody reads a word of such length; real paths are shorter
+
 
 class DdgdError(Exception):
     """Root of all errors that a user can act on.
@@ -10,19 +14,25 @@ class DdgdError(Exception):
 
     exit_code = 1
     default_code = "internal"
+    default_fix = ""
 
     def __init__(self, what: str, *, code: str = "", where: str = "", fix: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = what, where, fix or self.default_fix
         self.code = code or self.default_code
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         action = f"\n  help: {self.fix}" if self.fix else ""
-        return f"error[{self.code}]: {place}{self.what}{action}"
+        return _LONG.sub(_shortened, f"error[{self.code}]: {place}{self.what}{action}")
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments get lost in the default pickle
         return (_rebuild, (type(self), self.what, self.code, self.where, self.fix))
+
+
+def _shortened(match: re.Match[str]) -> str:
+    word = match[0]
+    return f"{word[:120]}... ({len(word)} characters) ...{word[-40:]}"
 
 
 def _rebuild(cls: type[DdgdError], what: str, code: str, where: str, fix: str) -> DdgdError:

@@ -6,7 +6,7 @@ import re
 # a user's name is no secret where users have passwords; elsewhere it may be a token: http://TOKEN@host
 _NAMED_USERS = re.compile(r"(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|sqlite|ssh|sftp)\b", re.I)
 # userinfo reaches to the last @ before a blank: an unescaped password may hold @ and /
-_USER = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*)://(?P<user>[^\s\"'<>]*)@")
+_USER = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*):(?P<slashes>/{1,2})(?P<user>[^\s\"'<>]*)@")  # a Path loses one slash
 _WORDS = r"passw(?:or)?d|passphrase|pwd|token|secret|credentials?|(?:api|access|secret|private)[-_]?key|auth"
 # a value that a shell fills in, such as $HF_TOKEN, is no secret
 _VALUE = r"(?!\$|\*\*\*)(?P<value>\"[^\"]*\"|'[^']*'|[^\s&;\"'<>,]+)"
@@ -33,12 +33,12 @@ def has_secret(text: str) -> bool:
 
 
 def _hidden(match: re.Match[str]) -> str:
-    scheme, user = match["scheme"], match["user"]
+    scheme, slashes, user = match["scheme"], match["slashes"], match["user"]
     name, colon, _ = user.partition(":")
     if colon and "/" not in name:
-        return f"{scheme}://{name}:***@"
+        return f"{scheme}:{slashes}{name}:***@"
     is_token = "/" not in name and not _NAMED_USERS.match(scheme)
-    return f"{scheme}://***@" if is_token else match[0]
+    return f"{scheme}:{slashes}***@" if is_token else match[0]
 
 
 class RedactingFormatter(logging.Formatter):

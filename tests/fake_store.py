@@ -23,6 +23,7 @@ class FakeStore:
     value: Callable[[str], float] = lambda key: 0.5
     more: Callable[[str], dict[str, float]] = lambda key: {}
     remote = None
+    root = Path("/nowhere/store")
 
     def has(self, stage: str, key: str) -> bool:
         return (stage, key) in self.published

@@ -100,13 +100,27 @@ def kept_signals() -> Iterator[None]:
 
 
 def hush() -> None:
-    """Keep ray off stderr: it gives its logger a handler, at import and at init. The run's log file has what it says."""
+    """Keep ray off the console, and let the run's log file have what it says.
+
+    Ray gives its logger a handler at import and at init, and keeps its records from the root logger, in whose place Python then
+    writes them to stderr. A thread of its own prints what the raylet says of a worker's death.
+    """
+    from ray._private import worker
+
     for name in ("_private.authentication.authentication_token_setup", "tune.analysis.experiment_analysis"):
         logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # advice for who calls ray himself; metrics are in our store
     logger = logging.getLogger("ray")
     for handler in list(logger.handlers):
         if type(handler) is not logging.FileHandler:
             logger.removeHandler(handler)
+    logger.propagate = True
+    worker.print_to_stdstream = _log_lines
+
+
+def _log_lines(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """Log what Ray would print. data: `lines`, and who says them as `pid`."""
+    for line in data["lines"]:
+        log.warning("%s: %s", data["pid"], line)
 
 
 def resolve(address: str) -> str:

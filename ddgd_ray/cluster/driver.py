@@ -4,16 +4,19 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ddgd_ray.cluster import key_values
 from ddgd_ray.cluster.admission import Admission
+from ddgd_ray.cluster.deaths import cause_of_death
 from ddgd_ray.cluster.key_values import job_key
 from ddgd_ray.cluster.nodes import NodeChecks, check_nodes, cluster_nodes, refuse_shards_apart
 from ddgd_ray.cluster.placement import Node
 from ddgd_ray.cluster.stop_order import StopRelay
 from ddgd_ray.conduct.conductor import Conductor
+from ddgd_ray.conduct.job_log import log_file, log_name
 from ddgd_ray.errors import EngineError
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -44,6 +47,8 @@ class ClusterDriver:
         self._checks = NodeChecks(store, nodes)
         self.trials: dict[str, str] = {}
         """{id of a trial of Tune's: id of its job} of the trials that are under way."""
+        self.error_files: dict[str, Path] = {}
+        """{id of a trial of Tune's: the file that says, after a failure, what Ray knows of it} of the trials that began."""
         self._gone_since: dict[str, float] = {}
         self.error: Exception | None = None
         """The error that ends the sweep; it is raised once Tune has returned."""
@@ -112,11 +117,25 @@ class ClusterDriver:
         nodes = [worker.node for worker in workers] if self.is_pinned else []
         return {
             "label": job.label,
+            "attempt": self.conductor.jobs.attempt(job),
             "holds": dict(last.amounts),
             "node": last.node if self.is_pinned else "",
             "num_workers": max(1, len(workers)),
             "nodes": nodes,
         }
+
+    def died(self, trial: str, job_id: str) -> Outcome:
+        """The outcome of a job whose process has died, with the cause unless its node is gone too, which `ended` tells."""
+        self.look(force=True)
+        job = self.conductor.jobs.running.get(job_id)
+        if job is None or self._lost_nodes(job_id):
+            return Outcome("the worker process died")
+        name = log_name(job)
+        node = self.admission.nodes[self.admission.allocations(job_id)[-1].node] if self.is_pinned else None
+        word = ""
+        with suppress(OSError, KeyError):
+            word = self.error_files[trial].read_text()
+        return Outcome(cause_of_death(word, log_file(name, self.store, self.conductor.folder.path.name), node), log=name)
 
     def ended(self, job_id: str, outcome: Outcome) -> None:
         """Pass an outcome on to the conductor; an error on a node that is gone becomes the loss of the node."""

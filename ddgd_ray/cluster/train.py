@@ -14,8 +14,10 @@ from typing import Any
 from ddgd_ray.cluster import key_values
 from ddgd_ray.cluster.placement import Amounts, Placement
 from ddgd_ray.cluster.stop_order import stop_file_here
+from ddgd_ray.cluster.train_failures import error_of_ours, told_of
 from ddgd_ray.cluster.verdicts import leave_verdict, num_verdicts, verdict_of
-from ddgd_ray.errors import DdgdError, EngineError, NoRoom, StageError, Stopped
+from ddgd_ray.conduct.job_log import job_log, log_file, send_log
+from ddgd_ray.errors import DdgdError, StageError, Stopped
 from ddgd_ray.stages.base import Context, StageCall
 from ddgd_ray.stages.publish import make, publish_call, run_call
 from ddgd_ray.storage.store import Artifact, Store
@@ -41,6 +43,8 @@ class WorkerGroup:
     placement: Placement = "pack"
     nodes: tuple[str, ...] = ()
     max_failures: int = 0
+    log: tuple[str, str] = ("", "")
+    """The run, and the name of the job's log in it. A rank has its own log beside that one; "" for none."""
 
 
 def publish_with_train(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> tuple[Artifact, bool]:
@@ -108,7 +112,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> Non
             **_storage(store),
             failure_config=FailureConfig(retries, controller_failure_limit=START_ATTEMPTS, max_preemption_failures=preemptions),
         )
-        settings = {"call": call, "store": store, "ctx": ctx, "name": name}
+        settings = {"call": call, "store": store, "ctx": ctx, "name": name, "log": group.log}
         trainer = TorchTrainer(
             _worker,
             train_loop_config=settings,
@@ -121,7 +125,7 @@ def _fit(call: StageCall, store: Store, ctx: Context, group: WorkerGroup) -> Non
         except DdgdError:
             raise
         except Exception as err:
-            raise (verdict_of(name) or _named(err, retries, f"{call.stage} {call.key[:8]}")) from err
+            raise (verdict_of(name) or told_of(err, retries, f"{call.stage} {call.key[:8]}")) from err
         finally:
             _remove_groups(name)
         verdict = verdict_of(name)
@@ -134,7 +138,7 @@ def _run_name(call: StageCall, store: Store) -> Iterator[str]:
     """A name for one of Train's runs. What the run leaves behind is removed afterwards.
 
     Train resumes silently under a name it knows, with another configuration too: the checkpoints are the stage's own
-    (stages/checkpoint.py), so every attempt has a new name.
+    (stages/parts/checkpoint.py), so every attempt has a new name.
     """
     name = f"{_name_of(call, store)}-{uuid.uuid4().hex[:6]}"
     try:
@@ -168,7 +172,7 @@ def _raising_ours(trainer: Any) -> None:
     try:
         trainer.fit()
     except Exception as err:
-        cause = _ours(err)
+        cause = error_of_ours(err)
         if cause is not None:
             raise cause from err
         raise
@@ -190,7 +194,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if verdict_of(name) is not None or store.has(*call.ref):  # known to those who were before us
         return
     try:
-        with stop_file_here(store, settings["ctx"].stop_file) as stop_file:
+        with stop_file_here(store, settings["ctx"].stop_file) as stop_file, _rank_log(call, store, rank, settings["log"]):
             mine = {"device": _device(settings["ctx"]), "rank": rank, "num_ranks": num_ranks, "stop_file": stop_file}
             _run_rank(call, store, replace(settings["ctx"], **mine))
     except DdgdError as err:
@@ -203,6 +207,28 @@ def _worker(settings: dict[str, Any]) -> None:
     except Exception:
         if rank == 0 or not store.has(*call.ref):  # once rank 0 has published, nothing of the others counts
             raise
+
+
+@contextmanager
+def _rank_log(call: StageCall, store: Store, rank: int, log_of_job: tuple[str, str]) -> Iterator[None]:
+    """Log what a rank does beside the log of its job, in `STAGE-KEY.rank0.log` and so on."""
+    run, name = log_of_job
+    if not run:
+        yield
+        return
+    from ray import get_runtime_context
+
+    own = f"{name.removesuffix('.log')}.rank{rank}.log"
+    head = {"node": get_runtime_context().get_node_id()[:8], "stage": call.stage, "key": call.key, "rank": rank}
+    try:
+        with job_log(log_file(own, store, run), head, takes_output=True):
+            try:
+                yield
+            except Exception:
+                log.info("rank %d failed", rank, exc_info=True)
+                raise
+    finally:
+        send_log(own, store, run)
 
 
 def _run_rank(call: StageCall, store: Store, ctx: Context) -> None:
@@ -247,37 +273,3 @@ def _remove_groups(prefix: str) -> None:
         if kind == "group":
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(hex_id)))
             key_values.remove(key)
-
-
-def _named(err: Exception, retries: int, where: str) -> Exception:
-    """The error that says in one line what became of a run of Train's. An EngineError is final."""
-    failures = getattr(err, "worker_failures", None)
-    if type(getattr(err, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-        return NoRoom(
-            "no room for its workers in several minutes: somebody else on this cluster holds what they need", where=where
-        )
-    if not failures:  # of Train itself, as when the port that it chose was taken meanwhile: it does not try again
-        return RuntimeError(f"Ray Train gave up: {_last_line(err)}")
-    rank, last = min(failures.items())
-    cause = f"rank {rank} by {type(last).__name__}: {_last_line(last)}"
-    if not retries:
-        return RuntimeError(f"its workers were lost, {cause}")
-    return EngineError(
-        f"its workers were lost {retries + 1} times, the last time {cause}",
-        code="workers",
-        where=where,
-        fix="see the run's log; run the same command again to go on from its last checkpoint",
-    )
-
-
-def _last_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [""])[-1][:300]
-
-
-def _ours(err: BaseException) -> DdgdError | None:
-    """The DdgdError behind an error of Train's, which wraps those of workers; None when there is none."""
-    if isinstance(err, DdgdError):
-        return err
-    behind = [*getattr(err, "worker_failures", {}).values(), err.__cause__, err.__context__, getattr(err, "cause", None)]
-    found = (_ours(inner) for inner in behind if isinstance(inner, BaseException))
-    return next((inner for inner in found if inner is not None), None)

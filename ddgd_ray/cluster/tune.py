@@ -21,6 +21,7 @@ from ddgd_ray.cluster.nodes import await_nodes
 from ddgd_ray.cluster.stop_order import stop_file_here
 from ddgd_ray.cluster.train import NODE, WorkerGroup, publish_with_train
 from ddgd_ray.conduct.conductor import Conductor
+from ddgd_ray.conduct.job_log import job_log, log_file, log_name, send_log
 from ddgd_ray.conduct.work import run_job
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -53,7 +54,14 @@ def run_with_tune(
     from ray import tune
 
     trainable = tune.with_resources(
-        tune.with_parameters(_trainable(), store=store, resources=resources, stop_file=conductor.folder.stop_file, work=work),
+        tune.with_parameters(
+            _trainable(),
+            store=store,
+            resources=resources,
+            stop_file=conductor.folder.stop_file,
+            run=conductor.folder.path.name,
+            work=work,
+        ),
         _request,
     )
     tuner = tune.Tuner(
@@ -69,7 +77,7 @@ def run_with_tune(
             name=time.strftime("attempt-%Y%m%d-%H%M%S"),
             storage_path=str((conductor.folder.path / "tune").absolute()),
             verbose=0,
-            callbacks=[_forgetter()],
+            callbacks=[_listener(cluster)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # on other hosts this folder is not there
             stop=_stopper(cluster),
         ),
@@ -96,18 +104,22 @@ def _stopper(cluster: ClusterDriver) -> Any:
     return Over()
 
 
-def _forgetter() -> Any:
+def _listener(cluster: ClusterDriver) -> Any:
+    from ray.air.constants import EXPR_ERROR_FILE
     from ray.tune import Callback
 
-    class Forgetter(Callback):
-        """Deletes the 100 kB of running averages that Tune keeps for each trial that ever ran; our results are in the store."""
+    class Listener(Callback):
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            """Tell the driver where Tune writes what Ray says of a death; Tune does not tell the searcher."""
+            cluster.error_files[trial.trial_id] = Path(trial.local_path) / EXPR_ERROR_FILE
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            """Drop the 100 kB of running averages that Tune keeps for each trial that ever ran; ours are in the store."""
             for name in ("metric_analysis", "metric_n_steps"):
                 if hasattr(trial.run_metadata, name):
                     setattr(trial.run_metadata, name, {})
 
-    return Forgetter()
+    return Listener()
 
 
 def _searcher(cluster: ClusterDriver) -> Any:
@@ -136,9 +148,10 @@ def _searcher(cluster: ClusterDriver) -> Any:
             if job_id is None:
                 return  # it was given up before
             if error or result is None or "is_final" not in result:
-                outcome = Outcome("the worker process died")
+                outcome = cluster.died(trial_id, job_id)
             else:
                 outcome = Outcome(**{field.name: result[field.name] for field in dataclasses.fields(Outcome)})
+            cluster.error_files.pop(trial_id, None)
             cluster.ended(job_id, outcome)
 
         def save(self, checkpoint_path: str) -> None:
@@ -159,13 +172,14 @@ def _request(config: Mapping[str, Any]) -> Any:
 
 
 def _trainable() -> type:
-    from ray import tune
+    from ray import get_runtime_context, tune
 
     class JobTrainable(tune.Trainable):
         def setup(self, config: dict[str, Any], **given: Any) -> None:
             self.store: Store = given["store"]  # what tune.with_parameters was given
             self.resources: ResourcesSpec = given["resources"]
             self.stop_file: Path | None = given["stop_file"]
+            self.run: str = given["run"]
             self.work: Callable[..., Outcome] = given["work"]
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -183,6 +197,7 @@ def _trainable() -> type:
             if not key_values.remove(key):  # from here on the job has started: the driver does not give it up any more
                 return {"done": True, **vars(Outcome("it was given up before it started", is_lost=True))}
             job: Job = unpacked(text)
+            name = log_name(job)
             amounts = self.resources.of(job.stage)
             group = WorkerGroup(
                 self.config["num_workers"],
@@ -190,6 +205,7 @@ def _trainable() -> type:
                 self.resources.placement,
                 tuple(self.config["nodes"]),
                 self.resources.max_failures,
+                (self.run, name),
             )
 
             def publish(call: Any, store: Store, ctx: Any) -> Any:
@@ -197,8 +213,13 @@ def _trainable() -> type:
                     return encode_over_cluster(call, store, ctx, group)
                 return publish_with_train(call, store, ctx, group)
 
-            with stop_file_here(self.store, self.stop_file) as stop_file:
+            head = {"node": get_runtime_context().get_node_id()[:8], "stage": job.stage, "key": job.id}
+            with (
+                stop_file_here(self.store, self.stop_file) as stop_file,
+                job_log(log_file(name, self.store, self.run), head | {"attempt": self.config["attempt"]}, takes_output=True),
+            ):
                 outcome = self.work(job, self.store, self.resources, publish, stop_file=stop_file)
-            return {"done": True, **vars(outcome)}
+            send_log(name, self.store, self.run)
+            return {"done": True, **vars(dataclasses.replace(outcome, log=name))}
 
     return JobTrainable

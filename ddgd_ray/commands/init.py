@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddgd_ray.commands.arguments import Count, amount
 from ddgd_ray.commands.output import absolute, echo, run_dir_of, time_words
 from ddgd_ray.errors import SpecError, StageError
 
@@ -25,8 +26,8 @@ USED = 0.8
 def add_init(added: argparse.ArgumentParser) -> None:
     added.add_argument("folder", type=absolute, metavar="FOLDER", help="train/CLASS and val/CLASS, or CLASS folders alone")
     added.add_argument("--to", type=absolute, metavar="FILE", help="the sweep file to write (default: NAME.yaml here)")
-    added.add_argument("--minutes", type=float, default=15.0, metavar="M", help="what the first table may take (default: 15)")
-    added.add_argument("--ipc", type=int, default=0, metavar="N", help="images a class of a distilled set (default: 10)")
+    added.add_argument("--minutes", type=amount, default=15.0, metavar="M", help="what the first table may take (default: 15)")
+    added.add_argument("--ipc", type=Count(0), default=0, metavar="N", help="images a class of a distilled set (default: 10)")
 
 
 @dataclass(frozen=True)

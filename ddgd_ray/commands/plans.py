@@ -28,6 +28,7 @@ def plan_command(args: argparse.Namespace) -> int:
     from ddgd_ray.inputs.notes import input_notes
     from ddgd_ray.plan.costs import known_rates, rates_of, remember, write_calibration
     from ddgd_ray.plan.forecast import forecast
+    from ddgd_ray.plan.settings import resolved
     from ddgd_ray.run.folder import RunFolder, open_store
     from ddgd_ray.search.forecast import search_forecast, tried
 
@@ -63,6 +64,8 @@ def plan_command(args: argparse.Namespace) -> int:
     if args.json:
         found: dict[str, Any] = {"name": sweep.spec.name, "trials": len(trials), "cores": cores, "gpus": gpus}
         found |= asdict(certain)
+        found["settings"] = {one.path: {"value": one.value, "source": one.source} for one in resolved(sweep)}
+        found["keys"] = [_keys(trial, store) for trial in trials]
         found["warnings"] = [trap.as_json() for trap in warnings]
         if search:
             found["search"] = {"configurations": search.configurations, "left": search.left}
@@ -87,6 +90,12 @@ def plan_command(args: argparse.Namespace) -> int:
     for trap in warnings:
         print(trap.line())
     return 0
+
+
+def _keys(trial: "Trial", store: Any) -> dict[str, Any]:
+    """A trial's calls in the order in which they are made, each with its key, and whether it is published."""
+    calls = [{"stage": call.stage, "key": call.key, "is_published": store.has(*call.ref)} for call in trial.calls()]
+    return {"trial": trial.name, "arm": trial.arm, "seed": trial.seed, "params": dict(trial.params), "calls": calls}
 
 
 def _print_recipe_diff(sweep: "Sweep") -> None:

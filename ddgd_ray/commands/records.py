@@ -71,7 +71,8 @@ def sync_command(args: argparse.Namespace) -> int:
     is_server = uri.partition(":")[0] in ("http", "https", "databricks", "uc")
     if args.follow:
         os.nice(5)  # beside workers on every core, 10 leaves it too little to import MLflow within a short sweep
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep; it closes the outbox when it stops
+        for number in (signal.SIGINT, signal.SIGHUP):  # these are for the sweep; it closes the outbox when it stops
+            signal.signal(number, signal.SIG_IGN)
 
     def shipper() -> Shipper:
         return Shipper(folder.path, store, connect(uri), is_server=is_server)

@@ -3,15 +3,17 @@
 import argparse
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ddgd_ray.commands.output import absolute, echo, run_dir_of
-from ddgd_ray.errors import SpecError
+from ddgd_ray.errors import DdgdError, SpecError, StageError
 
 if TYPE_CHECKING:
     from ddgd_ray.conduct.conductor import Conductor
@@ -63,7 +65,6 @@ def run_sweep_command(args: argparse.Namespace) -> int:
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
-    from ddgd_ray.errors import StageError
     from ddgd_ray.inputs.setfolder import class_folders, set_files
     from ddgd_ray.spec.judging import common_ipc, sweep_of_sets
     from ddgd_ray.spec.preset import read_preset
@@ -88,8 +89,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         classes = overrides.get("images.classes") or read_preset(preset).data["images"]["classes"]
         counts = {common_ipc(set_files(Path(path), classes)) for path in paths}
         if len(counts) > 1 or 0 in counts:
-            what = "the classes have different numbers of images"
-            raise StageError(what, code="data-missing", where=", ".join(paths), fix="say how many to use: --ipc N")
+            raise _unequal(paths, tuple(classes))
         ipc = list(counts)
     sweep = sweep_of_sets(
         args.name or Path(paths[0]).name,
@@ -105,6 +105,26 @@ def evaluate_command(args: argparse.Namespace) -> int:
     )
     args.amend = True  # another control or seed in the same command: what is done stays
     return _run(sweep, args)
+
+
+def _unequal(paths: Sequence[str], classes: tuple[str, ...]) -> DdgdError:
+    """The error of sets whose classes have different numbers of images. Files that are no images may be why: first."""
+    from ddgd_ray.inputs.fingerprints import set_source
+    from ddgd_ray.inputs.notes import set_notes
+    from ddgd_ray.inputs.setfolder import set_files
+
+    lines = []
+    for path in paths:
+        try:
+            set_source(Path(path), classes)
+        except DdgdError as err:
+            return err
+        counts = {name: len(files) for name, files in set_files(Path(path), classes).items()}
+        few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        lines += [f"    {path}: {few} has {counts[few]}, {many} has {counts[many]}"]
+        lines += [f"    {note}" for note in set_notes(Path(path), classes)]
+    what = "\n".join(["the classes have different numbers of images:", *lines])
+    return StageError(what, code="data-missing", where="ddgd-ray evaluate", fix="say how many to use: --ipc N")
 
 
 def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
@@ -168,7 +188,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     if shipper is not None:
         undelivered = tracker.close(folder, shipper, TRACKER_WAIT_S)
         if undelivered:
-            echo(f"warning: {undelivered}\n  help: send what waits with: ddgd-ray mlflow sync {folder.path}")
+            echo(f"warning: {undelivered}\n  help: send what waits with: ddgd-ray mlflow sync {shlex.quote(str(folder.path))}")
             if args.tracking_required and result.exit_code in (0, 3):
                 return 5
         else:
@@ -230,13 +250,16 @@ def _tell_results(run: "Run", with_page: bool) -> None:
 
 
 def _drain_on_signal(conductor: "Conductor") -> None:
-    """The first SIGINT or SIGTERM tells running jobs to keep what they have and stop, and after resources.grace_s also those
-    that lose it, also where the sweep drains for its budget; a second leaves at once. The store is consistent either way.
+    """Let the first SIGINT, SIGTERM or SIGHUP tell running jobs to keep what they have and stop, and after resources.grace_s
+    those too that lose it, even while the sweep drains for its budget. A second one leaves at once, other than SIGHUP: of a
+    terminal that is closed there may be several. The store is consistent either way.
     """
     is_second = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal is_second
+        if is_second and number == signal.SIGHUP:
+            return
         if is_second:
             os._exit(128 + number)
         is_second = True
@@ -246,8 +269,9 @@ def _drain_on_signal(conductor: "Conductor") -> None:
         timer.start()
         logging.getLogger(__name__).warning("signal %d: stopping once running jobs kept what they have; twice: at once", number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+            signal.signal(number, handle)
 
 
 def _log_to(path: Path) -> None:

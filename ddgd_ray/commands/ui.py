@@ -2,6 +2,7 @@
 
 import argparse
 
+from ddgd_ray.commands.arguments import Count
 from ddgd_ray.commands.output import absolute, echo, run_dir_of
 
 
@@ -9,7 +10,9 @@ def add_ui(added: argparse.ArgumentParser) -> None:
     added.add_argument(
         "folder", nargs="?", type=absolute, metavar="RUN", help="runs/NAME or the folder of runs (default: runs)"
     )
-    added.add_argument("--port", type=int, default=5000, help="another one is taken when it is in use (default: 5000)")
+    added.add_argument(
+        "--port", type=Count(0, 65535), default=5000, help="another one is taken when it is in use (default: 5000)"
+    )
     added.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
 
 

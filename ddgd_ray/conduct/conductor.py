@@ -143,8 +143,9 @@ class Conductor:
             self.emit(Event("lost", job, text=outcome.error))
             self.jobs.put(job)
         elif self.jobs.may_try_again(job, outcome):
-            log.warning("%s failed, attempt %d: %s", job.label, self.jobs.failures[job_id], outcome.error)
-            self.emit(Event("retry", job, text=outcome.error))
+            message = outcome.message(self.folder.path)
+            log.warning("%s failed, attempt %d: %s", job.label, self.jobs.failures[job_id], message)
+            self.emit(Event("retry", job, text=message))
             self._account(job, outcome, "retry")
             self.jobs.remake_inputs(job, self._all_jobs)  # before `put`, which asks which inputs are missing
             self.jobs.put(job)
@@ -162,8 +163,10 @@ class Conductor:
 
     def _fail(self, job: Job, outcome: Outcome) -> None:
         self._account(job, outcome, "failed")
-        self.emit(Event("failed", job, text=outcome.error))
-        self.jobs.fail(job, outcome)
+        message = outcome.message(self.folder.path)
+        log.error("%s failed: %s", job.label, message)
+        self.emit(Event("failed", job, text=message))
+        self.jobs.fail(job, outcome, self.folder.path)
         if self.jobs.has_failed_too_often:
             self.stop("failures")
             log.error("%s: stopping", self.jobs.tally)

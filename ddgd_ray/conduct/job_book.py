@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from ddgd_ray.conduct.job_queue import JobQueue
 from ddgd_ray.plan.jobs import Job, Outcome
@@ -34,6 +35,7 @@ class JobBook:
         """The ids of jobs whose artifacts were there before, or were made by another driver."""
         self.num_done = 0
         self._num_failed = 0
+        self._errors: set[str] = set()
         self._published: set[Ref] = set()
 
     @property
@@ -85,16 +87,22 @@ class JobBook:
             self.queue.published(call.ref)
             self._settled(call.ref)
 
+    def attempt(self, job: Job) -> int:
+        """The number of the attempt that is under way or comes next, 1 for the first."""
+        return self.failures[job.id] + 1
+
     def may_try_again(self, job: Job, outcome: Outcome) -> bool:
         """Count a failed attempt; True when the job has another one left."""
         self.failures[job.id] += 1
         return not outcome.is_final and self.failures[job.id] <= self._resources.max_failures
 
-    def fail(self, job: Job, outcome: Outcome) -> None:
-        """Take note that a job failed for good."""
+    def fail(self, job: Job, outcome: Outcome, run: Path) -> None:
+        """Take note that a job of the run in this folder failed for good."""
         self._num_failed += 1
-        self.causes[outcome.error] = outcome.exit_code
-        self.give_up(job, outcome.error, f"not run: {job.label} failed")
+        if outcome.error not in self._errors:  # of many jobs that fail alike, the first one's log tells it
+            self._errors.add(outcome.error)
+            self.causes[outcome.message(run)] = outcome.exit_code
+        self.give_up(job, outcome.message(), f"not run: {job.label} failed")
 
     def give_up(self, job: Job, message: str, for_others: str = "") -> None:
         """Mark the calls of a job as failed with `message`, and with `for_others` the jobs that need them."""

@@ -40,12 +40,12 @@ ENOUGH_S = 1.5
 """Seconds that the longer of two lengths must take beyond the shorter."""
 SHORTEST = 2
 FACTOR = 4
-"""By which a length grows until it takes long enough."""
+"""The factor by which a length grows until it takes long enough."""
 MAX_IPC = 10
 MOST_TESTED = 20
-"""Images a class that a classifier is tested on here."""
+"""The number of images a class that a classifier is tested on here."""
 SPREAD = 1.25
-"""The range around one measurement: what other jobs on the machine make of it."""
+"""The factor up and down of the range around one measurement, for other jobs on the machine."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ Plan = Callable[[Sweep], Sequence[Trial]]
 def measure(
     sweep: Sweep, plan: Plan, store: Store, known: Rates, tell: Callable[[str], None] = lambda text: None
 ) -> dict[tuple[str, str], Measured]:
-    """By kind of call, of the kinds that are missing in the store and have no rate in `known`. tell: what is measured now."""
+    """{kind of call: what was measured}, for kinds that the store lacks and `known` has no rate of.
+
+    tell: called with a line on what is measured now.
+    """
     missing = {call.ref: call for trial in plan(sweep) for call in trial.calls() if not store.has(*call.ref)}
     wanted = {kind_of(call) for call in missing.values() if work_of_call(call)[0] not in known.get(call.stage, {})}
     if not wanted:
@@ -88,7 +91,7 @@ def measure(
 
 
 def measured_rates(sweep: Sweep, store: Store, known: Rates, tell: Callable[[str], None] = lambda text: None) -> Rates:
-    """Of everything that the sweep lacks, a search at the preset's values, and that `known` has no rates of."""
+    """The rates of all stages that the sweep lacks and `known` has no rates of; a search counts at the preset's values."""
 
     def plan(planned: Sweep) -> list[Trial]:
         return planned_trials(planned) + (plan_arm(planned, "typical", {}) if planned.spec.search else [])
@@ -97,7 +100,7 @@ def measured_rates(sweep: Sweep, store: Store, known: Rates, tell: Callable[[str
 
 
 def rates_from(calls: Iterable[StageCall], measured: Mapping[tuple[str, str], Measured]) -> dict[str, dict[str, Rate]]:
-    """Rates of the families of these calls: what one of them takes on average, a unit."""
+    """The rates of the families of these calls: seconds a unit, on average over the calls that were measured."""
     per_family: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for call in calls:
         found = measured.get(kind_of(call))
@@ -119,7 +122,7 @@ def work_of_call(call: StageCall) -> tuple[str, float]:
 
 
 class _Bench:
-    """Runs calls in order, shortened, and times those that are wanted."""
+    """A store of its own in which shortened calls run in order, and those that are wanted are timed."""
 
     def __init__(self, store: Store, sweep: Sweep, few: Counts, full: Counts, tell: Callable[[str], None]) -> None:
         self.store, self.sweep, self.few, self.full, self.tell = store, sweep, few, full, tell
@@ -166,7 +169,7 @@ class _Bench:
         return Measured(fixed + self._tests_s(call, short, ctx, first), unit_s, size)
 
     def _tests_s(self, call: StageCall, short: StageCall, ctx: Context, first: float) -> float:
-        """Of a classifier: what its further tests take, on all images that it is judged by."""
+        """Seconds of a classifier's further tests, on all images that it is judged by; 0 of other stages."""
         spec = call.spec
         if not isinstance(spec, EvaluateSpec):
             return 0.0
@@ -177,7 +180,7 @@ class _Bench:
         return once * (num * self.full.judged / max(1, self.few.judged) - 1)
 
     def _growth(self, call: StageCall) -> float:
-        """How many times longer it takes on all images than on the few here."""
+        """The factor by which a call takes longer on all images than on the few here."""
         train, judged = self.full.train / max(1, self.few.train), self.full.judged / max(1, self.few.judged)
         is_of_all = (isinstance(call.spec, SelectSpec) and call.spec.method == "all") or (
             isinstance(call.spec, FeaturesSpec) and "set" not in call.inputs
@@ -201,7 +204,7 @@ def is_lengthy(spec: StageSpec) -> bool:
 
 
 def _length(spec: StageSpec) -> int:
-    """Steps of a stage that has some; 0 of the others. Of a classifier by epochs, more than are ever needed here."""
+    """The number of steps of a stage, 0 where it has none; for a classifier by epochs, more than are ever needed here."""
     if isinstance(spec, AutoencoderSpec):
         return spec.steps if spec.kind == "kl" else 0
     if isinstance(spec, PretrainSpec | FinetuneSpec | SampleSpec):
@@ -212,7 +215,7 @@ def _length(spec: StageSpec) -> int:
 
 
 def shortened(spec: Any, length: int, *, num_tests: int = 1) -> Any:
-    """A copy with at most so many steps and MAX_IPC images a class."""
+    """A copy of a spec with at most `length` steps and MAX_IPC images a class."""
     values = {name: getattr(spec, name) for name in type(spec).model_fields}
     if isinstance(spec, EvaluateSpec):
         values["protocol"] = _short_protocol(spec.protocol, length, num_tests)
@@ -230,7 +233,7 @@ def _short_protocol(protocol: ProtocolSpec, length: int, num_tests: int) -> Prot
 
 
 def _needed(calls: Iterable[StageCall], images: ImagesSpec) -> int:
-    """Training images a class that the shortened calls need: for a batch, and for a set of MAX_IPC."""
+    """The number of training images a class that the shortened calls need: for a batch, and for a set of MAX_IPC."""
     batches = [getattr(call.spec, "batch_size", 0) for call in calls if call.stage in ("pretrain", "finetune")]
     return max(MAX_IPC + 2, math.ceil(max(batches, default=0) / len(images.classes)) + 1)
 
@@ -266,7 +269,7 @@ def _put(path: str, folder: Path, images: ImagesSpec, seed: tuple[int, int]) -> 
 
 
 def _on_few(sweep: Sweep, root: Path) -> Sweep:
-    """The same sweep over the few images."""
+    """The same sweep, over the few images."""
     images = sweep.preset_with({}).images
     changes = {
         "images.source": "imagefolder",

@@ -5,9 +5,11 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ddgd_ray.conduct.conductor import Conductor
+from ddgd_ray.conduct.job_log import job_log, log_name
 from ddgd_ray.errors import DamagedArtifact, DdgdError, NoRoom, Stopped
 from ddgd_ray.plan.jobs import Job, Outcome
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -58,6 +60,7 @@ def run_job(
         seconds, has_held = time.monotonic() - started, not isinstance(err, NoRoom)
         return Outcome(str(err), is_lost=True, seconds=seconds, exit_code=err.exit_code, has_held=has_held)
     except DdgdError as err:
+        log.info("%s failed", job.label, exc_info=True)
         # what is damaged was set aside, and can be made again; storage that did not answer may do so soon
         is_final = not (isinstance(err, DamagedArtifact) or err.code == "storage")
         return Outcome(str(err), is_final=is_final, seconds=time.monotonic() - started, exit_code=err.exit_code)
@@ -76,4 +79,8 @@ def run_in_process(conductor: Conductor, store: Store, resources: ResourcesSpec)
         assert job is not None or conductor.is_draining, "jobs wait, none is running, and none can start"
         if job is None:
             return
-        conductor.ended(job.id, run_job(job, store, resources, stop_file=conductor.folder.stop_file))
+        name = log_name(job)
+        head = {"stage": job.stage, "key": job.id, "attempt": conductor.jobs.attempt(job)}
+        with job_log(conductor.folder.path / name, head, takes_output=False):
+            outcome = run_job(job, store, resources, stop_file=conductor.folder.stop_file)
+        conductor.ended(job.id, replace(outcome, log=name))

@@ -104,7 +104,7 @@ def check_sets(sets: Mapping[str, Values], spec: ImagesSpec) -> list[Finding]:
             try:
                 root = resolve(str(folder), f"sets.{name}")
                 source = set_source(root, spec.classes)
-                findings += [_noted("sets", note) for note in set_notes(root, spec)]
+                findings += [_noted("sets", note) for note in set_notes(root, spec.classes)]
                 findings.append(passed("sets", f"{name}: at least {source.smallest} images a class in {root}"))
             except DdgdError as err:
                 findings.append(from_error("sets", err))

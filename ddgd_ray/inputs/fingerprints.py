@@ -35,7 +35,12 @@ def embedded_fashion() -> Path:
 
 def resolve(root: str, where: str) -> Path:
     """The path with `~` and $VARIABLES filled in. Raises StageError for a variable that is not set. where: its field."""
-    path = os.path.expandvars(os.path.expanduser(root))
+    plain = os.path.expanduser(root)
+    if "\0" in root:
+        raise StageError("a path cannot hold NUL", code="data-missing", where=where, fix=f"--set {where}=/path/to/folder")
+    if os.path.lexists(plain):  # a $ in the name of what is there is no variable
+        return Path(plain).absolute()
+    path = os.path.expandvars(plain)
     if "$" in path:
         variable = root.partition("$")[2].partition("/")[0].strip("{}")
         raise StageError(

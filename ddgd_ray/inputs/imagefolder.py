@@ -8,6 +8,7 @@ import csv
 import functools
 import hashlib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +128,9 @@ def _sliced(spec: ImagesSpec, root: Path) -> ImageFiles:
             f"the class folders lie in no train folder, and how many images of each are for testing is not said; {LAYOUTS}",
             code="data-missing",
             where=str(root),
-            fix=f"--set images.root={root.parent}" if beside else "--set images.test_per_class=50, or another number",
+            fix=f"--set {shlex.quote(f'images.root={root.parent}')}"
+            if beside
+            else "--set images.test_per_class=50, or another number",
         )
     left_out = LeftOut()
     every = _per_class(spec, root, left_out)

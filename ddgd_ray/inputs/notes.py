@@ -1,6 +1,7 @@
 """Notes on inputs: what is read is sound, and yet results may not mean what somebody thinks they do."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddgd_ray.inputs.class_files import LeftOut
@@ -22,7 +23,7 @@ def input_notes(sweep: Sweep) -> list[str]:
         notes += image_notes(images, image_files(images, resolve(images.root, "images.root")))
     for name, folders in sweep.spec.sets.items():
         for folder in folders if isinstance(folders, tuple) else (folders,):
-            notes += set_notes(resolve(str(folder), f"sets.{name}"), images)
+            notes += set_notes(resolve(str(folder), f"sets.{name}"), images.classes)
     return notes
 
 
@@ -33,9 +34,9 @@ def image_notes(spec: ImagesSpec, files: ImageFiles) -> list[str]:
     return [*left_out, other] if other else left_out
 
 
-def set_notes(root: Path, spec: ImagesSpec) -> list[str]:
+def set_notes(root: Path, classes: Sequence[str]) -> list[str]:
     """Notes on a ready-made set: pictures that are not read."""
-    set_files(root, spec.classes, left_out := LeftOut())
+    set_files(root, classes, left_out := LeftOut())
     return [f"in the set {root} {left_out}"] if left_out.num_pictures else []
 
 

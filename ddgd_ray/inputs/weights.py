@@ -1,6 +1,7 @@
 """Outside inputs: where pre-trained weights lie, and the fingerprint of their content. Torch-free; nothing is downloaded."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def weights_source(weights: WeightsSpec) -> WeightsSource:
     root = resolve(weights.folder, f"{part}.folder")
     if root.is_file() and root.suffix in CHECKPOINT_SUFFIXES:
         what = "expected a folder in diffusers layout, got a file"
-        raise StageError(what, code="weights-missing", where=str(root), fix=f"--set {part}.file={root}")
+        raise StageError(what, code="weights-missing", where=str(root), fix=f"--set {shlex.quote(f'{part}.file={root}')}")
     return _folder(root, part, str(root), fix=_fetch(weights, part))
 
 

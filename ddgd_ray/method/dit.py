@@ -35,6 +35,18 @@ def _attention(attention: Any, x_BTD: Tensor) -> Tensor:
     return mixed
 
 
+def hidden_states(model: Any, z_t: Tensor, t_B: Tensor, labels_B: Tensor, *, num_blocks: int) -> list[Tensor]:
+    """The outputs (B, T, D) of the first blocks, at most as many as there are; the later ones are not run."""
+    patches: Any = model.pos_embed
+    x_BTD = patches.proj(z_t).flatten(2).transpose(1, 2) + patches.pos_embed
+    condition_BD = F.silu(model.transformer_blocks[0].norm1.emb(t_B, labels_B, hidden_dtype=z_t.dtype))
+    states = []
+    for layer in model.transformer_blocks[:num_blocks]:
+        x_BTD = dit_block(layer, x_BTD, condition_BD)
+        states.append(x_BTD)
+    return states
+
+
 def denoise(
     model: Any, z_t: Tensor, t_B: Tensor, labels_B: Tensor, *, block: Block = dit_block, recompute: bool = False
 ) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ddgd_ray.method.guidance import Guide, Step
 from ddgd_ray.method.noise import (
     NoiseSchedule,
     learned_log_variance,
@@ -23,6 +24,10 @@ from ddgd_ray.method.noise import (
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+# (mean, x0, sigma_t, index, abar) -> mean: a guide that knows the rest of the step already
+Steer = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+
+
 class Sampler(Protocol):
     """One way down from noise. A sampler is made anew for each batch, since it may remember earlier steps.
 
@@ -32,10 +37,12 @@ class Sampler(Protocol):
     timesteps: list[int]
     num_noises: int
 
-    def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
+    def step(
+        self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None, steer: Steer | None = None
+    ) -> Tensor:
         """The latents after step `place`, of which 0 is the first, at the greatest t.
 
-        eps: the predicted noise. v: the learned variance, as a place between its bounds.
+        eps: the predicted noise. v: the learned variance, as a place between its bounds. steer: moves the mean, if given.
         """
         ...
 
@@ -48,17 +55,27 @@ class Ancestral:
         self.timesteps = kept.flip(0).tolist()
         self.num_noises = num_steps - 1
 
-    def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
-        t_B = torch.full((len(z),), len(self.timesteps) - 1 - place, device=z.device)
-        mean, fixed_log_var = posterior(self.short, x0_prediction(self.short, z, eps, t_B), z, t_B)
-        if noise is None:
+    def step(
+        self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None, steer: Steer | None = None
+    ) -> Tensor:
+        index = len(self.timesteps) - 1 - place
+        t_B = torch.full((len(z),), index, device=z.device)
+        x0 = x0_prediction(self.short, z, eps, t_B)
+        mean, fixed_log_var = posterior(self.short, x0, z, t_B)
+        if noise is None and steer is None:
             return mean
         log_var = fixed_log_var if v is None else learned_log_variance(self.short, v, t_B)
-        return mean + (0.5 * log_var).exp() * noise
+        sigma_t = (0.5 * log_var).exp()
+        if steer is not None:
+            mean = steer(mean, x0, sigma_t, index, float(self.short.abar_T[index]))
+        return mean if noise is None else mean + sigma_t * noise
 
 
 class Ddim:
-    """DDIM with eta = 0 (Song et al. 2021, Eq. 12) on a respaced schedule, unclipped."""
+    """DDIM with eta = 0 (Song et al. 2021, Eq. 12) on a respaced schedule, unclipped.
+
+    It has no noise of its own: a guide is told the sigma_t that the ancestral step between the same levels would have.
+    """
 
     num_noises = 0
 
@@ -66,11 +83,18 @@ class Ddim:
         self.short, kept = respaced(schedule, num_steps)
         self.timesteps = kept.flip(0).tolist()
 
-    def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
+    def step(
+        self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None, steer: Steer | None = None
+    ) -> Tensor:
         now = len(self.timesteps) - 1 - place
-        x0 = x0_prediction(self.short, z, eps, torch.full((len(z),), now, device=z.device))
+        t_B = torch.full((len(z),), now, device=z.device)
+        x0 = x0_prediction(self.short, z, eps, t_B)
         before = float(self.short.abar_T[now - 1]) if now > 0 else 1.0
-        return before**0.5 * x0 + (1 - before) ** 0.5 * eps
+        mean = before**0.5 * x0 + (1 - before) ** 0.5 * eps
+        if steer is None:
+            return mean
+        _, log_var = posterior(self.short, x0, z, t_B)
+        return steer(mean, x0, (0.5 * log_var).exp(), now, float(self.short.abar_T[now]))
 
 
 def noise_stream(seed: int, class_name: str, index: int) -> torch.Generator:
@@ -115,21 +139,38 @@ def sample(
     guidance: float,
     cfg_channels: int,
     null_label: int,
+    guide: Guide | None = None,
+    begin: Callable[[Tensor], Tensor] | None = None,
+    first: int = 0,
 ) -> Tensor:
-    """Latents (B, c, s, s) after all steps of `sampler`. streams: one per image, as `noise_stream` makes them."""
+    """Latents (B, c, s, s) after all steps of `sampler`. streams: one per image, as `noise_stream` makes them.
+
+    guide: moves the mean of each step. begin, first: the latents that the step at place `first` starts from, made of each
+    image's first noise; the steps before it are left out.
+    """
     with ThreadPoolExecutor(1) as background:
         # the noise of a step is drawn while the model works on the step before; each stream's numbers come in the same order
         def ahead() -> Callable[[], Tensor]:
             return background.submit(_draw, streams, latent_shape, labels_B.device).result
 
         z = ahead()().to(labels_B.device, non_blocking=True)
-        for place, t in enumerate(sampler.timesteps):
+        z = z if begin is None else begin(z)
+        for place, t in list(enumerate(sampler.timesteps))[first:]:
             is_noisy = place < sampler.num_noises
             drawn = ahead() if is_noisy else None
-            eps, v = guided(denoise, z, torch.full_like(labels_B, t), labels_B, null_label, guidance, cfg_channels)
+            t_B = torch.full_like(labels_B, t)
+            eps, v = guided(denoise, z, t_B, labels_B, null_label, guidance, cfg_channels)
             noise = drawn().to(labels_B.device, non_blocking=True) if drawn is not None else None
-            z = sampler.step(place, z, eps, v, noise)
+            steer = None if guide is None else _steer(guide, z, t_B, labels_B)
+            z = sampler.step(place, z, eps, v, noise, steer)
     return z
+
+
+def _steer(guide: Guide, z_t: Tensor, t_B: Tensor, labels_B: Tensor) -> Steer:
+    def steer(mean: Tensor, x0: Tensor, sigma_t: Tensor, index: int, abar: float) -> Tensor:
+        return guide(Step(mean, x0, sigma_t, index, z_t, t_B, labels_B, abar))
+
+    return steer
 
 
 def _draw(streams: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:

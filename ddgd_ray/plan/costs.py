@@ -79,7 +79,9 @@ def work_of(stage: str, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> t
         ] == "kl" else 1.0
     if stage == "sample":
         passes = 1 if spec["guidance"] == 1 else 2
-        return f"{inputs['backbone'][:12]} {spec['dtype']}", float(spec["ipc"] * num_classes * spec["steps"] * passes)
+        guide = spec.get("guide", {}).get("name", "")  # gradients make a step dearer, a mode's pull does not
+        family = f"{inputs['backbone'][:12]} {spec['dtype']}" + (f" {guide}" if guide in ("features", "transport") else "")
+        return family, float(spec["ipc"] * num_classes * spec["steps"] * passes)
     if stage == "evaluate":
         return _training(spec, images, num_classes)
     of_folder = f" {inputs['images'][-8:]}" if images.get("source") == "imagefolder" and "images" in inputs else ""

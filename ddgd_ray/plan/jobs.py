@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from ddgd_ray.plan.plan import Evaluator, Trial
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -10,7 +11,7 @@ from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.storage.manifest import Ref
 
 # of jobs that are ready, earlier kinds start first: evaluators before new sets, so that results come in as the sweep goes
-KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "finetune")
+KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "invert", "finetune")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Outcome:
     is_lost: bool = False
     has_held: bool = True
     """The job held the resources that it asked for. A job that only waited for them has spent nothing."""
+    log: str = ""
+    """The path of the job's log in the folder of its run; "" without one."""
+
+    def message(self, run: Path | None = None) -> str:
+        """The error, and on a line of its own the job's log, in the folder `run` if given."""
+        log = str(run / self.log) if run is not None and self.log else self.log
+        return f"{self.error}\n  log: {log}" if log else self.error
 
 
 def jobs_of(trial: Trial, resources: ResourcesSpec) -> Iterator[Job]:

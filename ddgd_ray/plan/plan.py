@@ -11,8 +11,9 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.inputs.fingerprints import resolve, set_source, training_images_per_class
+from ddgd_ray.plan.making import sampled, with_values
 from ddgd_ray.plan.preset_calls import Measure, PresetCalls
-from ddgd_ray.spec.base import Spec, canonical_json
+from ddgd_ray.spec.base import canonical_json
 from ddgd_ray.spec.evaluation import FeatureSpace, SelectSpec, TestSpec
 from ddgd_ray.spec.preset import Preset
 from ddgd_ray.spec.protocol import ProtocolSpec
@@ -141,23 +142,14 @@ def common_calls(preset: Preset) -> tuple[StageCall, ...]:
     return common.needed_by([tune])
 
 
-def _with(spec: Any, **values: Any) -> Any:
-    """A copy of a spec with these values in place of its own, validated."""
-    assert isinstance(spec, Spec)
-    return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **values})
-
-
 def _distill(sweep: Sweep, common: PresetCalls, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool) -> Trial:
     preset = common.preset
     _check_packages(preset)
     # without fine-tuning there is nothing random before sampling: all seeds share one adapter
-    finetune = _with(preset.finetune, seed=seed if preset.finetune.steps else 0)
+    finetune = with_values(preset.finetune, seed=seed if preset.finetune.steps else 0)
     tune = StageCall(finetune, {"latents": common.latents, "backbone": common.backbone})
-    drawn = StageCall(
-        _with(preset.sample, seed=seed, ipc=max(sweep.spec.evaluate.ipc)),
-        {"backbone": common.backbone, "adapter": tune.ref, "autoencoder": common.autoencoder},
-    )
-    return _trial(sweep, common, arm, params, seed, is_control, (tune, drawn), drawn.ref, sweep.spec.evaluate.ipc)
+    build = sampled(common, tune, seed, max(sweep.spec.evaluate.ipc))
+    return _trial(sweep, common, arm, params, seed, is_control, build, build[-1].ref, sweep.spec.evaluate.ipc)
 
 
 def _check_packages(preset: Preset) -> None:
@@ -223,10 +215,10 @@ def _evaluators(sweep: Sweep, common: PresetCalls, made: Ref | Outside, all_ipc:
             fields = {"network": network, "ipc": ipc, "seed": seed, "protocol": protocol}
             test = None
             if sweep.spec.test == "finalists":
-                call = StageCall(_with(common.preset.evaluate, **fields, tests="none", keep_weights=True), inputs)
+                call = StageCall(with_values(common.preset.evaluate, **fields, tests="none", keep_weights=True), inputs)
                 test = StageCall(TestSpec(), {"classifier": call.ref, "real": inputs["real"]})
             else:
-                call = StageCall(_with(common.preset.evaluate, **fields), inputs)
+                call = StageCall(with_values(common.preset.evaluate, **fields), inputs)
             yield Evaluator(network, ipc, seed, call, protocol.label, protocol == main, test)
 
 

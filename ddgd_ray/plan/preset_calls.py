@@ -9,6 +9,7 @@ from ddgd_ray.inputs.weights import script_file, weights_source
 from ddgd_ray.spec.evaluation import DecodeSpec, EvaluateSpec, FeatureSpace, FeaturesSpec, QualitySpec, SelectSpec
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
+from ddgd_ray.spec.ways import ModesSpec, SpectrumSpec
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.storage.manifest import Ref
 
@@ -63,6 +64,19 @@ class PresetCalls:
     def backbone(self) -> Ref:
         spec = self.preset.backbone
         return self._adopt(spec) if isinstance(spec, WeightsSpec) else self._add(StageCall(spec, {"latents": self.latents}))
+
+    def modes(self, num: int) -> Ref:
+        """k-means centres for a sampling of `num` images a class."""
+        chosen, guide = self.preset.sample.modes, self.preset.sample.guide
+        spec = ModesSpec(
+            num=chosen.num or num, radius=guide.radius, tangents=guide.tangents, images=self.preset.images, seed=chosen.seed
+        )
+        return self._add(StageCall(spec, {"latents": self.latents}))
+
+    @functools.cached_property
+    def spectrum(self) -> Ref:
+        spec = SpectrumSpec(most=self.preset.sample.spectral_gain, images=self.preset.images)
+        return self._add(StageCall(spec, {"images": self.images, "autoencoder": self.autoencoder}))
 
     def _adopt(self, weights: WeightsSpec) -> Ref:
         source = weights_source(weights)

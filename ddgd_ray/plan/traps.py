@@ -84,7 +84,7 @@ def _of_sweep(sweep: Sweep) -> Iterator[Trap]:
         )
         fix = "add --preset imagefolder, or give --images FOLDER in place of images.root"
         yield Trap("root-unread", "refuse", sweep.preset.where(("images", "root")), what, fix)
-    chooses = bool(spec.vary) or spec.search is not None
+    chooses = bool(spec.vary) or bool(spec.parts) or spec.search is not None
     if chooses and spec.objective.needs_validation and not images.validation_per_class:
         metric = next(name for name in spec.objective.all_metrics if name in ("val_top1", "top1_selected"))
         what = f"{metric} is measured on held-out training images, and none are held out: no arm could be chosen"
@@ -95,7 +95,8 @@ def _of_sweep(sweep: Sweep) -> Iterator[Trap]:
 
 def _of_preset(sweep: Sweep, preset: Preset) -> Iterator[Trap]:
     """Those of one configuration."""
-    tunes = bool(sweep.spec.vary) or sweep.spec.search is not None or "plain" in sweep.spec.controls
+    spec = sweep.spec
+    tunes = bool(spec.vary) or bool(spec.parts) or spec.search is not None or {"plain", "pretrained"} & set(spec.controls)
     if not tunes:  # ready-made sets alone, or controls of real images: nothing of it runs
         return
     yield from _shape_traps(sweep, preset)

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import unified_diff
@@ -18,6 +18,7 @@ from ddgd_ray.report.page import MAX_ROWS, PAGE
 from ddgd_ray.report.render import Table
 from ddgd_ray.run.reading import Run, read_run
 from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.evaluation import STAGE_SPECS
 from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.soundness import compare_files
@@ -148,9 +149,7 @@ def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> It
         section, *names = path.split(".")
         for artifact in build:
             if artifact.stage == section:
-                inner: Any = artifact.spec
-                for name in names:
-                    inner = inner.get(name) if isinstance(inner, Mapping) else None
+                inner = _field_of(artifact, names)
                 if inner != value:
                     yield f"{path} is {value!r} in its record, {inner!r} in {section} {artifact.key[:8]}"
     for item in trial.evaluators:
@@ -163,6 +162,14 @@ def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> It
                 yield f"{name} is {told!r} in its record, {made!r} in evaluate {item.key[:8]}"
         if trial.set is not None and evaluator.inputs["set"] != trial.set.key:
             yield f"evaluate {item.key[:8]} was trained on another set"
+
+
+def _field_of(artifact: Artifact, names: Sequence[str]) -> Any:
+    """The field of an artifact's spec; of a part that a name may stand for, its name. Fields left out have their default."""
+    found: Any = STAGE_SPECS[artifact.stage].model_validate_json(json.dumps(artifact.spec))
+    for name in names:
+        found = getattr(found, name, None)
+    return getattr(found, "name", found) if isinstance(found, Spec) else found
 
 
 def _check_report(run: Run, report: Path, found: Verification) -> None:

@@ -1,4 +1,4 @@
-"""Which configurations to try: the ask/tell protocol that the conductor speaks, and the grid."""
+"""The configurations to try: the ask/tell protocol that the conductor speaks, the grid, and the file of proposals."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ class Proposal:
 class Search(Protocol):
     @property
     def note(self) -> str:
-        """Why it ends before all that was asked for, "" when it does not."""
+        """Why the search ends before all that was asked for; "" when it does not."""
 
     @property
     def exhausted(self) -> bool:
-        """Nothing will be proposed any more."""
+        """The search will propose nothing any more."""
 
     def ask(self) -> Proposal | None:
         """The next configuration, or None while it depends on results that are not in."""
@@ -39,7 +39,7 @@ class Search(Protocol):
 
 
 class GridSearch:
-    """Every cell of `vary`, in order; results change nothing."""
+    """A search that proposes every cell of `vary`, in order; results change nothing."""
 
     note = ""
 
@@ -59,7 +59,7 @@ class GridSearch:
 
 @dataclass(frozen=True)
 class Drawn:
-    """How a proposal came about. repeats: what the sampler proposed in its place, if that had been proposed before."""
+    """A proposal and its origin. repeats: the point that the sampler proposed first, where that had been proposed before."""
 
     number: int
     params: Mapping[str, Any]
@@ -68,17 +68,17 @@ class Drawn:
 
 
 class Proposals:
-    """A file of what a search proposed, one line a batch, so that a start need not ask the sampler for all of it again.
+    """The file of all that a search proposed, one line a batch: the next start need not ask the sampler for it again.
 
-    It may be deleted: a deterministic search proposes the same once more, for as much time as that takes.
+    The file may be deleted: a deterministic search proposes the same once more, for as much time as that takes.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """None keeps nothing."""
+        """path: None keeps nothing."""
         self._path = path
 
     def read(self) -> list[list[Drawn]]:
-        """Whole batches in order; what follows a torn line is dropped."""
+        """The batches in order; what follows a torn line is dropped from the file."""
         batches: list[list[Drawn]] = []
         sound = 0
         if self._path is None or not self._path.is_file():

@@ -1,4 +1,4 @@
-"""Which arms of a race cannot be the best: one-sided paired t tests with a family-wise error rate. Numbers alone.
+"""The arms of a race that cannot be the best, by one-sided paired t tests with a family-wise error rate. Numbers alone.
 
 At a look all live arms have values at the same n seeds. The incumbent i is the arm of the best mean. With d_s the difference of
 arm a to i at seed s, its mean d and standard error e, a is dropped when the upper bound
@@ -30,7 +30,7 @@ from ddgd_ray.spec.fidelity_spec import RaceSpec
 
 @dataclass(frozen=True)
 class Drop:
-    """arm was dropped against the incumbent. difference: mean of arm - incumbent in units of the metric, larger is better.
+    """An arm that was dropped against the incumbent. difference: mean of arm - incumbent; larger is better.
 
     statistic: (difference - min_effect) / standard error, dropped below -critical.
     """
@@ -46,13 +46,13 @@ class Drop:
 
 @dataclass
 class Elimination:
-    """num_arms: that began. num_looks: that there can be. `look` is called with one more seed each time."""
+    """The state of a race of `num_arms` arms with at most `num_looks` looks; each `look` has one more seed."""
 
     race: RaceSpec
     num_arms: int
     num_looks: int
     dropped: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Values of the arms that are out."""
+    """{arm: values at its seeds} of the arms that are out."""
     wards: dict[str, list[str]] = field(default_factory=dict)
     """{arm: arms that were dropped on its account, directly or through one that was}."""
 
@@ -61,11 +61,11 @@ class Elimination:
 
     @property
     def alpha(self) -> float:
-        """Error rate of one test."""
+        """The error rate of one test."""
         return (1 - self.race.confidence) / max(1, (self.num_arms - 1) * self.num_looks)
 
     def look(self, values: Mapping[str, Sequence[float]]) -> list[Drop]:
-        """Who is dropped, worst first. values: of each live arm at the same seeds, larger is better."""
+        """The arms that this look drops, the worst first. values: {live arm: values at the same seeds}, larger is better."""
         means = {arm: statistics.fmean(found) for arm, found in values.items()}
         ranked = sorted(means, key=means.__getitem__)  # stable: the first of equals keeps its place
         incumbent = max(means, key=means.__getitem__)
@@ -87,7 +87,7 @@ class Elimination:
         return drops
 
     def _test(self, arm: str, values: Sequence[float], incumbent: str, others: Sequence[float]) -> Drop | None:
-        """On the seeds that both have; None where these show no spread."""
+        """The test of an arm against the incumbent on the seeds that both have; None where these show no spread."""
         differences = [own - other for own, other in zip(values, others, strict=False)]
         n, mean = len(differences), statistics.fmean(differences)
         if self.race.pool_variance:
@@ -102,7 +102,7 @@ class Elimination:
 
 
 def pooled_error(rows: Sequence[Sequence[float]]) -> tuple[float, int]:
-    """Standard error of the difference of two arms' means over n seeds, and its degrees of freedom. rows: (arms, n)."""
+    """The standard error of the difference of two arms' means over n seeds, and its degrees of freedom. rows: (arms, n)."""
     num_arms, n = len(rows), len(rows[0])
     of_arm = [statistics.fmean(row) for row in rows]
     of_seed = [statistics.fmean(column) for column in zip(*rows, strict=True)]

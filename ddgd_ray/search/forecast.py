@@ -1,4 +1,4 @@
-"""What a search will take: which configurations it tries, the results decide, so each counts as one at the preset's values."""
+"""The cost of a search. Its results decide which configurations it tries, so each counts as one at the preset's values."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,9 +17,10 @@ from ddgd_ray.storage.store import Store
 
 @dataclass
 class SearchForecast:
-    """certain: what no result changes, and what all configurations share. one: a configuration by itself, published or not.
+    """The cost of a search of `configurations` configurations, of which `left` are still to come.
 
-    total: of all that is left, where `configurations` are tried in all and `left` of them are still to come.
+    certain: calls that no result changes, and those that all configurations have in common. one: a configuration by itself,
+    published or not. total: all that is left.
     """
 
     configurations: int
@@ -32,7 +33,7 @@ class SearchForecast:
 def search_forecast(
     sweep: Sweep, controls: Sequence[Trial], store: Store, rates: Rates, num_tried: int, *, cores: float, gpus: float
 ) -> SearchForecast:
-    """num_tried: configurations that are done already. No more than `search.parallel` are under way at once."""
+    """The forecast of a search that has tried `num_tried` configurations; `search.parallel` of them are under way at once."""
     search = sweep.spec.search
     assert search is not None
 

@@ -17,11 +17,13 @@ from ddgd_ray.spec.sweep import Sweep
 log = logging.getLogger(__name__)
 
 TRIES = 200
-"""Random draws in place of a repeated proposal before the points that are left are gone through."""
+"""The number of random draws in place of a repeated proposal, before the points that are left are gone through."""
 
 
 class OptunaSearch:
-    """Deterministic: proposal k depends on (seed, k) and the results of earlier batches alone, whatever the timing.
+    """A search by one of Optuna's samplers.
+
+    Deterministic: proposal k depends on (seed, k) and the results of earlier batches alone, whatever the timing.
 
     A rerun of the sweep hands out what was proposed before, in the same order; configurations whose stages are published are
     told at once, so the search continues where it was. Asynchronous: at most `parallel` configurations are out, and each
@@ -65,7 +67,7 @@ class OptunaSearch:
 
     @property
     def note(self) -> str:
-        """Why it ends before `search.trials`, "" when it does not."""
+        """Why the search ends before `search.trials`; "" when it does not."""
         if self._size is None or self._size >= self._spec.trials:
             return ""
         return f"the search space is used up: it holds {self._size} configurations, search.trials is {self._spec.trials}"
@@ -99,7 +101,7 @@ class OptunaSearch:
             self._enter_batch()  # nothing will be asked any more, and no trial of the study stays under way
 
     def _enter_batch(self) -> None:
-        """Let the study know the results of the last batch, in order of the proposals."""
+        """Tell the study the results of the last batch, in order of the proposals."""
         for number in range(self._num_entered, len(self._drawn)):
             self._enter(number)
         self._num_entered = len(self._drawn)
@@ -165,7 +167,7 @@ class OptunaSearch:
             self._file.add(fresh)
 
     def _replay(self, recorded: Drawn) -> Drawn:
-        """What was proposed stays proposed. Samplers that keep notes are asked again for the sake of the notes."""
+        """The proposal as it was recorded; samplers that keep notes in the study are asked again, for the sake of the notes."""
         if self._spec.algorithm in KEEPS_NOTES and recorded.origin in ("sampler", "random"):
             again = self._drawn_anew(recorded.number)
             if identity(again.params) == identity(recorded.params):
@@ -180,7 +182,7 @@ class OptunaSearch:
         return recorded
 
     def _draw(self, number: int) -> Drawn:
-        """A new proposal: the next fixed point, those that were added later too, or what the grid or the sampler says."""
+        """A new proposal: the next point of `search.first` that was not proposed yet, or one of the grid or the sampler."""
         left = (dict(point) for point in self._spec.first if identity(point) not in self._numbers)
         point = next(left, None)
         return Drawn(number, point, "first") if point is not None else self._drawn_anew(number)
@@ -203,7 +205,7 @@ class OptunaSearch:
         return Drawn(number, self._another(number), "random" if self._spec.algorithm != "grid" else "grid")
 
     def _another(self, number: int) -> Point:
-        """A point that was not proposed: the next of a grid, otherwise a random one. One is left, or none would be asked."""
+        """A point that was not proposed: the next of a grid, otherwise a random one. `exhausted` has told that one is left."""
         rng = random.Random(f"{self._spec.seed} {number}")
         for _ in range(0 if self._spec.algorithm == "grid" else TRIES):
             point = draw(self._space, rng)
@@ -213,7 +215,7 @@ class OptunaSearch:
         return next(point for point in self._rest if identity(point) not in self._numbers)
 
     def _make_known(self) -> None:
-        """Let the sampler see what is under way but did not come from it: it keeps away from those points."""
+        """Show the sampler the points that are under way but did not come from it, so that it keeps away from them."""
         for drawn in self._open.values():
             if drawn.number in self._trials or drawn.number in self._scores:
                 continue

@@ -1,4 +1,4 @@
-"""Seeds where they decide something: an allotment that drops a configuration as soon as it cannot be the best.
+"""A seed policy that drops a configuration as soon as it cannot be the best, and gives the rest one more seed.
 
 A column is a seed at which all live arms have a value; decisions fall at columns alone, so they depend on results and not on
 timing: a second start, or one with an emptied run folder, comes to the same ones. An arm with a failed trial is out.
@@ -66,7 +66,7 @@ class Race:
                 yield arm, End("complete" if n >= self._num_seeds else "won") if is_over else self._trials[name][n : n + 1]
 
     def _values(self, arm: Arm) -> list[float] | None:
-        """One a seed, in order of the seeds, larger is better; None where one failed or measured nothing."""
+        """The values of an arm, one a seed in order of the seeds, larger is better; None where one failed or is missing."""
         found, spec = [], self._sweep.spec
         for trial in arm.trials:
             is_done = trial.state == "done"

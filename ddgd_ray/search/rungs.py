@@ -65,7 +65,7 @@ class Rungs:
         yield from verdicts
 
     def _decide(self, rung: int, bracket: list[Arm]) -> Iterator[tuple[Arm, list[Trial] | End]]:
-        """The best 1/eta of a bracket go on, earlier proposals first among equals; who failed is out.
+        """The verdicts on the arms of a bracket: the best 1/eta go on, earlier proposals first among equals; who failed is out.
 
         With several objectives front after front, by the first of them within one; who breaks a constraint comes last.
         """

@@ -11,13 +11,13 @@ from ddgd_ray.spec.points import Point, compose
 from ddgd_ray.spec.search_spec import SearchSpec
 from ddgd_ray.spec.space import AnyDistribution, Choice, FloatRange, Space
 
-# these keep notes in the study about the trials that they proposed: a study is rebuilt by asking them again
+# these samplers keep notes in the study on the trials that they proposed: a study is rebuilt by asking them again
 KEEPS_NOTES = ("qmc", "cmaes", "nsga2", "nsga3")
 Sampler = optuna.samplers.BaseSampler
 
 
 def quiet() -> None:
-    """Optuna's word on each trial and on its experimental parts is not ours."""
+    """Silence what Optuna says of each trial and of its experimental parts."""
     logging.getLogger("optuna").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
@@ -63,7 +63,7 @@ def _suggest(trial: optuna.Trial, name: str, distribution: AnyDistribution) -> A
 
 
 def distributions(point: Mapping[str, Any], space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
-    """Of the fields of a point."""
+    """{field: Optuna's distribution} of the fields of a point."""
     return {name: _distribution(space[name]) for name in point}
 
 

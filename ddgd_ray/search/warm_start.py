@@ -1,4 +1,4 @@
-"""Finished configurations of other runs, for a search to learn from; what was read is kept, so that a resume reads the same."""
+"""Finished configurations of other runs, for a search to learn from. They are kept, so that a resume reads the same."""
 
 import dataclasses
 import json
@@ -30,7 +30,9 @@ OTHER_SETTINGS = "made under other settings, or not in this store"
 
 
 def known_trials(sweep: Sweep, folder: RunFolder, store: Store) -> list[Known]:
-    """Of the runs that `search.warm_start` names. Raises SpecError when one of them is no run, or none has anything to give.
+    """The finished configurations of the runs that `search.warm_start` names.
+
+    Raises SpecError when one of them is no run, or none of them has a configuration that fits.
 
     A configuration fits when it lies in the space and this sweep, at that run's seeds, would make the very artifacts that the
     store holds: same images, settings, protocol, networks and code.

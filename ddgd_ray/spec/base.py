@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from pydantic_core import PydanticCustomError
 
 
@@ -33,6 +33,18 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
     )
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after artifacts had been published. Their default means what was done before there was the field, for
+    ever: at that value they are left out of the canonical form, so that the older artifacts keep their keys."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_added(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        for name in self.added:
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                found.pop(name, None)
+        return found
 
     def canonical(self) -> dict[str, Any]:
         """The fields that determine the result, defaults resolved. Those with `exclude=True` say where, not what."""

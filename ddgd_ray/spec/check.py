@@ -13,6 +13,8 @@ from ddgd_ray.spec.load import Document, Path_, nearest
 from ddgd_ray.spec.stages import ImagesSpec
 
 Model = TypeVar("Model", bound=BaseModel)
+MOST = 10**12
+"""The largest whole number of any field; seeds go to 2**32."""
 
 
 def check(
@@ -37,11 +39,27 @@ def check(
         if "images" in values:
             errors.append(document.unknown_key((*path, "images"), set(cls.model_fields) - {"images"}))
         values["images"] = images
+    before = len(errors)
+    errors.extend(_too_large(values, path, document))
+    if len(errors) > before:
+        return None
     try:
         return cls.model_validate(values)
     except ValidationError as err:
         errors.extend(_as_spec_error(cls, document, path, detail) for detail in problems(err))
         return None
+
+
+def _too_large(value: Any, path: Path_, document: Document) -> list[SpecError]:
+    """Errors of whole numbers that no field means: a count of 20 digits is a slip, and arithmetic on it overflows."""
+    if isinstance(value, Mapping):
+        return [error for name, inner in value.items() for error in _too_large(inner, (*path, name), document)]
+    if isinstance(value, tuple):
+        return [error for place, inner in enumerate(value) for error in _too_large(inner, (*path, place), document)]
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) <= MOST:
+        return []
+    what = f"expected at most {MOST}, got a number of {len(str(abs(value)))} digits"
+    return [SpecError(what, code="out-of-range", where=document.where(path), fix="remove some digits")]
 
 
 def _as_spec_error(cls: type[BaseModel], document: Document, path: Path_, detail: Any) -> SpecError:
@@ -61,11 +79,13 @@ def _as_spec_error(cls: type[BaseModel], document: Document, path: Path_, detail
         fix = f"did you mean {nearest(detail['input'], choices)}?"
     if isinstance(detail["input"], str) and re.fullmatch(r"[-+]?[\d_.]+", detail["input"]):
         fix = "remove the quotes or underscores: a plain number is due here"
+    if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
+        fix = 'put it in quotes, as "00000": without them YAML reads a number, or true and false'
     if detail["type"] == "tuple_type" and not isinstance(detail["input"], Mapping):
         fix = "put the value in brackets: [value]"
     if detail["type"] == "plain_type" and isinstance(detail["input"], Mapping):
         fix = f"write one dotted path a field, e.g. {location[-1]}.{next(iter(detail['input']), 'field')}: VALUE"
-    fix = fix or _example(cls, detail["loc"])
+    fix = fix or _example(cls, detail["loc"]) or "correct the value, or leave it out"
     code = "wrong-type" if detail["type"].endswith(("_type", "int_from_float")) else "out-of-range"
     what = f"expected {expected(detail)}, got {shown(detail['input'])}"
     return SpecError(what, code=code, where=document.where(location), fix=fix)

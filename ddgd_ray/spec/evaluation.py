@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.load import nearest
+from ddgd_ray.spec.networks import timm_networks
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.stages import (
     NETWORKS,
@@ -21,6 +22,7 @@ from ddgd_ray.spec.stages import (
     SampleSpec,
     StageSpec,
 )
+from ddgd_ray.spec.ways import InvertSpec, ModesSpec, SpectrumSpec
 
 FeatureSpace = Literal["latents", "network", "inception"]
 
@@ -130,10 +132,14 @@ class TestSpec(StageSpec):
 
 
 def refuse_unknown_network(name: str) -> str:
-    if name not in NETWORKS and not name.startswith("timm/"):
-        known = f"known: {', '.join(NETWORKS)}, and timm/NAME"
-        raise ValueError(f"unknown network {name!r}; {known}", f"did you mean {nearest(name, NETWORKS)}?")
-    return name
+    """The name. Raises ValueError for a network that is neither ours nor timm's."""
+    of_timm = name.removeprefix("timm/").partition(".")[0] if name.startswith("timm/") else ""  # NAME.TAG: a set of weights
+    if name in NETWORKS or of_timm in timm_networks():
+        return name
+    known = timm_networks() if name.startswith("timm/") else NETWORKS
+    near = nearest(of_timm or name, known)
+    ours = f"known: {', '.join(NETWORKS)}, and timm/NAME"
+    raise ValueError(f"unknown network {name!r}; {ours}", f"did you mean {'timm/' if known is not NETWORKS else ''}{near}?")
 
 
 class ReferenceSpec(Spec):
@@ -167,5 +173,8 @@ _SPECS = (
     EvaluateSpec,
     TestSpec,
     PortraySpec,
+    ModesSpec,
+    InvertSpec,
+    SpectrumSpec,
 )
 STAGE_SPECS: dict[str, type[StageSpec]] = {cls.stage: cls for cls in _SPECS}

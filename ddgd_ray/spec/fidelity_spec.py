@@ -6,7 +6,7 @@ from ddgd_ray.spec.base import Spec, Values
 
 
 class RaceSpec(Spec):
-    """Seeds go to the configurations that may still be the best; engine/elimination.py has the test."""
+    """Seeds go to the configurations that may still be the best; search/elimination.py has the test."""
 
     first_seeds: int = Field(3, ge=2)
     """Distillation seeds that every configuration gets; from then on the others are decided one at a time."""

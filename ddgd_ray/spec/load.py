@@ -109,7 +109,12 @@ def read(path: Path) -> Document:
 
 
 def parse_value(text: str, source: str) -> Any:
-    """One value written on a command line, by the rules of the files. source: what to call it in messages."""
+    """One value written on a command line, by the rules of the files. source: its name in messages. Raises SpecErrors."""
+    if _LINE_END.search(text):
+        raise SpecError("the value holds a line break", code="yaml", where=source, fix="give one value in one line")
+    if re.search(r"\s#", text) and text.lstrip()[:1] not in "\"'":
+        fix = "put the value in quotes of its own: --set 'PATH=\"a #b\"'"
+        raise SpecError("what follows ` #` would be a comment in YAML", code="yaml", where=source, fix=fix)
     return parse(f"value: {text}", source).data["value"]
 
 
@@ -198,7 +203,8 @@ def _mapping(node: MappingNode, path: Path_, source: str, places: dict[Path_, st
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, ScalarNode):
-            errors.append(SpecError("a key must be a name", code="yaml", where=f"{source}:{line}"))
+            fix = "write NAME: VALUE"
+            errors.append(SpecError("a key must be a name", code="yaml", where=f"{source}:{line}", fix=fix))
             continue
         name = key_node.value
         if name == "<<":

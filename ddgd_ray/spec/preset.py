@@ -120,24 +120,46 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
     return Preset(**parts) if len(errors) == before else None
 
 
-def _named_protocols(document: Document) -> dict[Path_, Any]:
-    """The protocols that are given by name alone, spelled out, so that a field can be put beside the name."""
+# fields that a name alone may stand for: of their own spec, whose `name` it is
+NAMED = ("evaluate.protocol", "reference.protocol", "sample.guide", "sample.start")
+
+
+def _spelled_out(document: Document) -> dict[Path_, Any]:
+    """What is given by name alone, spelled out, so that a field can be put beside the name."""
     found: dict[Path_, Any] = {}
-    for section in ("evaluate", "reference"):
+    for section, field in (path.split(".") for path in NAMED):
         inner = document.data.get(section)
-        if isinstance(inner, Mapping) and isinstance(inner.get("protocol"), str):
-            found[(section, "protocol")] = {"name": inner["protocol"]}
+        if isinstance(inner, Mapping) and isinstance(inner.get(field), str):
+            found[(section, field)] = {"name": inner[field]}
     return found
+
+
+def _conflicts(overrides: Mapping[str, tuple[Any, str]]) -> list[SpecError]:
+    """Errors of fields that are given a value and fields below them: one of the two would be lost."""
+    errors = []
+    for path, (_, where) in overrides.items():
+        above = next((path[:place] for place, sign in enumerate(path) if sign == "." and path[:place] in overrides), None)
+        value = overrides[above][0] if above else None
+        is_name = above in NAMED and isinstance(value, str)
+        if above is not None and not is_name and not isinstance(value, Mapping):
+            what = f"{above} is given a value, and {path} is a field below it"
+            errors.append(SpecError(what, code="conflict", where=where, fix=f"leave out one of the two: {above} or {path}"))
+    return errors
 
 
 def with_overrides(document: Document, overrides: Mapping[str, tuple[Any, str]], errors: list[SpecError]) -> Document:
     """A copy with {dotted path: (value, where it was written)} put in; sections are made as needed."""
-    values: dict[Path_, Any] = _named_protocols(document)
+    values: dict[Path_, Any] = _spelled_out(document)
+    errors.extend(_conflicts(overrides))
     for path, (value, where) in sorted(overrides.items(), key=lambda item: item[0].count(".")):  # the whole before its parts
         section, _, field = path.partition(".")
         if section in SECTIONS and field:
-            is_name = field == "protocol" and isinstance(value, str)
-            values[tuple(path.split("."))] = {"name": value} if is_name else value
+            if path in NAMED and isinstance(value, str):
+                # another protocol has fields of its own, another guide keeps those that were set for it
+                is_whole = field == "protocol"
+                values[(section, field) if is_whole else (section, field, "name")] = {"name": value} if is_whole else value
+            else:
+                values[tuple(path.split("."))] = value
         else:
             errors.append(
                 SpecError(

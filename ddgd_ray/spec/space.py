@@ -36,7 +36,7 @@ class Choice(_Distribution):
     @classmethod
     def _values_differ(cls, values: tuple[Value, ...]) -> tuple[Value, ...]:
         if len(set(map(repr, values))) != len(values):
-            raise ValueError("a value is listed twice")
+            raise ValueError("a value is listed twice", "remove one of the two")
         return values
 
     @property
@@ -54,16 +54,18 @@ class _Range(_Distribution):
     def _ordered(self) -> Self:
         low, high, step = getattr(self, "low"), getattr(self, "high"), getattr(self, "step")  # noqa: B009  of the subclasses
         if low >= high:
-            raise ValueError(f"low {low} must be less than high {high}")
+            raise ValueError(f"low {low} must be less than high {high}", "exchange them, or give the field a value")
         if self.log and low <= 0:
-            raise ValueError(f"log needs low > 0, got {low}")
+            raise ValueError(f"log needs low > 0, got {low}", "raise low, or leave out log")
         if self.log and step:
-            raise ValueError(f"log and step exclude each other, got step {step}")
+            raise ValueError(f"log and step exclude each other, got step {step}", "leave out one of the two")
         if step and not math.isfinite((high - low) / step):
-            raise ValueError(f"step {step} is too small for the range from {low} to {high}")
+            raise ValueError(f"step {step} is too small for the range from {low} to {high}", "leave out step")
         if step and not _is_whole((high - low) / step):
             below = low + int((high - low) / step) * step
-            raise ValueError(f"step {step} does not lead from {low} to {high}: the last value is {below:g}")
+            raise ValueError(
+                f"step {step} does not lead from {low} to {high}: the last value is {below:g}", f"set high: {below:g}"
+            )
         return self
 
 
@@ -154,9 +156,11 @@ def read_space(path: Path) -> tuple[Space, Document]:
             for detail in problems(err):
                 location = (name, *[part for part in detail["loc"] if part not in ("choice", "int", "float")])
                 what = _WHAT.get(detail["type"], f"expected {expected(detail)}, got {shown(detail['input'])}")
+                fix = EXAMPLE
                 if detail["type"] == "value_error":
-                    what = str(detail["ctx"]["error"])
-                errors.append(SpecError(what, code="search-space", where=document.where(location), fix=EXAMPLE))
+                    what, *fixes = detail["ctx"]["error"].args
+                    fix = next(iter(fixes), EXAMPLE)
+                errors.append(SpecError(what, code="search-space", where=document.where(location), fix=fix))
     errors.extend(_condition_errors(space, document))
     if errors:
         raise SpecErrors(errors)

@@ -4,11 +4,12 @@ lives in `Resources`.
 Changed what a stage computes? Bump its `version` in the same commit.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ddgd_ray.spec.base import Spec, refuse_twice
+from ddgd_ray.spec.guide import GuideSpec, ModesChoiceSpec, StartSpec
 
 # training images of the smallest class, where the data set is fixed
 TRAIN_PER_CLASS = {"fashion": 1000, "fashion-full": 6000, "digits": 140}
@@ -241,6 +242,7 @@ class SampleSpec(StageSpec):
 
     stage: ClassVar[str] = "sample"
     version: ClassVar[int] = 3
+    added: ClassVar[frozenset[str]] = frozenset({"guide", "start", "modes", "spectral_gain"})
 
     sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddpm"
     """ddpm: ancestral. ddim: eta = 0. dpmpp: second-order DPM-Solver++."""
@@ -255,8 +257,20 @@ class SampleSpec(StageSpec):
     dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of the denoiser's matrix products; latents stay float32. The decoder computes in float32, by TF32 unless this is float32.
     tf32 is float32 on a CPU."""
+    guide: GuideSpec = GuideSpec()
+    """What pulls the samples toward the data on their way."""
+    start: StartSpec = StartSpec()
+    """What the samples begin from."""
+    modes: ModesChoiceSpec = ModesChoiceSpec()
+    """The k-means centres that `guide` and `start` use."""
+    spectral_gain: float = Field(1.0, ge=1)
+    """Most that the amplitude of a spatial frequency is multiplied by after decoding, to be that of real images; 1: not."""
     images: ImagesSpec
     seed: int = Field(0, ge=0)
+
+    @property
+    def needs_modes(self) -> bool:
+        return self.guide.needs_modes or self.start.name == "prototype"
 
     @field_validator("steps")
     @classmethod
@@ -264,3 +278,18 @@ class SampleSpec(StageSpec):
         if info.data.get("sampler") == "dpmpp" and steps > 999:
             raise ValueError("expected at most 999 steps with sampler dpmpp", "set sample.steps to 999 or less")
         return steps
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        """Refuses what would do nothing, or something else than its name says."""
+        if self.sampler == "dpmpp" and (self.guide.name != "none" or self.start.name != "noise"):
+            what = "sampler dpmpp goes by its steps before, which a guide or a later start would contradict"
+            raise ValueError(what, "set sample.sampler to ddim or ddpm")
+        if self.start.name == "inversion" and self.sampler != "ddim":
+            what = (
+                f"start inversion needs sampler ddim: fresh noise, as of {self.sampler}, undoes what its groups are chosen for"
+            )
+            raise ValueError(what, "set sample.sampler: ddim")
+        if self.modes != ModesChoiceSpec() and not self.needs_modes:
+            raise ValueError("modes mean something with a guide or start: prototype only", "leave sample.modes out")
+        return self

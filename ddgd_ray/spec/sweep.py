@@ -9,12 +9,12 @@ from ddgd_ray.errors import SpecError, SpecErrors
 from ddgd_ray.spec.check import check
 from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.fidelity import check_fidelity
-from ddgd_ray.spec.load import Document, read
+from ddgd_ray.spec.load import Document, Path_, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
 from ddgd_ray.spec.search_spec import objective_errors, search_errors
 from ddgd_ray.spec.space import Choice, Space, read_space
-from ddgd_ray.spec.sweep_spec import FULL, PARTS, WITHOUT, SweepSpec
+from ddgd_ray.spec.sweep_spec import FULL, PARTS, WITHOUT, EvaluatorsSpec, SweepSpec
 
 # fields of a stage that a sweep sets for each of its jobs: given anywhere else they would do nothing
 SET_BY_SWEEP = {
@@ -26,6 +26,8 @@ SET_BY_SWEEP = {
     "evaluate.seed": "seeds.evaluate",
 }
 MAX_GRID = 10_000
+RESERVED = ("store", "mlartifacts", "mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "url", "ui.log")
+"""Names in a run directory that are not those of runs, in lower case: some file systems know no other."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None
 def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
     """The sweep of a document that is read already. folder: where its search space may lie. Raises SpecErrors."""
     errors: list[SpecError] = []
+    document = _classifiers_own(document, errors)
     own, of_preset = _split_overrides(overrides)
     document = document.replaced(own, dict.fromkeys(own, "--set"))
     if preset_name is not None:
@@ -83,6 +86,9 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
     placed = {name: (value, document.line(("set", name))) for name, value in spec.set.items()}
     placed |= {name: (value, "--set") for name, value in of_preset.items()}
     errors.extend(_set_by_sweep(name, where) for name, (_, where) in placed.items() if name in SET_BY_SWEEP)
+    if spec.name.lower() in RESERVED:
+        what = f"{spec.name!r} cannot name a run: the run directory has a file or folder of that name for all runs"
+        errors.append(SpecError(what, code="reserved-name", where=document.where(("name",)), fix=f"e.g. name: {spec.name}-1"))
     try:
         chosen = read_recipe(spec.recipe, document.where((RECIPE,))) if spec.recipe else {}
         preset = with_overrides(read_preset(spec.preset, document.where(("preset",))), chosen | placed, errors)
@@ -105,6 +111,40 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
     if errors:
         raise SpecErrors(errors)
     return sweep
+
+
+def _classifiers_own(document: Document, errors: list[SpecError]) -> Document:
+    """The document with `evaluate: {protocol: ...}`, and what else is a classifier's own, moved to `set`: the same meaning."""
+    section, given = document.data.get("evaluate"), document.data.get("set", {})
+    if not isinstance(section, Mapping) or not isinstance(given, Mapping):
+        return document  # the spec says what is wrong
+    moved = set(section) & (
+        EvaluateSpec.model_fields.keys() - EvaluatorsSpec.model_fields.keys() - {"network", "seed", "images"}
+    )
+    values: dict[Path_, Any] = {}
+    for name in sorted(moved):
+        fields = dotted({f"evaluate.{name}": section[name]})
+        twice = [path for path in fields if path in given]
+        if twice:
+            what, where = f"{twice[0]} is given here and in set", document.where(("evaluate", name))
+            errors.append(SpecError(what, code="key-twice", where=where, fix="remove one of the two"))
+        values |= {("set", path): value for path, value in fields.items()}
+    if not values:
+        return document
+    places = {path: document.line(("evaluate", *str(path[1]).split(".")[1:])) for path in values}
+    kept = {name: value for name, value in section.items() if name not in moved}
+    return document.replaced({("evaluate",): kept} | values, places | {("evaluate",): document.line(("evaluate",))})
+
+
+def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted path: value} with mappings spelled out."""
+    found: dict[str, Any] = {}
+    for path, value in values.items():
+        if isinstance(value, Mapping):
+            found |= dotted({f"{path}.{name}": inner for name, inner in value.items()})
+        else:
+            found[path] = value
+    return found
 
 
 def _split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[tuple[str | int, ...], Any], dict[str, Any]]:

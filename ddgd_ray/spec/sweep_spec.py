@@ -43,6 +43,9 @@ StageName = Literal[
     "evaluate",
     "test",
     "portray",
+    "modes",
+    "invert",
+    "spectrum",
 ]
 WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 

@@ -109,7 +109,8 @@ def run_calls(calls: Sequence[StageCall], store: Store, outs: Sequence[Path], ct
         write_curves(curve, out / CURVES)
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
-            raise StageError(f"{', '.join(bad)} not finite", code="non-finite", where=f"{call.stage} {call.key[:8]}")
+            fix = "lower the learning rate or the weights of the losses"
+            raise StageError(f"{', '.join(bad)} not finite", code="non-finite", where=f"{call.stage} {call.key[:8]}", fix=fix)
     return found
 
 

@@ -3,7 +3,9 @@
 Shapes: B images of a batch, c latent channels, s side of the latent, S side in pixels, C image channels.
 """
 
+import math
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -24,13 +26,13 @@ from ddgd_ray.stages.parts.images import generator_labels
 from ddgd_ray.stages.parts.png_folder import PngFolder
 from ddgd_ray.stages.parts.precision import arithmetic, float32_products
 from ddgd_ray.stages.parts.solver import sampler_of
+from ddgd_ray.stages.parts.steering import Item, Steering
+from ddgd_ray.stages.spectrum import read_gain
 
 # Matrix products of fewer rows take other kernels, which round otherwise: batches are filled up to a multiple of this, so
 # that on a CPU an image's bits are the same in a batch of any size. cuBLAS promises that for equal shapes alone.
 FULL_ROWS = 8
 DECODED_ROWS = 32  # the SD decoder holds about half a GB an image at 256 px
-
-Item = tuple[int, int]  # (label, index)
 
 
 def run(spec: SampleSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
@@ -79,6 +81,8 @@ class _Draw:
         self.model = load_finetuned(inputs["backbone"], inputs["adapter"], weights=spec.weights).to(ctx.device)
         self.autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
         self.known = generator_labels(spec.images)
+        self.steering = Steering(spec, inputs, self.model, self.denoise, ctx.device)
+        self.gain_CSR = read_gain(inputs["spectrum"]).to(ctx.device) if "spectrum" in inputs else None
 
     def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         with arithmetic(self.spec.dtype, self.device):
@@ -89,10 +93,15 @@ class _Draw:
         size, channels = self.spec.images.size, self.spec.images.channels
         if not items:
             return torch.empty(0, size, size, channels, dtype=torch.uint8, device=self.device)
-        filled = items + items[-1:] * (-len(items) % FULL_ROWS)
-        latents = self._latents(filled)
+        size_of_group = self.steering.group
+        drawn = whole_groups(items, size_of_group)
+        num_groups = FULL_ROWS // math.gcd(FULL_ROWS, size_of_group)  # so many are filled up to
+        latents = self._latents(drawn + drawn[-size_of_group:] * (-(len(drawn) // size_of_group) % num_groups))
+        place = {item: row for row, item in enumerate(drawn)}
+        rows = [place[item] for item in items]
+        latents = latents[rows + rows[-1:] * (-len(rows) % FULL_ROWS)]
         with float32_products("float32" if self.spec.dtype == "float32" else "tf32"):
-            decoded = [self.autoencoder.decode(part) for part in latents.split(DECODED_ROWS)]
+            decoded = [self.autoencoder.decode(part, self.gain_CSR) for part in latents.split(DECODED_ROWS)]
         return torch.cat(decoded)[: len(items)]
 
     def _latents(self, items: list[Item]) -> Tensor:
@@ -107,7 +116,18 @@ class _Draw:
             guidance=spec.guidance,
             cfg_channels=spec.cfg_channels,
             null_label=int(config["num_embeds_ada_norm"]),
+            guide=self.steering.guide(items),
+            begin=self.steering.begin(items),
+            first=self.steering.first,
         )
+
+
+def whole_groups(items: Sequence[Item], size: int) -> list[Item]:
+    """The items, and those that belong to their groups of `size` indices of a class; in order of first mention."""
+    if size == 1:
+        return list(items)
+    groups = dict.fromkeys((label, index // size) for label, index in items)
+    return [(label, group * size + place) for label, group in groups for place in range(size)]
 
 
 def _agreed(missing: list[Item], wanted: list[Item], ctx: Context) -> list[Item]:

@@ -1,6 +1,7 @@
-"""Run directories behind URLs: each has a local folder, `$DDGD_CACHE/stores/<hash of the URL>/`, whose file `url` names it.
+"""Folders and addresses.
 
-So commands that take a folder work on either.
+A run directory behind a URL has a local folder, `$DDGD_CACHE/stores/<hash of the URL>/`, whose file `url` names the URL:
+commands that take a folder work on either.
 """
 
 import functools
@@ -14,6 +15,7 @@ from ddgd_ray.plain_files import read_text
 
 MARK = "url"
 MAX_URL_BYTES = 4096
+_PLAIN = re.compile(r"[^?#%]*")
 
 
 def is_url(text: object) -> bool:
@@ -25,13 +27,35 @@ def local_folder(run_dir: "Path | str") -> Path:
     if not is_url(run_dir):
         return Path(run_dir).expanduser().absolute()
     url = str(run_dir).rstrip("/")
-    cache = Path(os.environ.get("DDGD_CACHE") or "~/.cache/ddgd-ray").expanduser().absolute()
-    folder = cache / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = _cache() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
     if not (folder / MARK).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / MARK, "w", opener=functools.partial(os.open, mode=0o600)) as file:  # it may hold a password
             file.write(url)
     return folder
+
+
+def plain_link(folder: Path) -> Path:
+    """A path to the folder without signs that mean something in an address (? # %): the folder itself, or a link to it.
+
+    Where no link can be made it is the folder itself.
+    """
+    if _PLAIN.fullmatch(str(folder)):
+        return folder
+    link = _cache() / "links" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(folder)
+    except FileExistsError:  # by another process, this moment
+        pass
+    except OSError:
+        return folder
+    return link
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("DDGD_CACHE") or "~/.cache/ddgd-ray").expanduser().absolute()
 
 
 def url_of(run_dir: Path) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddgd_ray.errors import SpecError
+from ddgd_ray.plain_files import read_text
+from ddgd_ray.redact import has_secret
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import AmountsSpec, ResourcesSpec
 
@@ -18,10 +20,10 @@ OFFERED = {
     "cpus": ("--cpus-per-node", "CPUs"),
     "memory_gb": ("--memory-per-node", "GB of memory"),
 }
+VARIABLES = "e.g. --env MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD"
 TIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -99,15 +101,25 @@ def check_job(job: Job) -> list[SpecError]:
             errors.append(SpecError(f"{entry!r} cannot name a variable", where="--env", fix="e.g. --env HF_TOKEN"))
     errors += refuse_control({"FILE": [str(job.file)], "--run-dir": [job.run_dir], "--setup": job.setup, "--": job.options})
     errors += refuse_control({"the working directory": [str(job.folder)]})
-    for where, text in [("--run-dir", job.run_dir), *(("--", option) for option in job.options)]:
-        if _PASSWORD.search(text):
-            what = "a password in an address would stand readable in the files"
-            fix = (
-                "leave it out and name the variables that hold it, e.g. --env MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD"
+    given = [("--run-dir", job.run_dir), ("--setup", "\n".join(job.setup)), ("--", " ".join(job.options))]
+    for where, text in [*given, ("FILE", _text(job.file))]:
+        if has_secret(text):
+            what = "a password or token would stand readable in the files"
+            errors.append(
+                SpecError(
+                    what, code="secret", where=where, fix=f"leave it out and name the variables that hold it, {VARIABLES}"
+                )
             )
-            errors.append(SpecError(what, where=where, fix=fix))
     errors += [error for command in job.setup for error in _broken(command)]
     return errors + misfits(job.sweep.spec.resources, nodes=job.nodes, gpus=job.gpus, cpus=job.cpus, memory_gib=job.memory_gib)
+
+
+def _text(file: Path) -> str:
+    """The text of the sweep file, which some schedulers take along; "" of one that cannot be read, which is told elsewhere."""
+    try:
+        return read_text(file)
+    except (OSError, ValueError):
+        return ""
 
 
 def refuse_control(texts: dict[str, Iterable[str]]) -> list[SpecError]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from ddgd_ray.redact import redact
 from ddgd_ray.run.folder import RunFolder
 from ddgd_ray.run.records import TrialRecord
+from ddgd_ray.storage.addresses import plain_link
 from ddgd_ray.tracking.outbox import SWEEP, Outbox, Undelivered
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class Destination(Protocol):
 
 
 def default_uri(run_dir: Path) -> str:
-    return f"sqlite:///{(run_dir / 'mlflow.db').absolute()}"
+    """The address of the database in a run directory. MLflow takes ? # % in a path for parts of an address."""
+    return f"sqlite:///{plain_link(run_dir.absolute()) / 'mlflow.db'}"
 
 
 def uri_of(argument: str | None, run_dir: Path) -> str:

@@ -120,7 +120,7 @@ def test_a_set_is_read_below_its_class_folders_and_tells_what_it_leaves_out(fold
     (root / "dog" / "a.gif").write_bytes(b"GIF89a")
     files = set_files(root, SPEC.classes)
     assert [len(paths) for paths in files.values()] == [4, 3]
-    (note,) = set_notes(root, SPEC)
+    (note,) = set_notes(root, SPEC.classes)
     assert "1 file is left out (1 .gif)" in note
 
 

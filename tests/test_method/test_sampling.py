@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddgd_ray.method.guidance import Step, Window, toward_modes
 from ddgd_ray.method.noise import linear_schedule
 from ddgd_ray.method.sampling import Ancestral, Ddim, guided, noise_stream, sample
 
@@ -206,3 +207,81 @@ def test_samplers_reproduce_the_spread_of_gaussian_data(sampler: str) -> None:
     )
     # 4,096 numbers: the spread is known to 1.1 %, 250 steps leave about 1 %, and we allow 5 %
     assert latents.std().item() == pytest.approx(spread, rel=0.05)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_a_guide_is_told_of_its_step_and_moves_the_mean_before_the_noise(sampler: str) -> None:
+    """Against a loop over the same steps that adds the guide's shift by hand."""
+    seen: list[Step] = []
+
+    def guide(step: Step) -> Tensor:
+        seen.append(step)
+        return step.mean + 0.1 * step.sigma_t
+
+    schedule, labels = linear_schedule(), torch.tensor([0, 1])
+    options = {"latent_shape": (4, 3, 3), "guidance": 1.0, "cfg_channels": 4, "null_label": NULL}
+    streams = [noise_stream(0, "a", index) for index in range(2)]
+    guided_z = sample(toy, SAMPLERS[sampler](schedule, 6), labels, streams, **options, guide=guide)  # type: ignore[arg-type]
+
+    way, streams = SAMPLERS[sampler](schedule, 6), [noise_stream(0, "a", index) for index in range(2)]
+    z = torch.stack([torch.randn(4, 3, 3, generator=stream) for stream in streams])
+    for place, t in enumerate(way.timesteps):
+        noise = None
+        if place < way.num_noises:
+            noise = torch.stack([torch.randn(4, 3, 3, generator=stream) for stream in streams])
+        eps, v = toy(z, torch.full((2,), t), labels).chunk(2, dim=1)
+        abar = float(schedule.abar_T[t])
+        assert [seen[place].index, seen[place].abar] == [5 - place, pytest.approx(abar)]
+        torch.testing.assert_close(seen[place].x0, (z - math.sqrt(1 - abar) * eps) / math.sqrt(abar))
+        torch.testing.assert_close(seen[place].z_t, z)
+        z = way.step(place, z, eps, v, noise) + 0.1 * seen[place].sigma_t
+    torch.testing.assert_close(guided_z, z)
+
+
+def test_the_sigma_of_a_guided_step_is_that_of_its_noise() -> None:
+    way, sigmas = Ancestral(linear_schedule(), 6), []
+
+    def keep(mean: Tensor, x0: Tensor, sigma_t: Tensor, index: int, abar: float) -> Tensor:
+        sigmas.append(sigma_t)
+        return mean
+
+    z, t_B, labels = random_batch()
+    eps, v = toy(z, t_B, labels).chunk(2, dim=1)
+    with_noise = way.step(2, z, eps, v, torch.ones_like(z), keep)
+    torch.testing.assert_close(with_noise - way.step(2, z, eps, v, None, keep), sigmas[0])
+
+
+def test_a_late_start_leaves_out_the_steps_before_it() -> None:
+    schedule, labels = linear_schedule(), torch.tensor([1])
+    times: list[int] = []
+
+    def watched(z_t: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
+        times.append(int(t_B[0]))
+        return toy(z_t, t_B, labels_B)
+
+    options = {"latent_shape": (4, 3, 3), "guidance": 1.0, "cfg_channels": 4, "null_label": NULL}
+    way = Ddim(schedule, 6)
+    sample(watched, way, labels, [noise_stream(0, "a", 0)], **options, begin=lambda eps: 2 * eps, first=4)  # type: ignore[arg-type]
+    assert times == way.timesteps[4:]
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_the_stronger_mode_guidance_is_the_nearer_a_gaussian_ends_to_the_mode(sampler: str) -> None:
+    """With the exact denoiser of N(0, 1) data. A strength of 0.4 over all fifty steps already overshoots: it adds up."""
+    schedule, labels = linear_schedule(), torch.zeros(64, dtype=torch.int64)
+
+    def exact(z_t: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
+        return (1 - schedule.abar_T[t_B]).sqrt().float().view(-1, 1, 1, 1) * z_t
+
+    mode, far = torch.full((64, 4, 3, 3), 2.0), []
+    for strength in (0.0, 0.03, 0.1):
+
+        def guide(step: Step, strength: float = strength) -> Tensor:
+            return toward_modes(step.mean, step.x0, step.sigma_t, step.index, Window(50, 0), modes=mode, strength=strength)
+
+        streams = [noise_stream(0, "a", index) for index in range(64)]
+        options = {"latent_shape": (4, 3, 3), "guidance": 1.0, "cfg_channels": 4, "null_label": NULL, "guide": guide}
+        z = sample(exact, SAMPLERS[sampler](schedule, 50), labels, streams, **options)  # type: ignore[arg-type]
+        far.append(float((z - mode).flatten(1).norm(dim=1).mean()))
+    assert far[0] > far[1] > far[2]
+    assert far[2] < 0.7 * far[0]

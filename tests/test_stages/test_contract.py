@@ -17,6 +17,12 @@ from ddgd_ray.stages.publish import publish_call, run_call
 from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import Store, file_sha256
 
+OTHER_WAYS: tuple[dict[str, Any], ...] = (
+    {"sample.guide": "manifold", "sample.guide.stop": 0.0, "sample.start": "inversion", "sample.start.groups": 3},
+    {"autoencoder.kind": "kl", "autoencoder.widths": (8, 8), "autoencoder.steps": 3, "sample.spectral_gain": 3.0},
+)
+"""Sweeps of other ways to make a set, until every stage is used."""
+
 
 @pytest.fixture(scope="module")
 def made(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, StageCall]]:
@@ -30,6 +36,11 @@ def made(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, di
         for call in (*trial.calls(), *tests):
             publish_call(call, store, Context())
             calls.setdefault(call.stage, call)
+    for changes in OTHER_WAYS:
+        for trial in planned_trials(tiny({"seeds.distill": (0,), "controls": (), **changes})):
+            for call in trial.calls():
+                publish_call(call, store, Context())
+                calls.setdefault(call.stage, call)
     trained = store.get(*calls["pretrain"].ref)
     assert trained is not None
     adopt = StageCall(AdoptSpec(part="backbone", timestep_shift=1), {"weights": Outside("of the tiny DiT", str(trained.path))})

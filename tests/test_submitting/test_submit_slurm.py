@@ -347,6 +347,24 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(submit: Submit) ->
     assert password not in error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"after": ("--tracking-uri", "http://WORD@host")},
+        {"after": ("--tracking-uri=https://host/x?token=WORD",)},
+        {"before": ("--setup", "export HF_TOKEN=WORD")},
+        {"before": ("--run-dir", "s3://me:WORD@bucket/runs")},
+        {"before": ("--run-dir", "s3://bucket/runs?X-Amz-Signature=WORD")},
+    ],
+)
+def test_a_token_that_would_stand_readable_in_a_file_is_refused(submit: Submit, words: dict[str, tuple[str, ...]]) -> None:
+    word = "w" * 20
+    given = {name: tuple(text.replace("WORD", word) for text in texts) for name, texts in words.items()}
+    error = str(submit(*given.get("before", ()), after=given.get("after", ()), code=2))
+    assert "error[secret]" in error
+    assert word not in error
+
+
 def test_the_folder_of_the_log_is_there_before_slurm_wants_it(place: Place, submit: Submit) -> None:
     script = submit()
     (line,) = (line for line in script.read_text().splitlines() if line.startswith("#SBATCH --output="))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.method.difffit import tie_embedders
+from ddgd_ray.method.spectrum import with_gain
 from ddgd_ray.stages.parts.tensor_files import copy_into, read_tensors
 
 IDENTITY = "IdentityAutoencoder"
@@ -70,12 +71,19 @@ class Autoencoder:
         return (dist.mean - shift) * scale, (dist.logvar + 2 * log_scale).clamp(-30.0, 20.0)
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, S, S, C) uint8 of scaled latents (B, c, s, s)."""
+    def decode(self, latents: Tensor, gain_CSR: Tensor | None = None) -> Tensor:
+        """Images (B, S, S, C) uint8 of scaled latents (B, c, s, s). gain_CSR: of each spatial frequency; method/spectrum.py."""
+        images = self.decode_raw(latents)
+        return to_uint8(images if gain_CSR is None else with_gain(images, gain_CSR))
+
+    @torch.inference_mode()
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Images (B, C, S, S) float32 of scaled latents, as the decoder gives them: around [-1, 1], not clipped."""
         if self.kl is None:
-            return to_uint8(latents)
+            return latents
         shift, scale = self._shift_and_scale()
-        return to_uint8(self.kl.decode(latents.to(self.device) / scale + shift, return_dict=False)[0])
+        images: Tensor = self.kl.decode(latents.to(self.device) / scale + shift, return_dict=False)[0]
+        return images
 
 
 def save_identity(folder: Path) -> None:

@@ -86,7 +86,7 @@ def read_set(folder: Path, spec: ImagesSpec, ipc: int, *, size: int = 0, num_thr
             found = file_sha256(Path(path)) if expected else ""
             if expected and found != expected:
                 what = f"expected SHA-256 {expected[:12]}, as {METADATA} lists it, got {found[:12]}"
-                return StageError(what, where=path)
+                return StageError(what, where=path, fix="put the image back")
             return for_classifier(open_picture(path, spec.channels), side, side, path)
         except StageError as err:
             return err

@@ -44,6 +44,7 @@ class CorruptImage(StageError):
     """One file that cannot be decoded; `what` is the reason."""
 
     default_code = "corrupt-image"
+    default_fix = "replace or remove this file"
 
 
 def open_picture(path: str, channels: int) -> Image.Image:

@@ -90,7 +90,7 @@ def _with_all_labels(model: DiTTransformer2DModel) -> DiTTransformer2DModel:
     known = int(config["num_embeds_ada_norm"])
     if known > PIPELINE_CLASSES:
         what = f"the model knows {known} labels; DiTPipeline takes {PIPELINE_CLASSES} at most"
-        raise StageError(what, code="out-of-range", where="export")
+        raise StageError(what, code="out-of-range", where="export", fix="load it with DiTTransformer2DModel itself")
     names = [name for name in config if not name.startswith("_")]
     settings = {name: config[name] for name in names} | {
         "num_embeds_ada_norm": PIPELINE_CLASSES,

@@ -6,7 +6,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from torch import Tensor
 
 from ddgd_ray.method.noise import linear_schedule
-from ddgd_ray.method.sampling import Ancestral, Ddim, Sampler
+from ddgd_ray.method.sampling import Ancestral, Ddim, Sampler, Steer
 
 
 class DpmSolver:
@@ -36,8 +36,11 @@ class DpmSolver:
         self._scheduler.set_timesteps(num_steps)  # on the host: a step asks the device for nothing
         self.timesteps: list[int] = self._scheduler.timesteps.tolist()
 
-    def step(self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None) -> Tensor:
-        """The latents after step `place`, float32 whatever z is."""
+    def step(
+        self, place: int, z: Tensor, eps: Tensor, v: Tensor | None, noise: Tensor | None, steer: Steer | None = None
+    ) -> Tensor:
+        """The latents after the step, float32 whatever z is."""
+        assert steer is None, "the spec refuses guides with this sampler"
         stepped: Tensor = self._scheduler.step(eps, self.timesteps[place], z, return_dict=False)[0]
         return stepped
 
