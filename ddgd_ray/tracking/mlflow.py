@@ -153,6 +153,15 @@ class Runs:
             self.client.log_batch(run, metrics[:num], settings[:MAX_PARAMS], labels[:MAX_TAGS])
             metrics, settings, labels = metrics[num:], settings[MAX_PARAMS:], labels[MAX_TAGS:]
 
+    def add_params(self, run: str, params: Mapping[str, Any]) -> bool:
+        """Whether the run has these parameters now. MLflow never changes one: where another value stands, none is added."""
+        found = self.client.get_run(run).data.params
+        wanted = {cleaned(name): _cut(str(value), MAX_VALUE) for name, value in params.items()}
+        if any(found.get(name, value) != value for name, value in wanted.items()):
+            return False
+        self.log(run, (), {name: value for name, value in wanted.items() if name not in found}, {})
+        return True
+
     def log_data(self, run: str, sets: Iterable[DataSet]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 

@@ -2,14 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 MAX_POINTS = 200
 MAX_KEY = 250
-RESERVED = ("arm", "distill_seed", "evaluate_seed", "network", "ipc", "protocol")
-"""Parameters that every trial or evaluator has."""
-
 T = TypeVar("T")
 
 
@@ -21,21 +18,6 @@ def cleaned(name: str, limit: int = MAX_KEY) -> str:
     if plain == name and 0 < len(plain) <= limit:
         return name
     return f"{plain[: limit - 7].rstrip('/')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}".lstrip("-")
-
-
-def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """{dotted path: its last words, as few as tell it from the other paths and from the reserved names}."""
-    words = {path: path.split(".") for path in paths}
-
-    def short(path: str) -> str:
-        for num in range(1, len(words[path])):
-            end = words[path][-num:]
-            is_shared = any(other[-num:] == end for name, other in words.items() if name != path)
-            if not is_shared and ".".join(end) not in RESERVED:
-                return ".".join(end)
-        return path
-
-    return {path: short(path) for path in words}
 
 
 def thinned(points: Sequence[T], limit: int = MAX_POINTS) -> list[T]:

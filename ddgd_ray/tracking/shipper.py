@@ -3,6 +3,7 @@
 Everything carries the time and step at which it was measured, from the store, so that sending it again leaves the same rows.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from ddgd_ray.run.records import EvaluatorRecord, TrialRecord
 from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Artifact, Store
 from ddgd_ray.tracking.mlflow import DataSet, FoundRun, Runs
-from ddgd_ray.tracking.names import cleaned, short_names
+from ddgd_ray.tracking.names import cleaned
 from ddgd_ray.tracking.pictures import memory_pictures, portraits, trial_pictures
-from ddgd_ray.tracking.scores import curves, evaluator_scores, set_name, trial_scores
+from ddgd_ray.tracking.scores import best_scores, curves, evaluator_scores, set_name, trial_scores
+
+log = logging.getLogger(__name__)
 
 MAX_NOTE = 5000
 """Characters of a description that MLflow shows."""
@@ -30,7 +33,6 @@ class Shipper:
         self.name = cleaned(self.run.spec.name)
         location = None if is_server else (path.parent / "mlartifacts" / self.name).absolute().as_uri()
         self.runs = Runs(client, self.name, location)
-        self._names = short_names([*self.run.spec.vary, *self.run.sweep.space])
         self._started = self.run.sweep.started or min((trial.finished for trial in self.run.trials), default=0.0)
         self._sweep_run, status = self._open_sweep()
         self._is_running = status == "RUNNING"
@@ -65,7 +67,10 @@ class Shipper:
         built = self._artifacts(trial.build)
         tags = self._tags(key, "trial", trial.name, (self._sweep_run, self.name)) | _trial_tags(key, trial)
         tags |= _version_tags(built[-1] if built else None)
-        run = known[key].id if key in known else self.runs.create(tags, self._start_of(trial, built))
+        made = [*built, *self._artifacts(one.ref for one in trial.evaluators)]
+        if was_there := [artifact.stage for artifact in built if not self._is_work(artifact)]:
+            tags["ddgd.reused"] = " ".join(was_there)
+        run = known[key].id if key in known else self.runs.create(tags, self._began(made, trial.finished))
         if key in known and "ddgd.error" in known[key].tags and not trial.errors:
             self.runs.client.delete_tag(run, "ddgd.error")
         scores = [*trial_scores(trial, self.store)]
@@ -79,8 +84,7 @@ class Shipper:
         self.runs.end(run, trial.finished, "FAILED" if trial.state == "failed" else "FINISHED")
 
     def _params(self, trial: TrialRecord) -> dict[str, Any]:
-        varied = {self._names.get(path, path): value for path, value in trial.params.items()}
-        return {**varied, "arm": trial.arm, "distill_seed": trial.seed}
+        return {**trial.params, "arm": trial.arm, "distill_seed": trial.seed}
 
     def _ship_evaluator(
         self, known: Mapping[str, FoundRun], parent: tuple[str, str], trial: TrialRecord, evaluator: EvaluatorRecord
@@ -88,21 +92,22 @@ class Shipper:
         artifact = self.store.get(*evaluator.ref)
         if artifact is None:
             return
-        title = f"{set_name(evaluator)}/seed{evaluator.seed}"
-        title += "" if evaluator.protocol == trial.protocol else f"/{evaluator.protocol}"
-        key = cleaned(f"{parent[1]}/{title}")
-        tags = self._tags(key, "evaluator", title, parent) | _version_tags(artifact)
+        name = f"{set_name(evaluator)}/seed{evaluator.seed}"
+        name += "" if evaluator.protocol == trial.protocol else f"/{evaluator.protocol}"
+        key = cleaned(f"{parent[1]}/{name}")
+        tags = self._tags(key, "evaluator", f"{trial.name}/{name}", parent) | _version_tags(artifact)
         tags |= {"ddgd.trial_key": parent[1], "ddgd.evaluate": artifact.key, "ddgd.protocol": evaluator.protocol}
         tags |= {"ddgd.arm": trial.arm, "ddgd.distill_seed": str(trial.seed), "ddgd.evaluate_seed": str(evaluator.seed)}
-        run = known[key].id if key in known else self.runs.create(tags, artifact.began)
         tested = self.store.get(*evaluator.test) if evaluator.test else None
+        last = tested if tested is not None and self._is_work(artifact) else artifact  # no run lasts from then until now
+        run = known[key].id if key in known else self.runs.create(tags, self._began([artifact], artifact.created))
         params = {"network": evaluator.network, "ipc": evaluator.ipc, "protocol": evaluator.protocol}
         params |= {"evaluate_seed": evaluator.seed}
         along = curves(artifact)
         scores = along + evaluator_scores(artifact, tested, without={score.name for score in along})
         self.runs.log(run, scores, self._params(trial) | params, tags)
         self.runs.log_data(run, self._data_of_evaluator(artifact))
-        self.runs.end(run, (tested or artifact).created, "FINISHED")
+        self.runs.end(run, last.created, "FINISHED")
 
     def _data_of_trial(self, trial: TrialRecord, built: Sequence[Artifact]) -> Iterator[DataSet]:
         """The real images that the trial read, and the set that it made."""
@@ -122,10 +127,13 @@ class Shipper:
         yield DataSet(f"distilled {made[:8]}", made, {"set": made}, "training")
         yield DataSet(f"{preset} test images", real, {"preset": preset, "images": real}, "testing")
 
-    def _start_of(self, trial: TrialRecord, built: Sequence[Artifact]) -> float:
-        """Seconds since 1970 at which work on the trial's own stages began."""
-        made = built or self._artifacts(one.ref for one in trial.evaluators)
-        return min((artifact.began for artifact in made), default=trial.finished)
+    def _is_work(self, artifact: Artifact) -> bool:
+        """Whether the artifact was made since the run first started; otherwise it was there, and took the run no time."""
+        return artifact.created >= self.run.sweep.started
+
+    def _began(self, made: Sequence[Artifact], ended: float) -> float:
+        """Seconds since 1970 at which work on the artifacts began; `ended` where all of them were there."""
+        return min([artifact.began for artifact in made if self._is_work(artifact)], default=ended)
 
     def _artifacts(self, refs: Iterable[Ref]) -> list[Artifact]:
         """Those of the artifacts that are in the store."""
@@ -140,6 +148,25 @@ class Shipper:
             if found is not None and trial.finetune is not None and trial.finetune.key in portrait_of:
                 self.runs.log_pictures(found.id, memory_pictures(portrait_of[trial.finetune.key]))
 
+    def _show_best(self, run: Run, *, is_last: bool) -> None:
+        """Put the best arm on the sweep's run: tags and its numbers, and with `is_last` its parameters.
+
+        MLflow never changes a parameter: while trials are missing, another arm may still become the best. Where one does so
+        later, in a sweep that went on, the run's parameter `arm` says whose parameters they are, and the tags tell the best.
+        """
+        ranking, objective = run.ranking, run.spec.objective
+        if not ranking.best:
+            return
+        params = run.of_arm(ranking.best)[0].params
+        tags = {"ddgd.best": ranking.best, "ddgd.best.value": f"{ranking.stat(ranking.best)} by {objective.metric}"}
+        tags |= {f"ddgd.best.{path}": str(value) for path, value in params.items()}
+        tags |= {"ddgd.front": ", ".join(ranking.front)} if len(objective.metrics) > 1 else {}
+        if is_last and not self.runs.add_params(self._sweep_run, {**params, "arm": ranking.best}):
+            log.warning(
+                "%s: its parameters in MLflow are those of an earlier best arm; the tags ddgd.best are right", self.name
+            )
+        self.runs.log(self._sweep_run, best_scores(run), {}, tags)
+
     def finish(self) -> None:
         """Put tables and pictures on the sweep's run and end it: FAILED with a failed trial, KILLED while some are missing."""
         run = read_run(self.run.path, self.store)
@@ -153,6 +180,7 @@ class Shipper:
         known = self.runs.found("ddgd.sweep", self.name)  # deletes twins
         self._show_memories(known, run)
         states = {trial.state for trial in run.trials}
+        self._show_best(run, is_last="planned" not in states)
         status = "KILLED" if "planned" in states else "FAILED" if "failed" in states else "FINISHED"
         self.runs.end(self._sweep_run, max(self._started, run.finished), status)
         self._is_running = False

@@ -15,6 +15,7 @@ from ddgd_ray.conduct.sweep import run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.run.folder import RunFolder, open_store
+from ddgd_ray.run.reading import read_run
 from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.tracking import tracker
 from ddgd_ray.tracking.mlflow import Runs, connect
@@ -57,8 +58,9 @@ def test_runs_are_nested_sweep_trial_evaluator(runs: dict[str, Any]) -> None:
 
 def test_a_trial_has_its_parameters_means_curves_and_diagnostics(runs: dict[str, Any]) -> None:
     run = runs["tiny/fifo-s0"]
-    assert run.data.params == {"pop": "fifo", "arm": "fifo", "distill_seed": "0"}
-    means = {"top1_mean", "val_top1_mean", "top1_last/convnet3_slim/ipc2", "val_top1/convnet3_slim/ipc2"}
+    assert run.data.params == {"finetune.memory_real.pop": "fifo", "arm": "fifo", "distill_seed": "0"}
+    kinds = ("held_out_validation", "test")
+    means = {f"{kind}/{what}" for kind in kinds for what in ("mean", "convnet3_slim/ipc2")}
     losses = {"finetune/L_diffusion", "finetune/L_real", "finetune/L_gen", "finetune/vb"}
     memory = {"finetune/memory_gen/mean_age", "finetune/memory_real/mean_cosine", "finetune/memory_gen/effective_rank"}
     assert means | losses | memory <= run.data.metrics.keys()
@@ -68,9 +70,78 @@ def test_trials_and_their_evaluators_say_what_made_them(runs: dict[str, Any]) ->
     trial, evaluator = runs["tiny/fifo-s0"].data, runs["tiny/fifo-s0/convnet3_slim/ipc2/seed0"].data
     assert {"ddgd.finetune", "ddgd.sample", "ddgd.preset", "ddgd.protocol", "ddgd.distill_seed"} <= trial.tags.keys()
     assert {"ddgd.version.torch", "ddgd.version.ray", "ddgd.version.ddgd_ray"} <= trial.tags.keys()
-    assert evaluator.params | {"pop": "fifo", "network": "convnet3_slim", "ipc": "2", "evaluate_seed": "0"} == evaluator.params
-    assert {"loss", "val_top1", "test_top1", "top1_last"} <= evaluator.metrics.keys()
-    assert evaluator.metrics["top1_last"] == trial.metrics["top1_mean"]
+    assert (
+        evaluator.params | {"finetune.memory_real.pop": "fifo", "network": "convnet3_slim", "ipc": "2", "evaluate_seed": "0"}
+        == evaluator.params
+    )
+    assert {"loss", "held_out_validation/top1", "test/top1_by_step", "test/top1"} <= evaluator.metrics.keys()
+    assert evaluator.metrics["test/top1"] == trial.metrics["test/mean"]
+
+
+def test_whoever_compares_runs_meets_validation_before_test(runs: dict[str, Any]) -> None:
+    """MLflow lists metrics by name, and its plots begin with the first."""
+    for key in ("tiny", "tiny/fifo-s0", "tiny/fifo-s0/convnet3_slim/ipc2/seed0"):
+        names = sorted(runs[key].data.metrics)
+        read = [name.partition("/")[0] for name in names if name.startswith(("held_out_validation", "test", "top1", "val"))]
+        assert read[0] == "held_out_validation"
+        assert set(read) <= {"held_out_validation", "test", "test_oracle", "test_selected"}
+
+
+def test_a_classifier_is_named_with_its_arm_and_seed(runs: dict[str, Any]) -> None:
+    names = [run.info.run_name for run in runs.values() if run.data.tags["ddgd.kind"] == "evaluator"]
+    assert sorted(names) == [f"{trial}/convnet3_slim/ipc2/seed0" for trial in ("fifo-s0", "max-s0", "random_real-s0")]
+
+
+def test_the_sweep_has_the_best_arms_parameters_numbers_and_a_tag(tracked: Any, runs: dict[str, Any]) -> None:
+    found = read_run(tracked.result.folder.path, tracked.store)
+    best, sweep = found.ranking.best, runs["tiny"].data
+    assert sweep.tags["ddgd.best"] == best
+    assert sweep.tags["ddgd.best.value"] == f"{found.ranking.stat(best)} by val_top1"
+    params = found.of_arm(best)[0].params
+    assert sweep.params == {path: str(value) for path, value in params.items()} | {"arm": best}
+    assert sweep.metrics["objective/val_top1"] == found.ranking.worths[best].values[0]
+    assert sweep.metrics["held_out_validation/mean"] == runs[f"tiny/{best}-s0"].data.metrics["held_out_validation/mean"]
+
+
+def test_another_best_arm_of_a_sweep_that_goes_on_is_told_by_tags_and_refused_by_nobody(tracked: Any) -> None:
+    """MLflow never changes a parameter."""
+    folder, database = tracked.copy(), tracked.database()
+    assert not tracked.send(folder, database)
+    best = read_run(folder.path, tracked.store).ranking.best
+    for seed_of_best in folder.trials.glob(f"{best}-s*.json"):
+        failed = TrialRecord.read(seed_of_best).model_copy(update={"state": "failed"})
+        seed_of_best.write_text(failed.as_text())
+    assert not tracked.send(folder, database)
+    client = connect(f"sqlite:///{database}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "tiny"]
+    (sweep,) = client.search_runs([experiment.experiment_id], "tags.`ddgd.kind` = 'sweep'")
+    assert sweep.data.params["arm"] == best
+    assert sweep.data.tags["ddgd.best"] == ({"max", "fifo"} - {best}).pop()
+
+
+def test_reused_work_takes_a_run_no_time(tiny: Any, tracked: Any, tmp_path: Path) -> None:
+    """The same trials under another name, an hour later, and a classifier seed more: that one alone is work."""
+    shutil.copytree(tracked.result.folder.run_dir / "store", tmp_path / "store")
+    for manifest in (tmp_path / "store").glob("*/*/manifest.json"):
+        content = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps(content | {"created": content["created"] - 3600}))
+    more = {"seeds.distill": (0,), "seeds.evaluate": (0, 1), "controls": (), "name": "again"}
+    result = run_sweep(tiny(more), tmp_path, run_in_process)
+    store, tracked.store = tracked.store, open_store(tmp_path)
+    database = tracked.database()
+    try:
+        assert not tracked.send(result.folder, database)
+    finally:
+        tracked.store = store
+    client = connect(f"sqlite:///{database}")
+    experiment = client.get_experiment_by_name("again").experiment_id
+    runs = {run.data.tags["ddgd.key"]: run for run in client.search_runs([experiment])}
+    lasted = {key: (run.info.end_time - run.info.start_time) / 1000 for key, run in runs.items()}
+    for trial in ("fifo-s0", "max-s0"):
+        assert lasted[f"again/{trial}/convnet3_slim/ipc2/seed0"] == 0
+        assert 0 < lasted[f"again/{trial}/convnet3_slim/ipc2/seed1"] < 60
+        assert 0 < lasted[f"again/{trial}"] < 600
+        assert runs[f"again/{trial}"].data.tags["ddgd.reused"] == "finetune sample"
 
 
 def test_the_data_are_named_by_digest(runs: dict[str, Any]) -> None:
