@@ -7,6 +7,7 @@ from pathlib import Path
 from ddgd_ray.report.compare import choose_control
 from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
 from ddgd_ray.report.grids import chosen_arms, write_grids
+from ddgd_ray.report.hashes import write_hashes
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
 from ddgd_ray.report.page import write_page
 from ddgd_ray.report.pareto import pareto_tables
@@ -55,9 +56,9 @@ def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:
 def write_report(
     path: Path, store: Store, *, to: Path | None = None, all_pictures: bool = False, with_page: bool = False
 ) -> Report:
-    """Tables, results and a grid for each of the chosen arms, under `path`/report or `to`. Raises StageError.
+    """Tables, results and a grid for each of the chosen arms, under `path`/report or `to`, and a list of their hashes.
 
-    with_page: index.html too; its drawings take some seconds.
+    with_page: index.html too; its drawings take some seconds. Raises StageError, and ArtifactError for what is damaged.
     """
     run = read_run(path, store)
     tables = tables_of(run)
@@ -72,6 +73,7 @@ def write_report(
     pictures = write_grids(run, out, arms=shown)
     page = write_page(run, tables, out, all_pictures=all_pictures) if with_page else None
     written = (out / "table.md", out / "table.tex", out / "table.csv")
+    write_hashes(path, out, [*(out / name for name in texts), *pictures, *([page] if page else [])])
     return Report(texts["table.md"], brief, written, out / "results.csv", tuple(pictures), page)
 
 

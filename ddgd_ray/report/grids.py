@@ -1,6 +1,5 @@
 """Pictures of sets: real images beside distilled ones, a row per class."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from ddgd_ray.inputs.setfolder import class_folders, set_files
 from ddgd_ray.report.dd_ranking import RANDOM
+from ddgd_ray.report.published import entries_of_set, image_of
 from ddgd_ray.run.reading import Run
 from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.run.results import CEILING
@@ -27,8 +27,7 @@ def images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
         names = class_folders(folder)
         return {name: [Path(path) for path in paths[:limit]] for name, paths in set_files(folder, names).items()}
     found: dict[str, list[Path]] = {}
-    for line in (folder / "metadata.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in entries_of_set(folder):
         paths = found.setdefault(entry["class"], [])
         if len(paths) < limit:
             paths.append(folder / entry["file_name"])
@@ -50,8 +49,7 @@ def draw_grid(columns: Mapping[str, Path], per_class: int = PER_CLASS, side: int
             top = HEADER + row * step
             draw.text((2, top + side // 3), name[:13], fill="black")
             for place, path in enumerate(images.get(name, [])):
-                with Image.open(path) as opened:
-                    tile = opened.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+                tile = image_of(path).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
                 canvas.paste(tile, (left + place * step, top))
     return canvas
 

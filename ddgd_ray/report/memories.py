@@ -1,10 +1,11 @@
 """How the memories fared while a model was fine-tuned: how much of the real latents they cover, how varied, how old."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddgd_ray.report.figures import Drawing, draw, series_colour
+from ddgd_ray.report.published import points_of
 from ddgd_ray.run.reading import Run
 from ddgd_ray.spec.evaluation import PortraySpec
 from ddgd_ray.spec.stages import ImagesSpec
@@ -26,22 +27,19 @@ def memory_figures(run: Run, arms: Sequence[str]) -> list[Drawing]:
     return [_figure(kind, curves) for kind in ("real", "gen") if _measures(kind, curves)]
 
 
-def _curves(run: Run, arm: str) -> list[dict[str, float]]:
+def _curves(run: Run, arm: str) -> list[Mapping[str, float]]:
     """The points of an arm's fine-tuning at its first seed; none where nothing was fine-tuned, or is published."""
     trial = run.first_trials().get(arm)
     artifact = run.store.get(*trial.finetune) if trial is not None and trial.finetune is not None else None
-    path = artifact.path / "curves.jsonl" if artifact is not None else None
-    if path is None or not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return points_of(artifact) if artifact is not None else []
 
 
-def _measures(kind: str, curves: dict[str, list[dict[str, float]]]) -> list[str]:
+def _measures(kind: str, curves: dict[str, list[Mapping[str, float]]]) -> list[str]:
     known = {name for points in curves.values() for point in points for name in point}
     return [name for name in MEASURES if f"memory_{kind}/{name}" in known]
 
 
-def _figure(kind: str, curves: dict[str, list[dict[str, float]]]) -> Drawing:
+def _figure(kind: str, curves: dict[str, list[Mapping[str, float]]]) -> Drawing:
     names = _measures(kind, curves)
 
     def paint(figure: Any) -> None:

@@ -1,6 +1,5 @@
 """Each distilled image above the real training image nearest to it: copies would be seen at once."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.report.grids import images_by_class, set_folder
 from ddgd_ray.report.pictures import MAX_CLASSES, PictureTable, left_out, native_side, side_for, strip
+from ddgd_ray.report.published import array_of, image_of, json_of
 from ddgd_ray.run.reading import Run
 from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.run.results import CEILING
@@ -86,7 +86,7 @@ def _by_features(
         if artifact is None or everything is None or features[0] is None or features[1] is None:
             continue
         of_set, of_real = features[0], features[1]
-        labels, rows = np.load(of_real.path / "labels.npy"), np.load(of_real.path / "rows.npy")
+        labels, rows = array_of(of_real, "labels.npy"), array_of(of_real, "rows.npy")
         places = {int(row): place for place, row in enumerate(rows)}
         order = np.empty(len(labels), np.int64)  # of each real image inside its class
         for known in np.unique(labels):
@@ -94,8 +94,8 @@ def _by_features(
             order[mine] = np.argsort(np.argsort(rows[mine]))
         real = images_by_class(everything.path, len(labels))
         names = list(everything.spec["images"]["classes"])
-        nearest = [int(entry["row"]) for entry in json.loads((artifact.path / "copies.json").read_text())["nearest"]]
-        made_labels = np.load(of_set.path / "labels.npy")
+        nearest = [int(entry["row"]) for entry in json_of(artifact, "copies.json")["nearest"]]
+        made_labels = array_of(of_set, "labels.npy")
         pairs: dict[str, list[tuple[Path, Path]]] = {}
         for name, paths in made.items():
             indices = np.flatnonzero(made_labels == names.index(name))
@@ -143,8 +143,7 @@ def _pixels(path: Path) -> Any:
     import numpy as np
     from PIL import Image
 
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    image = image_of(path).convert("RGB")
     if image.size != (COMPARED_SIDE, COMPARED_SIDE):  # sets made elsewhere have sizes of their own
         image = image.resize((COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BILINEAR)
     return np.asarray(image, np.float32).reshape(-1) / 255

@@ -5,11 +5,11 @@ Confusion matrices are in each result.json.
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ddgd_ray.report.published import json_of
 from ddgd_ray.run.results import Row, by_arm, over_seeds
 from ddgd_ray.storage.store import Store
 
@@ -18,8 +18,7 @@ def results_by_class(rows: Sequence[Row], store: Store) -> Iterator[tuple[Row, s
     """(row, measured on, {class: top-1}) of each classifier; measured on: `test`, or `validation` where only that was."""
     for row in rows:
         artifact = store.get(*row.tested_by) if row.tested_by else store.get("evaluate", row.key)
-        path = artifact.path / "result.json" if artifact is not None else None
-        result: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.is_file() else {}
+        result: dict[str, Any] = (json_of(artifact, "result.json") if artifact is not None else None) or {}
         yield row, result.get("measured_on", "test"), result.get("per_class_top1", {})
 
 

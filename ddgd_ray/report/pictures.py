@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from ddgd_ray.report.dd_ranking import RANDOM
 from ddgd_ray.report.grids import chosen_arms, images_by_class, set_folder
 from ddgd_ray.report.memories import portrait_of
+from ddgd_ray.report.published import image_of, json_of
 from ddgd_ray.run.reading import Run
 from ddgd_ray.run.results import CEILING
 
@@ -64,8 +64,8 @@ def strip(rows: Sequence[Sequence[Path]], side: int, alt: str) -> Strip:
 
 
 def _tile(path: Path, side: int) -> Image.Image:
-    with Image.open(path) as opened:
-        image = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16") else "RGB")
+    opened = image_of(path)
+    image = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16") else "RGB")
     if image.size == (side, side):
         return image
     resample = Image.Resampling.LANCZOS if min(image.size) > side else Image.Resampling.NEAREST
@@ -82,8 +82,7 @@ def native_side(sets: Mapping[str, Mapping[str, Sequence[Path]]]) -> int:
     first = next((path for images in sets.values() for paths in images.values() for path in paths), None)
     if first is None:
         return MOST_SIDE
-    with Image.open(first) as opened:
-        return max(opened.size)
+    return max(image_of(first).size)
 
 
 def set_pictures(run: Run, *, all_pictures: bool = False) -> PictureTable | None:
@@ -135,7 +134,7 @@ def memory_pictures(run: Run, arms: Sequence[str]) -> list[PictureTable]:
     for arm in arms:
         portrait = portrait_of(run, arm)
         if portrait is not None:
-            tables.append(_memory_table(arm, portrait.path, json.loads((portrait.path / "index.json").read_text())))
+            tables.append(_memory_table(arm, portrait.path, json_of(portrait, "index.json")))
     return tables
 
 

@@ -1,22 +1,25 @@
 """Is everything behind a run what it was when it was published, and does the report say what the artifacts say?"""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from difflib import unified_diff
+from functools import reduce
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.report.build import report_texts, tables_of
+from ddgd_ray.report.hashes import LIST, changed_since
 from ddgd_ray.report.memories import portrait_of
 from ddgd_ray.report.page import MAX_ROWS, PAGE
+from ddgd_ray.report.published import json_of, points_of
 from ddgd_ray.report.render import Table
-from ddgd_ray.run.reading import Run, read_run
+from ddgd_ray.run.lineage import spec_of
+from ddgd_ray.run.reading import Run, read_seed_policy, read_sweep_record, trial_files
 from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.evaluation import STAGE_SPECS
@@ -39,34 +42,60 @@ class Verification:
     """Numbers of the report's tables that were computed again and compared."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    has_unreadable: bool = False
+    """Something that numbers come from could not be read: tables of the rest would not be those of the run."""
+
+    @contextmanager
+    def damage(self) -> Iterator[None]:
+        """Put what the block finds damaged among the problems."""
+        try:
+            yield
+        except ArtifactError as err:
+            self.problems.append(f"{err.where}: {err.what}")
+            self.has_unreadable = True
 
 
 def verify_run(path: Path, store: Store, report: Path) -> Verification:
-    """Hashes every file behind the run, derives every key anew, and compares the report files with what they should be.
+    """What is wrong with a run: every file behind it hashed again, every key derived anew, every report file compared.
 
-    report: the folder of the report. Raises ArtifactError when `path` is no run folder.
+    report: the folder of the report. Raises ArtifactError when `path` is no run folder, or its sweep.json is damaged: nothing
+    can be looked at then.
     """
     found = Verification()
-    run = read_run(path, store)
+    run = Run(path, read_sweep_record(path), _sound_trials(path, found), store)
     artifacts = _behind(run, found)
     for artifact in artifacts.values():
-        _check_artifact(artifact, store, found)
+        _check_artifact(artifact, found)
     for trial in run.trials:
         found.problems += [f"trial {trial.name}: {what}" for what in _contradictions(trial, artifacts)]
     if not report.is_dir():
         found.notes.append(f"no report on disk at {report}")
         return found
+    _check_hashes(path, report, found)
     try:
-        _check_report(run, report, found)
-    except ArtifactError:  # the damage is among the problems
-        found.notes.append(f"the report at {report} cannot be compared: what is damaged has no numbers")
+        if not found.has_unreadable:
+            _check_report(replace(run, trials=[trial for trial in run.trials if trial.rung is None]), report, found)
+    except ArtifactError:  # a file of an artifact, which is among the problems already
+        found.has_unreadable = True
+    if found.has_unreadable:
+        found.notes.append("the report's numbers were not computed again: what is damaged has none")
     return found
+
+
+def _sound_trials(path: Path, found: Verification) -> list[TrialRecord]:
+    """The trial records that can be read, those of lower rungs too; the others are among the problems, as is a damaged race."""
+    trials = []
+    for file in trial_files(path):
+        with found.damage():
+            trials.append(TrialRecord.read(file))
+    with found.damage():
+        read_seed_policy(path)
+    return trials
 
 
 def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
     """Every artifact of the records and, from there, of their inputs."""
     artifacts: dict[Ref, Artifact] = {}
-    absent: set[str] = set()
     open_: list[Ref] = []
     for trial in run.trials:
         for ref in trial.refs():
@@ -78,28 +107,28 @@ def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
         with suppress(ArtifactError):  # of a manifest that is met again below
             portrait = portrait_of(run, arm)  # the page's pictures of memories
             open_ += [portrait.ref] if portrait is not None else []
+    seen: set[Ref] = set()
+    absent: set[str] = set()
     while open_:
         ref = open_.pop()
-        if ref in artifacts:
+        if ref in seen:
             continue
-        try:
+        seen.add(ref)
+        with found.damage():
             artifact = run.store.get(*ref)
-        except ArtifactError as err:
-            found.problems.append(f"{err.where}: {err.what}")
-            continue
-        assert artifact is not None, "has() said that it is there"
-        artifacts[ref] = artifact
-        for key in artifact.inputs.values():
-            if re.fullmatch("[0-9a-f]{64}", key):  # others are fingerprints of what no stage made
-                stages = [stage for stage in STAGE_SPECS if run.store.has(stage, key)]
-                open_ += [Ref(stage, key) for stage in stages]
-                absent |= set() if stages else {key}
+            assert artifact is not None, "has() said that it is there"
+            artifacts[ref] = artifact
+            for key in artifact.inputs.values():
+                if re.fullmatch("[0-9a-f]{64}", key):  # others are fingerprints of what no stage made
+                    stages = [stage for stage in STAGE_SPECS if run.store.has(stage, key)]
+                    open_ += [Ref(stage, key) for stage in stages]
+                    absent |= set() if stages else {key}
     if absent:
         found.notes.append(f"{len(absent)} inputs are no longer in the store and could not be looked at")
     return artifacts
 
 
-def _check_artifact(artifact: Artifact, store: Store, found: Verification) -> None:
+def _check_artifact(artifact: Artifact, found: Verification) -> None:
     name, files = f"{artifact.stage} {artifact.key}", artifact.files
     found.num_artifacts += 1
     found.num_files += len(files)
@@ -121,9 +150,23 @@ def _wrong_metrics(artifact: Artifact) -> Iterator[str]:
     """Metrics that do not follow from the classifier's own files: the confusion matrix and the curve."""
     if artifact.stage not in ("evaluate", "test"):
         return
-    metrics, expected = artifact.metrics, dict[str, float]()
-    curve = artifact.path / "curves.jsonl"
-    points = [json.loads(line) for line in curve.read_text().splitlines()] if curve.is_file() else []
+    metrics = artifact.metrics
+    try:
+        expected = {**_by_curve(artifact), **_by_confusion(artifact)}
+    except ArtifactError as err:
+        yield err.what
+        return
+    except (KeyError, TypeError, IndexError, AttributeError) as err:  # JSON, of another form than a classifier writes
+        yield f"its curve or its confusion matrix cannot be read: {err!r}"
+        return
+    for name, value in expected.items():
+        if name in metrics and not math.isclose(metrics[name], value, abs_tol=1e-6):
+            yield f"{name} is {metrics[name]:.6f} in its manifest, {value:.6f} by its own files"
+
+
+def _by_curve(artifact: Artifact) -> dict[str, float]:
+    """The metrics that follow from the curve: its last point, and the best of all where each was tested."""
+    points, expected = points_of(artifact), dict[str, float]()
     tested = [point["test_top1"] for point in points if "test_top1" in point]
     if points and "val_top1" in points[-1]:
         expected["val_top1"] = points[-1]["val_top1"]
@@ -131,15 +174,17 @@ def _wrong_metrics(artifact: Artifact) -> Iterator[str]:
         expected["top1_last"] = tested[-1]
         if artifact.spec.get("tests") == "all":
             expected["top1_best"] = max(tested)
-    result = artifact.path / "result.json"
-    if result.is_file():
-        content = json.loads(result.read_text())
-        counts = content["confusion"]
-        share = sum(row[place] for place, row in enumerate(counts)) / max(1.0, sum(map(sum, counts)))
-        expected["top1_last" if content["measured_on"] == "test" else "val_top1"] = share
-    for name, value in expected.items():
-        if name in metrics and not math.isclose(metrics[name], value, abs_tol=1e-6):
-            yield f"{name} is {metrics[name]:.6f} in its manifest, {value:.6f} by its own files"
+    return expected
+
+
+def _by_confusion(artifact: Artifact) -> dict[str, float]:
+    """The accuracy that follows from the confusion matrix, under the name of the images that it was measured on."""
+    content = json_of(artifact, "result.json")
+    if content is None:
+        return {}
+    counts = content["confusion"]
+    share = sum(row[place] for place, row in enumerate(counts)) / max(1.0, sum(map(sum, counts)))
+    return {"top1_last" if content["measured_on"] == "test" else "val_top1": share}
 
 
 def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> Iterator[str]:
@@ -148,28 +193,42 @@ def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> It
     for path, value in trial.params.items():
         section, *names = path.split(".")
         for artifact in build:
-            if artifact.stage == section:
-                inner = _field_of(artifact, names)
-                if inner != value:
-                    yield f"{path} is {value!r} in its record, {inner!r} in {section} {artifact.key[:8]}"
+            made = _field_of(artifact, names) if artifact.stage == section else value
+            if made != value:
+                yield f"{path} is {value!r} in its record, {made!r} in {section} {artifact.key[:8]}"
     for item in trial.evaluators:
         evaluator = artifacts.get(item.ref)
         if evaluator is None:
             continue
         for name, told in (("network", item.network), ("ipc", item.ipc), ("seed", item.seed)):
-            made = evaluator.spec[name]
+            made = evaluator.spec.get(name)
             if told != made:
                 yield f"{name} is {told!r} in its record, {made!r} in evaluate {item.key[:8]}"
-        if trial.set is not None and evaluator.inputs["set"] != trial.set.key:
+        if trial.set is not None and evaluator.inputs.get("set") != trial.set.key:
             yield f"evaluate {item.key[:8]} was trained on another set"
 
 
 def _field_of(artifact: Artifact, names: Sequence[str]) -> Any:
-    """The field of an artifact's spec; of a part that a name may stand for, its name. Fields left out have their default."""
-    found: Any = STAGE_SPECS[artifact.stage].model_validate_json(json.dumps(artifact.spec))
+    """The field of an artifact's spec; of a part that a name may stand for, its name. Fields left out have their default.
+
+    Of a spec of another form than today's as it stands there: whether it was changed, its key tells.
+    """
+    try:
+        found: Any = spec_of(artifact, STAGE_SPECS[artifact.stage])
+    except ArtifactError:
+        return reduce(lambda inner, name: inner.get(name) if isinstance(inner, Mapping) else None, names, artifact.spec)
     for name in names:
         found = getattr(found, name, None)
     return getattr(found, "name", found) if isinstance(found, Spec) else found
+
+
+def _check_hashes(path: Path, report: Path, found: Verification) -> None:
+    """Compare the files of the report and the records of the run with the hashes that were written with the report."""
+    if not (report / LIST).is_file():
+        found.notes.append(f"{LIST} is not there: pictures and drawings of the report were not looked at")
+        return
+    with found.damage():
+        found.problems += changed_since(path, report)
 
 
 def _check_report(run: Run, report: Path, found: Verification) -> None:
@@ -179,7 +238,7 @@ def _check_report(run: Run, report: Path, found: Verification) -> None:
         if not path.is_file():
             found.notes.append(f"{name} is not there")
             continue
-        before = path.read_text()
+        before = path.read_bytes().decode(errors="backslashreplace")
         found.num_cells += len(re.findall(r"\d+\.\d+", text))
         if before != text:
             found.problems.append("\n    ".join([f"{path}: differs from what the artifacts say", *_difference(before, text)]))
@@ -199,7 +258,7 @@ def _difference(before: str, after: str) -> list[str]:
 
 def _check_page(page: Path, tables: list[Table], found: Verification) -> None:
     shown = _PageTables()
-    shown.feed(page.read_text())
+    shown.feed(page.read_bytes().decode(errors="backslashreplace"))
     for table in tables:
         cells = shown.tables.get(table.title)
         if cells is None:

@@ -37,8 +37,12 @@ def read_sweep_record(path: Path) -> SweepRecord:
 
 def read_trial_records(path: Path, *, with_lower_rungs: bool = False) -> list[TrialRecord]:
     """The trial records of a run folder, by name. Raises ArtifactError when one of them cannot be read."""
-    files = sorted((path / "trials").glob("*.json"))
-    return [TrialRecord.read(file) for file in files if with_lower_rungs or LOWER_RUNG not in file.name]
+    return [TrialRecord.read(file) for file in trial_files(path) if with_lower_rungs or LOWER_RUNG not in file.name]
+
+
+def trial_files(path: Path) -> list[Path]:
+    """The files of a run folder's trial records, lower rungs included, by name."""
+    return sorted((path / "trials").glob("*.json"))
 
 
 def read_seed_policy(path: Path) -> RaceRecord | RungsRecord | None:

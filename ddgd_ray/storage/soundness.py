@@ -26,23 +26,37 @@ def compare_files(artifact: Artifact, contents: bool = True, most_bytes: int = 0
     most_bytes: files beyond are compared by size; files that this process has compared before are not read again. 0: all
     are read.
     """
-    listed: dict[str, dict[str, Any]] = artifact.manifest["files"]
-    for name, entry in listed.items():
-        path = artifact.path / name
-        state, problem = _look(path, artifact)
-        if state is None:
-            pass
-        elif state.st_size != entry["bytes"]:
-            problem = f"has {state.st_size} bytes, expected {entry['bytes']}"
-        elif contents and (not most_bytes or state.st_size <= most_bytes):
-            identity = (str(path), state.st_mtime_ns, state.st_size, str(entry["sha256"]))
-            if (most_bytes and identity in _compared) or file_sha256(path) == entry["sha256"]:
-                _compared.add(identity)
-                continue
-            problem = "has another SHA-256 than when it was published"
-        else:
-            continue
+    for name in artifact.files:
+        problem = _problem(artifact, name, contents, most_bytes)
+        if problem:
+            raise DamagedArtifact(f"{name} {problem}", where=str(artifact.folder), fix=REMAKE)
+
+
+def checked_file(artifact: Artifact, name: str) -> Path | None:
+    """One file once it is found to be what was published; None where nothing of that name was. Raises DamagedArtifact."""
+    if name not in artifact.files:
+        return None
+    problem = _problem(artifact, name, contents=True, most_bytes=HASHED_BYTES)
+    if problem:
         raise DamagedArtifact(f"{name} {problem}", where=str(artifact.folder), fix=REMAKE)
+    return artifact.path / name
+
+
+def _problem(artifact: Artifact, name: str, contents: bool, most_bytes: int) -> str:
+    """What of a file is not as it was published, or ""."""
+    path, entry = artifact.path / name, artifact.files[name]
+    state, problem = _look(path, artifact)
+    if state is None:
+        return problem
+    if state.st_size != entry["bytes"]:
+        return f"has {state.st_size} bytes, expected {entry['bytes']}"
+    if not contents or 0 < most_bytes < state.st_size:
+        return ""
+    identity = (str(path), state.st_mtime_ns, state.st_size, str(entry["sha256"]))
+    if (most_bytes and identity in _compared) or file_sha256(path) == entry["sha256"]:
+        _compared.add(identity)
+        return ""
+    return "has another SHA-256 than when it was published"
 
 
 def _look(path: Path, artifact: Artifact) -> tuple[os.stat_result | None, str]:

@@ -1,6 +1,7 @@
 """Rows: what the records and the store say, each result under its protocol."""
 
 import csv
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -114,9 +115,10 @@ def test_rows_without_a_metric_have_no_mean_of_it() -> None:
 
 def test_each_class_of_each_classifier_is_a_line(store: Store) -> None:
     for key, stage, measured_on in (("one", "evaluate", "validation"), ("two", "test", "test")):
-        publish(store, stage, key, {})
-        result = {"measured_on": measured_on, "per_class_top1": {"cat": 0.5, "dog": 0.25}}
-        (store.root / stage / key / "result.json").write_text(json.dumps(result))
+        result = json.dumps({"measured_on": measured_on, "per_class_top1": {"cat": 0.5, "dog": 0.25}}).encode()
+        files = {"result.json": {"sha256": hashlib.sha256(result).hexdigest(), "bytes": len(result)}}
+        publish(store, stage, key, {}, files=files)
+        (store.root / stage / key / "result.json").write_bytes(result)
     seen = row("a", key="other", tested_by=Ref("test", "two"), top1_last=0.375)
     lines = list(csv.DictReader(io.StringIO(per_class_csv([row("b", key="one"), seen], store))))
     assert [(line["arm"], line["measured_on"], line["class"], line["top1"]) for line in lines] == [
