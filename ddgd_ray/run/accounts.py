@@ -148,11 +148,13 @@ class Accounts:
     def alive(self, every_s: float = BEAT_S) -> Iterator[None]:
         """A block during which a thread leaves signs of life: all that is known of the end of a driver that is killed."""
         over = threading.Event()
+        sign, unfinished = self._path.with_name(ALIVE), self._path.with_name(f".{ALIVE}")
 
         def beat() -> None:
             while not over.wait(every_s):
                 with suppress(OSError):
-                    self._path.with_name(ALIVE).write_text(f"{time.time()}\n")
+                    unfinished.write_text(f"{time.time()}\n")
+                    os.replace(unfinished, sign)  # a driver that is killed in between leaves the sign before this one
 
         thread = threading.Thread(target=beat, name="alive", daemon=True)
         thread.start()
