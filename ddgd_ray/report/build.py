@@ -1,4 +1,4 @@
-"""All files of a report in one go."""
+"""The files of a report, all written in one go."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class Report:
     brief: str
     """The part of the Markdown with the arms under the first protocol, and what was selected."""
     tables: tuple[Path, ...]
-    """table.md, table.tex and table.csv: averaged over seeds."""
+    """table.md, table.tex and table.csv, averaged over seeds."""
     results: Path
-    """results.csv: every evaluator."""
+    """results.csv, a line for every evaluator."""
     pictures: tuple[Path, ...]
     page: Path | None = None
-    """index.html, where it was asked for."""
+    """index.html; None where no page was asked for."""
 
 
 def tables_of(run: Run) -> list[Table]:
@@ -56,7 +56,7 @@ def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:
 def write_report(
     path: Path, store: Store, *, to: Path | None = None, all_pictures: bool = False, with_page: bool = False
 ) -> Report:
-    """Tables, results and a grid for each of the chosen arms, under `path`/report or `to`, and a list of their hashes.
+    """The report of a run, once it is written under `path`/report or `to`: tables, results, a grid of each chosen arm, hashes.
 
     with_page: index.html too; its drawings take some seconds. Raises StageError, and ArtifactError for what is damaged.
     """
@@ -78,7 +78,7 @@ def write_report(
 
 
 def result_tables(run: Run) -> list[Table]:
-    """For each protocol and number of images a class: grid, arms, arms against the control, DD-Ranking."""
+    """The tables of results, for each protocol and number of images a class: grid, arms, comparison, DD-Ranking."""
     tables: list[Table | None] = []
     for protocol in protocols_of(run.rows):
         of_protocol = [row for row in run.rows if row.protocol == protocol]
@@ -96,7 +96,7 @@ def result_tables(run: Run) -> list[Table]:
 
 
 def markdown_report(run: Run, tables: Sequence[Table]) -> str:
-    """Tables, then what was selected on what, how often the test images were read, and what failed."""
+    """The report as Markdown: tables, what was selected on what, how often the test images were read, what failed."""
     spec = run.spec
     parts = [
         f"# {spec.name}: preset {spec.preset}",
@@ -114,6 +114,6 @@ def markdown_report(run: Run, tables: Sequence[Table]) -> str:
 
 
 def latex_report(run: Run, tables: Sequence[Table]) -> str:
-    """The tables to \\input, or to copy from."""
+    """The tables as LaTeX, to \\input or to copy from."""
     head = f"% {run.spec.name}: preset {run.spec.preset}. In the preamble: \\usepackage{{booktabs}}"
     return "\n\n".join([head, *map(latex, tables)]) + "\n"

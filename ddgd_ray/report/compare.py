@@ -26,13 +26,13 @@ class Paired:
 
 
 def choose_control(rows: Sequence[Row]) -> str:
-    """`plain` where it ran, else `random_real`, else the first arm."""
+    """The arm that the others are held against: `plain` where it ran, else `random_real`, else the first one."""
     arms = [arm for arm in by_arm(rows) if arm != CEILING]
     return next((name for name in ("plain", "random_real") if name in arms), arms[0] if arms else "")
 
 
 def compare(arms: Mapping[str, Sequence[Row]], reference: str, metric: str) -> dict[str, Paired]:
-    """Every arm but the ceiling against `reference`; p values corrected over the arms that have one."""
+    """{arm: its comparison with `reference`}, without the ceiling; p values are corrected over the arms that have one."""
     differences = {}
     for arm, rows in arms.items():
         if arm not in (reference, CEILING) and reference in arms:

@@ -28,7 +28,7 @@ COMPARED = (
 
 @dataclass(frozen=True)
 class RunComparison:
-    """tables: of results, one for each protocol and number of images a class that both runs have."""
+    """Two runs side by side. tables: of results, one for each protocol and number of images a class that both runs have."""
 
     title: str
     settings: Table
@@ -49,7 +49,7 @@ class RunComparison:
 
 
 def compare_runs(first: Run, second: Run) -> RunComparison:
-    """A table wherever a difference means something; the notes say where it does not, and why."""
+    """The comparison of two runs: a table wherever a difference means something; the notes say where it does not, and why."""
     tables: list[Table] = []
     notes: list[str] = []
     ours, theirs = protocols_of(first.rows), protocols_of(second.rows)

@@ -1,4 +1,4 @@
-"""What a search tried, in order, and what came of it; and how much each field mattered."""
+"""The configurations of a search in the order proposed, and how much each searched field mattered."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NUM_BINS = 4
 
 @dataclass(frozen=True)
 class Configuration:
-    """Number `number` of the search. value: of the first objective, mean over distillation seeds."""
+    """One configuration of a search, the `number`-th. value: of the first objective, mean over distillation seeds."""
 
     number: int
     arm: str
@@ -22,7 +22,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Importance:
-    """share: of the variance of the objective's ranks, in [0, 1], above chance. trend: Spearman's rho, of numbers."""
+    """The importance of a field. share: of the variance of the objective's ranks, in [0, 1], above chance.
+
+    trend: Spearman's rho where the field's values are numbers, else None.
+    """
 
     field: str
     share: float
@@ -30,7 +33,7 @@ class Importance:
 
 
 def configurations(run: Run) -> list[Configuration]:
-    """Those that have a worth by the objective, in the order in which they were proposed: by the name of their arm."""
+    """The configurations that have a worth by the objective, in the order proposed, which is that of their arms' names."""
     params = {arm: trial.params for arm, trial in run.first_trials().items() if trial.params and not trial.is_control}
     worths = run.ranking.worths
     return [
@@ -55,9 +58,10 @@ def fields_of(found: Sequence[Configuration]) -> list[str]:
 
 
 def importances(found: Sequence[Configuration]) -> list[Importance]:
-    """Each field alone: Kruskal-Wallis' eta squared over its values, numbers in four bins of as many configurations each.
+    """The importance of each field alone, the most important first; none below five configurations.
 
-    The most important first; none below five configurations. Effects of two fields together are not seen.
+    Kruskal-Wallis' eta squared over its values, numbers in four bins of as many configurations each. Effects of two fields
+    together are not seen.
     """
     result = []
     for field in fields_of(found) if len(found) >= 5 else ():
@@ -71,7 +75,7 @@ def importances(found: Sequence[Configuration]) -> list[Importance]:
 
 
 def _binned(numbers: Sequence[float]) -> list[str]:
-    """Equal numbers are in one bin."""
+    """The name of each number's bin; equal numbers are in one bin."""
     distinct = sorted(set(numbers))
     if len(distinct) <= NUM_BINS:
         return [repr(number) for number in numbers]

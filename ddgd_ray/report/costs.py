@@ -1,4 +1,4 @@
-"""What a run cost, stage by stage, and what sharing saved."""
+"""The table of what a run cost, stage by stage, and of what sharing saved."""
 
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.run.reading import Run

@@ -14,7 +14,7 @@ from ddgd_ray.report.statistics import Interval
 from ddgd_ray.run.results import Stat
 
 INK = "#0c00ff"
-"""Becomes the colour of the page's text."""
+"""The placeholder that becomes the colour of the page's text."""
 NUM_SERIES = 8
 WIDTH, HEIGHT = 6.4, 3.9  # inches; a page shows them as wide as it has room for
 SETTINGS: dict[Any, Any] = {
@@ -58,7 +58,7 @@ def draw(
     width: float = WIDTH,
     height: float = HEIGHT,
 ) -> Drawing:
-    """paint draws on a fresh matplotlib Figure. The same calls give the same bytes."""
+    """A drawing. paint: draws on a fresh matplotlib Figure. The same calls give the same bytes."""
     import io
 
     import matplotlib
@@ -96,7 +96,7 @@ def for_page(svg: str, alt: str) -> str:
 
 
 def set_scale(axis: Any, values: Sequence[float], *, is_x: bool = True) -> None:
-    """Logarithmic where the positive values span a factor of 20, from 0 on linear up to the least of them."""
+    """Make an axis logarithmic where the positive values span a factor of 20; with a 0, linear up to the least of them."""
     positive = [value for value in values if value > 0]
     if not positive or min(values) < 0 or max(positive) < 20 * min(positive):
         return
@@ -112,7 +112,7 @@ def set_scale(axis: Any, values: Sequence[float], *, is_x: bool = True) -> None:
 
 
 def mark_values(axis: Any, values: Sequence[float]) -> None:
-    """Ticks at the values that were tried, as they were written."""
+    """Put ticks at the values that were tried, as they were written."""
     if len(values) <= 12:
         axis.set_xticks(list(values), labels=[f"{value:g}" for value in values])
         axis.minorticks_off()
@@ -144,7 +144,7 @@ def sensitivity(
     references: Sequence[tuple[str, float]],
     caption: str,
 ) -> Drawing:
-    """The paper's Figure 4: means on a line, their interval as a band, every seed as a dot, the default as a vertical line.
+    """A drawing as the paper's Figure 4: means on a line, intervals as a band, seeds as dots, the default as a vertical line.
 
     references: horizontal dashed lines; those far outside what the lines span are named in the caption.
     """
@@ -193,13 +193,13 @@ class Dot:
     x: float
     y: float
     group: int = 0
-    """Number of its colour."""
+    """The number of the dot's colour."""
 
 
 def scatter(
     title: str, x_label: str, y_label: str, dots: Sequence[Dot], *, caption: str, named: int = 14, front: Sequence[Dot] = ()
 ) -> Drawing:
-    """Labels at the dots where they are few; front: dots joined by a stepped line."""
+    """A drawing of dots, with labels where they are few. front: dots that a dashed line joins."""
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -220,7 +220,7 @@ def scatter(
 
 
 def _name(axes: Any, dots: Sequence[Dot]) -> None:
-    """Labels, but for dots so near to a labelled one that both could not be read."""
+    """Label the dots, but for those so near to a labelled one that both could not be read."""
     taken: list[tuple[float, float]] = []
     axes.autoscale_view()
     for dot in dots:

@@ -35,7 +35,7 @@ def images_by_class(folder: Path, limit: int) -> dict[str, list[Path]]:
 
 
 def draw_grid(columns: Mapping[str, Path], per_class: int = PER_CLASS, side: int = 40) -> Image.Image:
-    """A row a class and a block of images a set. columns: {title: folder of the set}; side: of an image, in pixels."""
+    """One picture with a row a class and a block of images a set. columns: {title: folder of the set}; side: in pixels."""
     sets = {title: images_by_class(folder, per_class) for title, folder in columns.items()}
     classes = list(next(iter(sets.values())))
     step = side + GAP
@@ -68,7 +68,7 @@ def chosen_arms(run: Run, limit: int = MAX_ARMS) -> list[str]:
 
 
 def write_grids(run: Run, out: Path, *, arms: Collection[str] | None = None) -> list[Path]:
-    """grid-ARM.png for the first seed of every arm, or of `arms`: real images (random_real) on the left if the run has them."""
+    """The paths of grid-ARM.png for the first seed of every arm, or of `arms`; random real images, if any, are on the left."""
     first: dict[str, Path] = {}
     titles: dict[str, str] = {}
     for trial in sorted(run.trials, key=lambda trial: trial.seed):

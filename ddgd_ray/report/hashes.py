@@ -23,7 +23,7 @@ class ReportHashes(Record):
     report: dict[str, str]
     run: dict[str, str]
     own: str
-    """SHA-256 of the two above."""
+    """SHA-256 of both lists."""
 
     @property
     def is_sound(self) -> bool:

@@ -1,4 +1,4 @@
-"""How the memories fared while a model was fine-tuned: how much of the real latents they cover, how varied, how old."""
+"""Drawings of the memories during a fine-tuning: how much of the real latents they cover, how varied and how old they are."""
 
 import json
 from collections.abc import Mapping, Sequence

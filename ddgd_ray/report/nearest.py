@@ -25,14 +25,14 @@ Pairs = Mapping[str, Sequence[tuple[Path, Path]]]
 
 @dataclass(frozen=True)
 class Nearest:
-    """pairs: {class: (image of the set, real image)}; how: in which space, among which images."""
+    """Nearest real images. pairs: {class: (image of the set, real image)}; how: in which space, among which images."""
 
     pairs: Pairs
     how: str
 
 
 def nearest_pictures(run: Run, arms: Sequence[str]) -> PictureTable | None:
-    """A column for each of `arms`; None where the store holds no real images."""
+    """The table of pictures, a column for each of `arms`; None where the store holds no real images."""
     trials = run.first_trials()
     everything = _all_real(run)
     candidates = _Candidates(run, everything)

@@ -10,7 +10,7 @@ from ddgd_ray.spec.search_spec import ACCURACIES, COSTS, ConstraintSpec
 
 
 def selection_note(run: Run) -> str:
-    """Which arm the objective chose, by what it was measured, and what may be claimed from so many seeds."""
+    """The sentences on which arm the objective chose, what it was measured on, and what so many seeds allow to claim."""
     ranking, metric = run.ranking, run.spec.objective.metric
     best = ranking.best
     stat = ranking.stat(best)
@@ -56,7 +56,7 @@ def _measured_on(metric: str) -> str:
 
 
 def _place(ranking: Ranking) -> str:
-    """Where the best stands among several objectives, and whether it keeps the constraints; "" with neither."""
+    """The place of the best among several objectives, and whether it keeps the constraints; "" with neither."""
     said = []
     if ranking.objective.also:
         front = len(ranking.front)
@@ -84,7 +84,7 @@ def _differences(ranking: Ranking, best: str) -> dict[str, list[float]]:
 
 
 def readings_note(rows: Sequence[Row]) -> str:
-    """How many trained classifiers read the test images, and whether only the finalists' did."""
+    """The sentence on how many trained classifiers read the test images, and whether only the finalists' did."""
     readers = {row.tested_by: row for row in rows if row.tested_by is not None}
     num_trained = len({row.key for row in rows})
     if not readers:
@@ -98,6 +98,6 @@ def readings_note(rows: Sequence[Row]) -> str:
 
 
 def missing_note(run: Run) -> str:
-    """How many evaluators have no result; "" when all of the records have one."""
+    """The sentence on how many evaluators have no result; "" when all of the records have one."""
     missing, known = run.unfinished()
     return f"{missing} of {known} evaluators have no result; means are over the others." if missing else ""

@@ -46,7 +46,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Listing:
-    """Name and value, as a list of terms."""
+    """A list of terms: names and values."""
 
     items: Sequence[tuple[str, str]]
 
@@ -198,7 +198,7 @@ def inline(text: str) -> Markup:
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page's text. Names are escaped wherever they stand."""
+    """The HTML of the page. Names are escaped wherever they stand."""
     source = resources.files("ddgd_ray.report")
     script = (source / "page.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -15,7 +15,7 @@ ON_FRONT, BEATEN, BREAKS = 1, 0, 2
 
 
 def pareto_tables(run: Run) -> list[Table]:
-    """The front in order of the first objective, with its parameters; none with one objective, or before anything ended."""
+    """The table of the front in order of the first objective; none with one objective, or before anything ended."""
     ranking = run.ranking
     objective, worths = ranking.objective, {arm: ranking.worths[arm] for arm in ranking.contenders}
     if not objective.also or not worths:
@@ -48,7 +48,7 @@ def front_figures(run: Run) -> list[Drawing]:
 
 
 def _front(run: Run, place: int) -> Drawing:
-    """The first objective against the one at `place`. The front is joined by a line where no third objective decides too."""
+    """A drawing of the first objective against the one at `place`. A line joins the front where these two alone decide."""
     ranking = run.ranking
     objective, front = ranking.objective, ranking.front
     dots = {}

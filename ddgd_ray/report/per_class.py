@@ -37,7 +37,7 @@ def per_class_csv(rows: Sequence[Row], store: Store) -> str:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """values: {arm: mean top-1 of each class, None where nobody measured it}."""
+    """A table of means. values: {arm: mean top-1 of each class, None where nobody measured it}."""
 
     measured_on: str
     classes: Sequence[str]
@@ -45,7 +45,7 @@ class ClassTable:
 
 
 def class_table(rows: Sequence[Row], store: Store) -> ClassTable | None:
-    """Means over seeds as in every table; of test images where any row has them, else of validation images."""
+    """The means over seeds, on test images where any row has them, else on validation images; None without any."""
     found = [entry for entry in results_by_class(rows, store) if entry[2]]
     if not found:
         return None

@@ -36,7 +36,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class PictureTable:
-    """columns: titles of the sets; rows: class and a strip for each column, None where the set has no such image."""
+    """A table of pictures. columns: titles of the sets; rows: class and a strip for each column, None without such an image."""
 
     title: str
     columns: Sequence[str]
@@ -45,13 +45,13 @@ class PictureTable:
 
 
 def side_for(num_images: int, native: int) -> int:
-    """Pixels a side to keep of so many pictures."""
+    """The side in pixels at which so many pictures are kept. native: their own side."""
     fitting = int((MAX_PIXELS / max(1, num_images)) ** 0.5)
     return min(native, MOST_SIDE, max(LEAST_SIDE, fitting))
 
 
 def strip(rows: Sequence[Sequence[Path]], side: int, alt: str) -> Strip:
-    """The pictures in rows, a pixel apart; tiny ones are shown as a multiple of their pixels."""
+    """One strip of the pictures in rows, a pixel apart; tiny ones are shown as a multiple of their pixels."""
     tiles = [[_tile(path, side) for path in row] for row in rows]
     is_grey = all(tile.mode == "L" for row in tiles for tile in row)
     size = (max(map(len, tiles)) * (side + 1) - 1, len(tiles) * (side + 1) - 1)
@@ -86,7 +86,7 @@ def native_side(sets: Mapping[str, Mapping[str, Sequence[Path]]]) -> int:
 
 
 def set_pictures(run: Run, *, all_pictures: bool = False) -> PictureTable | None:
-    """Real images, controls, arms: the same seed, so that images at one place came from the same noise."""
+    """The sets side by side: real images, controls, arms, at one seed, so that images at one place came from the same noise."""
     arms = [arm for arm in chosen_arms(run) if arm != CEILING] if not all_pictures else [*run.ranked, *run.controls]
     trials = run.first_trials()
     controls = [arm for arm in run.controls if arm in arms and arm != RANDOM]
@@ -129,7 +129,7 @@ def title_of(arm: str) -> str:
 
 
 def memory_pictures(run: Run, arms: Sequence[str]) -> list[PictureTable]:
-    """Contents of the memories over fine-tuning, one table for each arm that was portrayed."""
+    """A table of what the memories held over the fine-tuning, for each arm that was portrayed."""
     tables = []
     for arm in arms:
         portrait = portrait_of(run, arm)
@@ -139,7 +139,7 @@ def memory_pictures(run: Run, arms: Sequence[str]) -> list[PictureTable]:
 
 
 def _memory_table(arm: str, folder: Path, index: Sequence[Mapping[str, Any]]) -> PictureTable:
-    """index: one entry a strip, with memory (real, gen), step, class, files."""
+    """The table of one arm. index: one entry a strip, with memory (real, gen), step, class, files."""
     columns = list(dict.fromkeys((entry["memory"], entry["step"]) for entry in index))
     classes = list(dict.fromkeys(entry["class"] for entry in index))
     at = {(entry["memory"], entry["step"], entry["class"]): [folder / name for name in entry["files"]] for entry in index}

@@ -1,4 +1,4 @@
-"""How close sets are to the real images, and how varied: one table a feature space."""
+"""Tables of how close sets are to the real images, and how varied: one a feature space and number of images a class."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ ORDER = ("precision", "recall", "density", "coverage", "frechet", "vendi", "simi
 
 
 def quality_tables(trials: Sequence[TrialRecord], store: Store) -> list[Table]:
-    """Mean ± std over seeds for each arm, a table for each label of the trials' `quality`; arms in order of the trials."""
+    """A table for each label of the trials' `quality`: mean ± std over seeds of each arm, in order of the trials."""
     found: dict[str, dict[str, dict[str, dict[int, float]]]] = {}  # label, arm, metric, seed
     for trial in trials:
         for measure in trial.quality:

@@ -1,4 +1,4 @@
-"""What a race or rungs saved: who was dropped when and why, what it cost against the full grid, whether the winner changed."""
+"""The table of a race or of rungs: who was dropped when and why, what it cost against the full grid, who won."""
 
 import json
 import statistics
@@ -20,7 +20,10 @@ Decisions = RaceRecord | RungsRecord
 
 @dataclass(frozen=True)
 class Saving:
-    """spent, full: seconds times what a job holds of `unit`, equal calls once; full is estimated for `num_estimated` calls."""
+    """The work spent and that of the full grid: seconds times what a job holds of `unit`, equal calls once.
+
+    num_estimated: calls of the full grid, of `num_calls`, that nobody made; their stage's mean stands for them.
+    """
 
     spent: float
     full: float
@@ -30,7 +33,7 @@ class Saving:
 
     @property
     def share(self) -> float:
-        """Saved, of the full grid; negative where the cheaper settings cost more than they saved."""
+        """The share of the full grid that was saved; negative where the cheaper settings cost more than they saved."""
         return 1 - self.spent / self.full if self.full else 0.0
 
 
@@ -49,7 +52,7 @@ def seed_policy_tables(run: Run) -> list[Table]:
 
 
 def saving_of(full: Sequence[PlannedRecord], trials: Iterable[TrialRecord], resources: ResourcesSpec, store: Store) -> Saving:
-    """What the arms that compete took, and would have taken in full, what they share included.
+    """The work that the arms that compete took, and would have taken in full, with what they share.
 
     full: the trials of the full grid. trials: those that ran, at lower rungs too. Controls and finalists' tests are aside.
     """
@@ -170,7 +173,7 @@ def _setting(setting: Mapping[str, Values]) -> str:
 
 
 def _num_readers(trials: Iterable[TrialRecord], store: Store) -> int:
-    """Classifiers of lower rungs alone that looked at the test images."""
+    """The number of classifiers of lower rungs alone that looked at the test images."""
     of_full: set[Ref] = set()
     of_lower: set[Ref] = set()
     for trial in trials:

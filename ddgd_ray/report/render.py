@@ -13,9 +13,9 @@ LATEX |= {character: rf"\{character}" for character in "&%$#_{}"} | {character: 
 class Column:
     title: str
     short: str = ""
-    """For LaTeX, where a page is narrow; the title when empty."""
+    """The title in LaTeX, where a page is narrow; when empty, the title itself."""
     group: str = ""
-    """Printed once over neighbours of the same group, in LaTeX."""
+    """A title that LaTeX prints once over neighbours of the same group."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Table:
     title: str
     columns: Sequence[Column]
     rows: Sequence[tuple[str, Sequence[Cell]]]
-    """Each a name and one cell for every column after the first."""
+    """The lines: a name, and one cell for every column after the first."""
     note: str = ""
 
 
 def markdown(table: Table) -> str:
-    """Heading, table and note."""
+    """The table as Markdown: heading, table and note."""
     lines = [_line([column.title for column in table.columns]), "|" + " --- |" * len(table.columns)]
     for name, cells in table.rows:
         marked = [{"best": f"**{cell.text}**", "tied": f"<u>{cell.text}</u>"}.get(cell.mark, cell.text) for cell in cells]
@@ -50,7 +50,7 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table environment; title and note are its caption."""
+    """The table as a LaTeX environment; title and note are its caption."""
     caption = f"{table.title}. {table.note}" if table.note else f"{table.title}."
     lines = [r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"]
     lines += [rf"\caption{{{escape(caption)}}}", rf"\begin{{tabular}}{{l{'c' * (len(table.columns) - 1)}}}", r"\toprule"]

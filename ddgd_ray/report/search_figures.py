@@ -1,4 +1,4 @@
-"""A search at one look: history, importance, slices, parallel coordinates, contours."""
+"""Drawings of a search: history, importance, slices, parallel coordinates, contours."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -75,7 +75,7 @@ def _importance(ranked: Sequence[Importance], num: int) -> Drawing:
 
 
 def places_of(values: Sequence[Any]) -> tuple[list[float], list[str]]:
-    """Where values stand on an axis: numbers where they are, others on 0, 1, ... in order of their text, which is returned."""
+    """The places of values on an axis, and names of its ticks: numbers as they are, others on 0, 1, ... by their text."""
     if all(map(is_number, values)):
         return [float(value) for value in values], []
     names = sorted({str(value) for value in values})
@@ -150,7 +150,7 @@ def _parallel(found: Sequence[Configuration], fields: Sequence[str], objective: 
 
 
 def _unit(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Places in [0, 1] on an axis, by rank for numbers, and its ticks."""
+    """The places in [0, 1] of values on an axis, by rank, and the ticks of the axis."""
     x, names = places_of(values)
     distinct = sorted(set(x))
     of = {value: index / max(1, len(distinct) - 1) for index, value in enumerate(distinct)}

@@ -1,4 +1,4 @@
-"""Figure 4 of the paper for every numeric field that varies: accuracy over its values."""
+"""Drawings of accuracy over the values of every numeric field that varies, as Figure 4 of the paper."""
 
 from collections.abc import Sequence
 from typing import TypeGuard

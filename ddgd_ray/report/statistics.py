@@ -25,13 +25,13 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """95 % bootstrap interval of the mean: what bca_interval gives for it, some twenty times as fast."""
+    """The 95 % bootstrap interval of the mean: what bca_interval gives for it, some twenty times as fast."""
     return _mean_interval(tuple(values))
 
 
 @lru_cache(maxsize=2**16)
 def _mean_interval(values: tuple[float, ...]) -> Interval | None:
-    """Efron and Tibshirani 1993, Eq. 14.9 to 14.15, with the resamples that scipy's bootstrap draws from the same seed."""
+    """The BCa interval (Efron and Tibshirani 1993, Eq. 14.9 to 14.15), over the resamples that scipy draws from seed 0."""
     if _is_undefined(values):
         return None
     import numpy as np
@@ -58,12 +58,12 @@ def _resamples(n: int) -> Any:
 
 
 def _is_undefined(values: Sequence[float]) -> bool:
-    """BCa needs three values that differ."""
+    """Whether BCa has no interval: it needs three values that differ."""
     return len(values) < 3 or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def bca_interval(values: Sequence[float], statistic: Any, confidence: float = 0.95) -> Interval | None:
-    """Bias-corrected and accelerated bootstrap (Efron 1987), the same for the same values.
+    """The bias-corrected and accelerated bootstrap interval (Efron 1987), the same for the same values.
 
     statistic: takes an array and `axis`. None below 3 values and for equal ones: there BCa is not defined.
     """
@@ -85,7 +85,7 @@ def bca_interval(values: Sequence[float], statistic: Any, confidence: float = 0.
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of paired differences under Fisher's sign-flip permutations, of the mean."""
+    """The two-sided p of paired differences under Fisher's sign-flip permutations, of the mean."""
     return _sign_flip_p(tuple(differences))
 
 
@@ -105,7 +105,7 @@ def _sign_flip_p(differences: tuple[float, ...]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted by Holm's step-down procedure (1979), in the order given."""
+    """The p values adjusted by Holm's step-down procedure (1979), in the order given."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -120,5 +120,5 @@ def smallest_p(n: int, num_compared: int) -> float:
 
 
 def seeds_needed(num_compared: int) -> int:
-    """Seeds from which the strongest of so many comparisons can have a corrected p below 0.05."""
+    """The number of seeds from which the strongest of so many comparisons can have a corrected p below 0.05."""
     return math.ceil(math.log2(2 * num_compared / ALPHA))

@@ -43,7 +43,7 @@ def common_metric(rows: Sequence[Row]) -> str:
 
 
 def grid_table(rows: Sequence[Row], vary: Mapping[str, Sequence[Value]]) -> Table | None:
-    """First varied field down, second across, as the paper's Table 3; None unless two fields vary.
+    """The grid of two varied fields, the first down and the second across, as the paper's Table 3; None unless two vary.
 
     Test accuracy, or validation accuracy where only some arms were tested.
     """
@@ -65,7 +65,7 @@ def grid_table(rows: Sequence[Row], vary: Mapping[str, Sequence[Value]]) -> Tabl
 
 
 def arm_table(rows: Sequence[Row], networks: Sequence[str]) -> Table:
-    """One line an arm: each metric over all networks, then the main metric of each network. The best are marked."""
+    """A table with a line an arm: each metric over all networks, then the main metric of each network. The best are marked."""
     main = main_metric(rows)
     arms = by_arm(rows)
     columns = [(metric, list(networks)) for metric in METRIC_TITLES] + [(main, [network]) for network in networks]
@@ -94,7 +94,7 @@ def arm_table(rows: Sequence[Row], networks: Sequence[str]) -> Table:
 
 
 def comparison_table(rows: Sequence[Row], control: str) -> Table:
-    """One line an arm: its mean with interval, its paired difference to the control with interval and corrected p."""
+    """A table with a line an arm: mean with interval, paired difference to the control with interval and corrected p."""
     metric = main_metric(rows)
     arms = by_arm(rows)
     compared = compare(arms, control, metric)
@@ -131,7 +131,7 @@ def paired_cells(paired: Paired | None) -> list[Cell]:
 
 
 def averaged_csv(rows: Sequence[Row], networks: Sequence[str]) -> str:
-    """A line for each protocol, ipc, network or all, metric and arm, with its difference to the control. Empty: no value."""
+    """CSV, a line for each protocol, ipc, network or all, metric and arm, with differences to the control. Empty: no value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = "protocol,ipc,network,metric,arm,is_control,mean,std,n,ci_low,ci_high"
@@ -167,7 +167,7 @@ def _averaged(arms: Mapping[str, Sequence[Row]], control: str, metric: str) -> l
 
 
 def _numbers(stat: Stat, interval: Interval | None) -> list[Any]:
-    """mean, std, n, low, high"""
+    """The cells mean, std, n, low, high."""
     bounds = (interval.low, interval.high) if interval else (None, None)
     return [_number(stat.mean), _number(stat.std), stat.n, *map(_number, bounds)]
 
@@ -177,7 +177,7 @@ def _number(value: float | None) -> str:
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """Every evaluator as a line: nothing averaged."""
+    """CSV with every evaluator as a line: nothing averaged."""
     names = sorted({name for row in rows for name in row.metrics})
     params = sorted({name for row in rows for name in row.params})
     text = io.StringIO()
@@ -200,7 +200,7 @@ def _name(arm: str, rows: Sequence[Row]) -> str:
 
 
 def _cell(stat: Stat | None, n: int, mark: str) -> Cell:
-    """n is said where it is not that of the line."""
+    """The cell of a mean; its n is said where it is not that of the line."""
     if stat is None:
         return Cell("-")
     return Cell(stat.value if stat.n == n else str(stat), mark)

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs and against how well the set covers the real images."""
+"""Drawings of accuracy against what it costs, and against how well the set covers the real images."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -62,7 +62,7 @@ def _against_cost(run: Run) -> Drawing | None:
 
 
 def _against(rows: Sequence[Row], x: Mapping[str, float], *, title: str, label: str, caption: str) -> Drawing | None:
-    """The arms' accuracy over x, {arm: number}; None with fewer than two dots."""
+    """A drawing of the arms' accuracy over x, {arm: number}; None with fewer than two dots."""
     rows = [row for row in rows if row.arm != CEILING]
     metric = common_metric(rows)
     stats = {arm: over_seeds(found, metric) for arm, found in by_arm(rows).items() if arm in x}

@@ -1,4 +1,4 @@
-"""Is everything behind a run what it was when it was published, and does the report say what the artifacts say?"""
+"""Verification: is everything behind a run what was published, and does the report say what the artifacts say?"""
 
 import math
 import re
@@ -28,12 +28,12 @@ from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import MANIFEST, Artifact, Store, key_of_identity
 
 MAX_LINES = 6
-"""Of a file that differs, shown."""
+"""Lines of a file that differs that are shown."""
 
 
 @dataclass
 class Verification:
-    """problems: a line each, with the name of what is damaged or differs; notes: what could not be looked at."""
+    """What was looked at and found. problems: a line each, with the name of what is damaged; notes: what was left out."""
 
     num_artifacts: int = 0
     num_files: int = 0
@@ -47,7 +47,7 @@ class Verification:
 
     @contextmanager
     def damage(self) -> Iterator[None]:
-        """Put what the block finds damaged among the problems."""
+        """A block in which what is found damaged becomes a problem."""
         try:
             yield
         except ArtifactError as err:

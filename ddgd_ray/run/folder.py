@@ -39,7 +39,7 @@ def open_store(run_dir: Path | str) -> Store:
 
 @dataclass
 class TrialProgress:
-    """A trial of a sweep under way, and what became of it so far."""
+    """A trial of a sweep under way, and its state so far."""
 
     trial: Trial
     state: State = "planned"
@@ -49,7 +49,7 @@ class TrialProgress:
     """{key of a stage call: number} where it took more than one."""
     finished: float = 0.0
     is_finalist: bool = False
-    """Its classifiers see the test images (`test: finalists`)."""
+    """Whether its classifiers see the test images (`test: finalists`)."""
 
     def calls(self) -> Iterator[StageCall]:
         """Every stage call that the trial needs now."""
@@ -102,7 +102,7 @@ class RunFolder:
         self.trials = self.path / "trials"
         self.outbox = self.path / "outbox"
         self.stop_file = self.path / "stop"
-        """Exists once running jobs are to keep what they have and end; stages/base.py, Context."""
+        """The file that exists once running jobs are to keep what they have and end; stages/base.py, Context."""
 
     def prepare(self) -> None:
         """Create the folders. Raises StageError when they cannot be written."""
@@ -111,7 +111,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self, *, force: bool = False) -> Iterator[None]:
-        """One driver a run. Raises ArtifactError that names the holder.
+        """A block in which this process alone drives the run. Raises ArtifactError that names the holder.
 
         On one host the kernel frees the lock when its holder dies. A holder on another host may be alive where its lock is not
         seen here: its line stays until it takes it away, or until `force`. A scheduler runs a job once at a time: the job that
@@ -149,13 +149,13 @@ class RunFolder:
         return "" if is_free and f" on {socket.gethostname()} " in f"{line} " else line
 
     def order_stop(self, *, now: bool = False) -> None:
-        """Running jobs that can go on later stop soon; with `now` the others too, and lose what they have."""
+        """Order the running jobs that can go on later to stop soon; with `now` the others too, which lose what they have."""
         self.stop_file.touch()
         if now:
             stop_now_file(self.stop_file).touch()
 
     def withdraw_stop(self) -> None:
-        """Of an earlier start; for the holder of the lock."""
+        """Take back the order to stop that an earlier start was given. For the holder of the lock."""
         self.stop_file.unlink(missing_ok=True)
         stop_now_file(self.stop_file).unlink(missing_ok=True)
         self.remote_copy.withdraw_stop()
@@ -227,13 +227,13 @@ class RunFolder:
         (self.path / SWEEP_FILE).unlink(missing_ok=True)
 
     def readable_trials(self) -> Iterator[TrialRecord]:
-        """Trial records, lower rungs included; what cannot be read is left out: the store tells it again."""
+        """The trial records that can be read, lower rungs included; the store tells the others again."""
         for path in sorted(self.trials.glob("*.json")):
             with suppress(ArtifactError):
                 yield TrialRecord.read(path)
 
     def write(self, progress: TrialProgress) -> None:
-        """The trial's record, in the run folder; a finished trial also goes to the tracker's outbox.
+        """Write the trial's record into the run folder, and that of a finished trial into the tracker's outbox too.
 
         A record that says as much already stays: how often a job was tried is known to the start that tried it.
         """

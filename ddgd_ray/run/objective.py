@@ -1,4 +1,4 @@
-"""What a trial, a configuration and an arm are worth by a sweep's objective, and which arm is the best. Decided here alone."""
+"""Values, worths and the best arm by a sweep's objective. They are decided here alone."""
 
 import math
 import statistics
@@ -52,7 +52,7 @@ def _cost(trial: TrialRecord, metric: str, store: Store, resources: ResourcesSpe
 
 @dataclass(frozen=True)
 class Worth:
-    """What a configuration is worth: one value for each objective, in the order of the spec.
+    """The worth of a configuration: one value for each objective, in the order of the spec.
 
     excess: by how much each constraint is broken, 0 or less where it holds. rung: the rung at whose cheaper setting the values
     were measured, None at the full one; values of two rungs are not comparable.

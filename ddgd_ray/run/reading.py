@@ -46,7 +46,7 @@ def trial_files(path: Path) -> list[Path]:
 
 
 def read_seed_policy(path: Path) -> RaceRecord | RungsRecord | None:
-    """What the race or the rungs of a run decided, None of a run without. Raises ArtifactError when it cannot be read."""
+    """The decisions of the race or the rungs of a run, None of a run without. Raises ArtifactError when it cannot be read."""
     file = path / SEED_POLICY
     if not file.is_file():
         return None
@@ -123,7 +123,7 @@ class Run:
 
     @cached_property
     def preset(self) -> Preset | None:
-        """What the arms share, defaults filled in; None where today's specs have another form than the run's."""
+        """The preset that the arms share, defaults filled in; None where today's specs have another form than the run's."""
         errors: list[SpecError] = []
         try:
             return build_preset(Document(as_tuples(self.sweep.settings), str(self.path / SWEEP_FILE)), errors)

@@ -60,7 +60,7 @@ class Record(BaseModel):
 
 
 def _refuse_another_schema(text: str | bytes, where: Path | str) -> None:
-    """Say of a record that does not fit what is behind that, where another version wrote it. Raises ArtifactError."""
+    """Raise ArtifactError for a record that does not fit because another version of the project wrote it."""
     try:
         found = json.loads(text)["schema"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -92,10 +92,10 @@ class EvaluatorRecord(Record):
 
     network: str
     ipc: int
-    """Images a class that it is trained on; 0: all of them."""
+    """Images a class that the classifier is trained on; 0: all of them."""
     seed: int
     protocol: str
-    """Label of how it is trained."""
+    """Label of how the classifier is trained."""
     stage: str
     key: str
     test: Ref | None = None
@@ -221,7 +221,7 @@ class TrialRecord(Record):
 
 
 class SweepRecord(Record):
-    """What a run was asked to do, as it stands in its sweep.json."""
+    """The record of what a run was asked to do, as it stands in its sweep.json."""
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
     ddgd_ray: str
@@ -271,7 +271,7 @@ class DropRecord(Record):
 
 
 class RaceRecord(Record):
-    """What a race decided. Each start of a sweep writes it anew."""
+    """The decisions of a race. Each start of a sweep writes them anew."""
 
     kind: Literal["race"] = "race"
     metric: str
@@ -289,7 +289,7 @@ class RaceRecord(Record):
 
 
 class RungDecision(Record):
-    """What became of a configuration at a rung. place: 1 for the best of `of`, 0 without a value."""
+    """The outcome of a configuration at a rung. place: 1 for the best of `of`, 0 without a value."""
 
     rung: int
     arm: str
@@ -300,7 +300,7 @@ class RungDecision(Record):
 
 
 class RungsRecord(Record):
-    """What successive halving decided. Each start of a sweep writes it anew."""
+    """The decisions of successive halving. Each start of a sweep writes them anew."""
 
     kind: Literal["rungs"] = "rungs"
     metric: str

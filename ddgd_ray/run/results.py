@@ -51,7 +51,7 @@ class Stat:
 
 
 def stat_of(values: Iterable[float]) -> Stat | None:
-    """None of nothing."""
+    """Mean and spread of the values; None of nothing."""
     found = list(values)
     if not found:
         return None
@@ -59,7 +59,7 @@ def stat_of(values: Iterable[float]) -> Stat | None:
 
 
 def rows_of(trials: Iterable[TrialRecord], store: Store) -> list[Row]:
-    """Every published evaluator of the trials; those that are missing or failed have no row.
+    """A row for every published evaluator of the trials; those that are missing or failed have none.
 
     What an evaluator's `test` artifact measured is merged over the evaluator's own metrics.
     """
@@ -140,7 +140,7 @@ def seed_means(rows: Iterable[Row], metric: str) -> dict[int, float]:
 
 
 def over_seeds(rows: Iterable[Row], metric: str) -> Stat | None:
-    """Evaluators are averaged inside a distillation seed first: n counts distillation seeds. None without a value."""
+    """Mean and spread over distillation seeds, n of them; evaluators are averaged inside a seed first. None without a value."""
     return stat_of(seed_means(rows, metric).values())
 
 
@@ -161,13 +161,13 @@ def _by_evaluator(rows: Iterable[Row], metric: str) -> dict[tuple[int, str, int]
 
 
 def protocols_of(rows: Iterable[Row]) -> list[str]:
-    """In order of first appearance; those without augmentation, which serve the others' scores, last."""
+    """The labels of protocols in order of first appearance; those without augmentation, which serve others' scores, last."""
     return sorted(dict.fromkeys(row.protocol for row in rows), key=lambda label: label.endswith("-noaug"))
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """Of the artifacts of one stage behind a run: how many there are, and the seconds that each took when it was made.
+    """The artifacts of one stage behind a run: how many there are, and the seconds that they took when they were made.
 
     num_uses: how often the trials need one of them, each trial once an artifact. saved_s: seconds that making every artifact
     anew for every trial would have taken besides.
@@ -179,11 +179,11 @@ class StageCost:
     num_uses: int = 0
     saved_s: float = 0.0
     num_missing: int = 0
-    """Needed, and not in the store."""
+    """Artifacts that are needed and not in the store."""
 
 
 def stage_costs(trials: Iterable[TrialRecord], store: Store) -> list[StageCost]:
-    """What the stages behind a run took, equal ones once, in order of first use; those without an artifact left out."""
+    """The cost of each stage behind a run, equal artifacts once, in order of first use; stages without any are left out."""
     uses = Counter(ref for trial in trials for ref in trial.refs())
     found: dict[str, dict[Ref, Artifact | None]] = {}
     for ref in uses:
