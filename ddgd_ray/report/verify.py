@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
-from functools import reduce
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -107,8 +106,7 @@ def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
         with suppress(ArtifactError):  # of a manifest that is met again below
             portrait = portrait_of(run, arm)  # the page's pictures of memories
             open_ += [portrait.ref] if portrait is not None else []
-    seen: set[Ref] = set()
-    absent: set[str] = set()
+    seen, absent = set[Ref](), set[str]()
     while open_:
         ref = open_.pop()
         if ref in seen:
@@ -120,9 +118,9 @@ def _behind(run: Run, found: Verification) -> dict[Ref, Artifact]:
             artifacts[ref] = artifact
             for key in artifact.inputs.values():
                 if re.fullmatch("[0-9a-f]{64}", key):  # others are fingerprints of what no stage made
-                    stages = [stage for stage in STAGE_SPECS if run.store.has(stage, key)]
-                    open_ += [Ref(stage, key) for stage in stages]
-                    absent |= set() if stages else {key}
+                    made = [Ref(stage, key) for stage in STAGE_SPECS if run.store.has(stage, key)]
+                    open_ += made
+                    absent |= set() if made else {key}
     if absent:
         found.notes.append(f"{len(absent)} inputs are no longer in the store and could not be looked at")
     return artifacts
@@ -209,16 +207,13 @@ def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> It
 
 
 def _field_of(artifact: Artifact, names: Sequence[str]) -> Any:
-    """The field of an artifact's spec; of a part that a name may stand for, its name. Fields left out have their default.
-
-    Of a spec of another form than today's as it stands there: whether it was changed, its key tells.
-    """
+    """The field of an artifact's spec; of a part that a name may stand for, its name. Fields left out have their default."""
     try:
         found: Any = spec_of(artifact, STAGE_SPECS[artifact.stage])
-    except ArtifactError:
-        return reduce(lambda inner, name: inner.get(name) if isinstance(inner, Mapping) else None, names, artifact.spec)
+    except ArtifactError:  # of another form than today's: whether it was changed, its key tells
+        found = artifact.spec
     for name in names:
-        found = getattr(found, name, None)
+        found = found.get(name) if isinstance(found, Mapping) else getattr(found, name, None)
     return getattr(found, "name", found) if isinstance(found, Spec) else found
 
 
