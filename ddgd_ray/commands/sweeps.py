@@ -160,6 +160,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
     def execute(conductor: "Conductor", store: Any, resources: Any) -> None:
         if args.executor == "local":
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as Ray's workers have it; torch is not imported yet
             run_in_process(conductor, store, resources)
             return
         from ddgd_ray.cluster.tune import run_with_tune
