@@ -24,6 +24,8 @@ from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import MANIFEST, Artifact, Store, key_of_identity
 
+STAGE_OF = {"select": "pick"}
+"""Sections of a preset whose stage has another name: stage select makes the controls, of which no field varies."""
 MAX_LINES = 6
 """Of a file that differs, shown."""
 
@@ -148,7 +150,7 @@ def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> It
     for path, value in trial.params.items():
         section, *names = path.split(".")
         for artifact in build:
-            if artifact.stage == section:
+            if artifact.stage == STAGE_OF.get(section, section):
                 inner = _field_of(artifact, names)
                 if inner != value:
                     yield f"{path} is {value!r} in its record, {inner!r} in {section} {artifact.key[:8]}"

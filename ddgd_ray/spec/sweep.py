@@ -21,6 +21,8 @@ SET_BY_SWEEP = {
     "finetune.seed": "seeds.distill",
     "sample.seed": "seeds.distill",
     "sample.ipc": "evaluate.ipc",
+    "select.seed": "seeds.distill",
+    "select.ipc": "evaluate.ipc",
     "evaluate.network": "evaluate.networks",
     "evaluate.ipc": "evaluate.ipc",
     "evaluate.seed": "seeds.evaluate",
