@@ -88,8 +88,7 @@ def _what(choice: Choice, images: ImageSet, num: int) -> str:
 def _kind(choice: Choice) -> str:
     if choice.trial.set is None:
         return "a ready-made stand-in for the training images"
-    draws = any(ref.stage == "sample" for ref in choice.trial.build)
-    return "a distilled stand-in for the training images" if draws else "a selection"
+    return "a distilled stand-in for the training images" if choice.trial.sample else "a selection"
 
 
 def _made(choice: Choice, made_from: Lineage | None) -> str:

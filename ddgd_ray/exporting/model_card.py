@@ -56,8 +56,7 @@ def model_texts(
 
 def _loading(choice: Choice | None, some: Sequence[int]) -> str:
     """How the model is loaded and sampled, with the run's own settings of sampling where they are known."""
-    drawings = [ref for ref in choice.trial.build if ref.stage == "sample"] if choice else []
-    drawn = choice.run.store.get(*drawings[0]) if choice and drawings else None
+    drawn = choice.run.store.get(*choice.trial.sample) if choice and choice.trial.sample else None
     guidance, steps = 4.0, 50
     if drawn is not None:
         spec = spec_of(drawn, SampleSpec)

@@ -181,6 +181,11 @@ class TrialRecord(Record):
         return next((ref for ref in self.build if ref.stage == "finetune"), None)
 
     @property
+    def sample(self) -> Ref | None:
+        """The artifact that the trial drew, its set or the pool that it was picked from; None where nothing was drawn."""
+        return next((ref for ref in self.build if ref.stage == "sample"), None)
+
+    @property
     def protocol(self) -> str:
         """Label of the main protocol; "" without evaluators."""
         return self.evaluators[0].protocol if self.evaluators else ""
