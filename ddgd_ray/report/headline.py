@@ -32,12 +32,10 @@ def _of_effects(found: Sequence[Effect]) -> str:
     if not tried:
         return ""
     told = [effect for effect in tried if effect.is_distinguishable]
-    num_seeds = max(len(effect.by_seed) for effect in tried)
+    num_left, num_seeds = len(tried) - len(told), max(len(effect.by_seed) for effect in tried)
     one, several = ("its default", "their defaults") if tried[0].kind == "default" else ("the mean", "the means")
-    bound = max(effect.within(0.05 / len(tried)) for effect in tried if effect not in told) if len(told) < len(tried) else 0.0
-    within = (
-        f"within {points_up(bound)} points of {several if len(tried) - len(told) > 1 else one} (over blocks, 95 % together)"
-    )
+    bound = max((effect.within(0.05 / len(tried)) for effect in tried if effect not in told), default=0.0)
+    within = f"within {points_up(bound)} points of {several if num_left > 1 else one} (over blocks, 95 % together)"
     if not told:
         fields = " or ".join(dict.fromkeys(short_field(effect.factors[0]) for effect in tried))
         least = min(effect.p_holm for effect in tried)
@@ -46,12 +44,8 @@ def _of_effects(found: Sequence[Effect]) -> str:
         return f"{text}, and all lie {within}" if math.isfinite(bound) else text
     text = _told(max(told, key=lambda effect: abs(effect.difference)), len(tried), num_seeds)
     text += f", and {len(told) - 1} more {'level differs' if len(told) == 2 else 'levels differ'}" if len(told) > 1 else ""
-    num_left = len(tried) - len(told)
-    return (
-        f"{text}; {'the other level lies' if num_left == 1 else f'the other {num_left} levels lie'} {within}"
-        if num_left
-        else text
-    )
+    others = "the other level lies" if num_left == 1 else f"the other {num_left} levels lie"
+    return f"{text}; {others} {within}" if num_left and math.isfinite(bound) else text
 
 
 def points_up(bound: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.run.objective import Ranking, ranking_of
-from ddgd_ray.run.records import RaceRecord, RungsRecord, SweepRecord, TrialRecord
+from ddgd_ray.run.records import RaceRecord, RungsRecord, SweepRecord, TrialRecord, VerdictsRecord
 from ddgd_ray.run.results import CEILING, Row, by_arm, in_order_of, main_metric, protocols_of, rows_of
 from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.load import Document
@@ -41,13 +41,15 @@ def read_trial_records(path: Path, *, with_lower_rungs: bool = False) -> list[Tr
     return [TrialRecord.read(file) for file in files if with_lower_rungs or LOWER_RUNG not in file.name]
 
 
-def read_seed_policy(path: Path) -> RaceRecord | RungsRecord | None:
+def read_seed_policy(path: Path) -> RaceRecord | VerdictsRecord | RungsRecord | None:
     """What the race or the rungs of a run decided, None of a run without. Raises ArtifactError when it cannot be read."""
     file = path / SEED_POLICY
     if not file.is_file():
         return None
-    is_race = '"kind": "race"' in file.read_text(errors="replace")[:100]
-    return RaceRecord.read(file) if is_race else RungsRecord.read(file)
+    head = file.read_text(errors="replace")[:100]
+    if '"kind": "race"' in head:
+        return RaceRecord.read(file)
+    return VerdictsRecord.read(file) if '"kind": "verdicts"' in head else RungsRecord.read(file)
 
 
 def read_run(path: Path, store: Store) -> "Run":

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from ddgd_ray.errors import ArtifactError
 from ddgd_ray.spec.base import Value
 from ddgd_ray.spec.check import expected, shown
+from ddgd_ray.spec.claims_spec import ClaimsSpec
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.search_spec import Direction
 from ddgd_ray.spec.sweep_spec import SweepSpec
@@ -289,6 +290,38 @@ class RaceRecord(Record):
     left: tuple[str, ...]
     failed: tuple[str, ...]
     drops: tuple[DropRecord, ...]
+    full: tuple[PlannedRecord, ...]
+
+
+class VerdictRecord(Record):
+    """What a race for verdicts concluded of an arm. difference: to the reference, in units of the metric, as measured.
+
+    low, high: ends of the interval that holds for all arms and all looks together; null while n is too small for one.
+    """
+
+    arm: str
+    word: Literal["better", "worse", "equivalent", "undecided"]
+    num_seeds: int
+    difference: float
+    low: float | None
+    high: float | None
+
+
+class VerdictsRecord(Record):
+    """What a race for verdicts decided. Each start of a sweep writes it anew."""
+
+    kind: Literal["verdicts"] = "verdicts"
+    metric: str
+    direction: Direction
+    claims: ClaimsSpec
+    reference: str
+    alpha: float
+    """Error rate of one pair."""
+    limit: int
+    """Seeds at which the race ends though pairs be undecided."""
+    is_over: bool
+    failed: tuple[str, ...]
+    verdicts: tuple[VerdictRecord, ...]
     full: tuple[PlannedRecord, ...]
 
 
