@@ -552,3 +552,15 @@ def test_the_doctor_is_quick_and_imports_no_framework(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert time.monotonic() - started < 10
     assert ran.stdout.splitlines()[-1] == ""
+
+
+def test_a_head_that_asks_for_a_token_says_how_to_present_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words are those of a head that `ray start --head` of Ray 2.60 starts, and of its client without RAY_AUTH_MODE."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    said = "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing or incorrect."
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        finding = only(services.check_ray(address, health=("sh", "-c", f"echo '{said}' >&2; exit 1")))
+    assert finding.level == "FAIL"
+    assert "asks for a token, and RAY_AUTH_MODE is not set here" in finding.what
+    assert "export RAY_AUTH_MODE=token" in finding.fix

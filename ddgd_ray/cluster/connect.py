@@ -79,7 +79,10 @@ def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None)
     knock(found, address)
     ask_versions(found, address)
     with kept_signals():
-        ray.init(address=found, **quiet)
+        try:
+            ray.init(address=found, **quiet)
+        except ConnectionError as err:  # the head answered a moment ago: what it refuses is us
+            raise _refused(address) from err
 
 
 @contextmanager
@@ -189,7 +192,7 @@ def ask_versions(found: str, address: str) -> None:
             used,
             code="token",
             where=f"--address {address}",
-            fix="set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN; every node needs the same one",
+            fix=TOKEN_FIX,
         )
     if "error" in answer:
         raise _cluster_error(f"{found} does not answer as a Ray head does", address, "is it the head's port, usually 6379?")
@@ -244,6 +247,20 @@ def token_source() -> str:
             fix="copy the file of the cluster's head, chmod 600",
         )
     return str(path) if has_token else ""
+
+
+TOKEN_FIX = (
+    "export RAY_AUTH_MODE=token before the command, with the head's token in ~/.ray/auth_token, a file named by "
+    "RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN; every node needs the same one"
+)
+
+
+def _refused(address: str) -> ClusterError:
+    """The error of a head that answers and lets nobody in without its token, which is how `ray start --head` starts one."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    here = f"RAY_AUTH_MODE is {mode} here" if mode else "RAY_AUTH_MODE is not set here, so that none is presented"
+    what = "the head answers and does not let us in: it asks for a token unless it was started with RAY_AUTH_MODE=disabled"
+    return ClusterError(f"{what}; {here}", code="token", where=f"--address {address}", fix=TOKEN_FIX)
 
 
 def _cluster_error(what: str, address: str, fix: str) -> ClusterError:

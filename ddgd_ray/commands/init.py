@@ -192,7 +192,7 @@ class _Timed:
         self._plan = planned_trials
         echo(f"measuring a few steps of each stage at {tier.size} px ...")
         logging.getLogger("ddgd_ray.stages").setLevel(logging.ERROR)  # what a stage of two steps warns of is no news
-        self._measured = measure(writer.sweep(self._text(1.0)), planned_trials, self._store, {})
+        self._measured = measure(writer.sweep(self._text(1.0)), planned_trials, self._store, {}, _tell_end)
 
     def share_within(self, limit_s: float) -> float:
         """Of the tier's steps; the clock grows by the share of them, and by what does not depend on it."""
@@ -214,7 +214,7 @@ class _Timed:
         words = (
             f"{preset.images.size} px; a DiT of {tier.layers} layers, {tier.heads * tier.head_dim} wide, and its autoencoder "
         )
-        words += f"are trained here, {share:.0%} of the steps that they are worth; {' and '.join(self.networks)} judge the sets"
+        words += f"are trained here, {share:.0%} of the steps that they are worth; judged by {' and '.join(self.networks)}"
         return _Proposal(text, sweep, self._forecast(sweep), words)
 
     def _text(self, share: float) -> str:
@@ -231,6 +231,11 @@ class _Timed:
         machine = self.writer.machine
         gpus = float(len(machine.gpus))
         return forecast(trials, None, rates, sweep.spec.resources, cores=machine.cores, gpus=gpus)
+
+
+def _tell_end(text: str) -> None:
+    if text.startswith("done; "):
+        echo(f"note: {text.removeprefix('done; ')}")
 
 
 def own_images(args: argparse.Namespace, overrides: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

@@ -77,7 +77,8 @@ def plan_command(args: argparse.Namespace) -> int:
     if search:
         _print_search(sweep, search)
     if sweep.spec.race:
-        print(f"race: at most these; seeds after the first {sweep.spec.race.first_seeds} go to configurations that may win")
+        whom = "arms without a verdict" if sweep.spec.race.goal == "verdicts" else "configurations that may win"
+        print(f"race: at most these; seeds after the first {sweep.spec.race.first_seeds} go to {whom}")
     if sweep.spec.rungs:
         print(f"rungs: {len(sweep.spec.rungs.settings)}; the first is planned for certain, the results decide the others")
     _print_stages(certain)

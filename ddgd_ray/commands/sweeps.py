@@ -135,6 +135,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from ddgd_ray.inputs.notes import input_notes
     from ddgd_ray.redact import redact
     from ddgd_ray.run.folder import RunFolder, open_store
+    from ddgd_ray.run.warned import write_warnings
     from ddgd_ray.tracking import tracker
     from ddgd_ray.watch.view import LiveView, PlainView, machine_busy_s
 
@@ -152,6 +153,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     folder = RunFolder(run_dir, sweep.spec.name)
     folder.prepare()
     _log_to(folder.path / "sweep.log")
+    write_warnings(folder.path, warnings)
     for trap in warnings:
         echo(trap.line())
         logging.getLogger(__name__).warning("%s: %s", trap.where, trap.what)
@@ -160,6 +162,7 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
     def execute(conductor: "Conductor", store: Any, resources: Any) -> None:
         if args.executor == "local":
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as Ray's workers have it; torch is not imported yet
             run_in_process(conductor, store, resources)
             return
         from ddgd_ray.cluster.tune import run_with_tune

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddgd_ray.conduct.quiet_clock import QuietClock
 from ddgd_ray.conduct.sweep import planned_trials
 from ddgd_ray.conduct.work import context_of
 from ddgd_ray.inputs.counts import TESTS_PER_CLASS, Counts, counts_of
@@ -44,6 +44,8 @@ FACTOR = 4
 MAX_IPC = 10
 MOST_TESTED = 20
 """The number of images a class that a classifier is tested on here."""
+BUSY = 1.5
+"""The factor from which on it is told what neighbours on the machine do to the clock."""
 SPREAD = 1.25
 """The factor up and down of the range around one measurement, for other jobs on the machine."""
 
@@ -75,6 +77,7 @@ def measure(
     wanted = {kind_of(call) for call in missing.values() if work_of_call(call)[0] not in known.get(call.stage, {})}
     if not wanted:
         return {}
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in workers; before torch is imported, or it has no effect
     images = sweep.preset_with({}).images
     with tempfile.TemporaryDirectory(prefix="ddgd-measure-") as name:
         folder = Path(name)
@@ -87,6 +90,9 @@ def measure(
         for ours, theirs in pairs:
             for call, stand_in in zip(ours.calls(), theirs.calls(), strict=True):
                 bench.run(stand_in, is_wanted=kind_of(call) in wanted, kind=kind_of(call))
+        if bench.wall_s > BUSY * bench.quiet_s:
+            slower = bench.wall_s / bench.quiet_s
+            tell(f"done; other programs made it {slower:.1f} times slower, and are left out of what it says")
         return bench.found
 
 
@@ -127,6 +133,7 @@ class _Bench:
     def __init__(self, store: Store, sweep: Sweep, few: Counts, full: Counts, tell: Callable[[str], None]) -> None:
         self.store, self.sweep, self.few, self.full, self.tell = store, sweep, few, full, tell
         self.found: dict[tuple[str, str], Measured] = {}
+        self.wall_s, self.quiet_s = 0.0, 0.0
         self._stand_ins: dict[tuple[str, str], StageCall] = {}
         self._by_kind: dict[tuple[str, str], StageCall] = {}
 
@@ -192,11 +199,12 @@ class _Bench:
     def _seconds(self, call: StageCall, ctx: Context) -> float:
         with self.store.scratch(call.key) as out:
             self.store.drop_kept(call.key)
-            started = time.monotonic()
-            run_call(call, self.store, out, ctx)
-            seconds = time.monotonic() - started
+            with QuietClock(ctx.num_threads) as clock:
+                run_call(call, self.store, out, ctx)
         self.store.drop_kept(call.key)
-        return seconds
+        self.wall_s += clock.wall_s
+        self.quiet_s += clock.seconds
+        return clock.seconds
 
 
 def is_lengthy(spec: StageSpec) -> bool:

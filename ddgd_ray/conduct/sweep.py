@@ -15,6 +15,7 @@ from ddgd_ray.search.ask_tell import GridSearch, Proposal, Proposals, Search
 from ddgd_ray.search.race import Race
 from ddgd_ray.search.rungs import Rungs, rung_trials
 from ddgd_ray.search.seed_policy import AllSeeds, SeedPolicy, forget_decisions
+from ddgd_ray.search.until_decided import UntilDecided
 from ddgd_ray.spec.search_spec import is_reproducible
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
@@ -79,7 +80,7 @@ def new_search(sweep: Sweep, folder: RunFolder, store: Store) -> Search:
 def new_seed_policy(sweep: Sweep, store: Store, folder: RunFolder) -> SeedPolicy:
     """The policy that the sweep names: a race, rungs, or every seed for everybody."""
     if sweep.spec.race is not None:
-        return Race(sweep, store, folder)
+        return (UntilDecided if sweep.spec.race.goal == "verdicts" else Race)(sweep, store, folder)
     if sweep.spec.rungs is not None:
         return Rungs(sweep, store, folder)
     forget_decisions(folder)

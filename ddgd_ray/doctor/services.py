@@ -47,8 +47,15 @@ def check_ray(address: str, *, health: tuple[str, ...] = HEALTH) -> list[Finding
         return [Finding("ray", "FAIL", what, "is it the port of the head (6379), not of the dashboard?")]
     if ran.returncode:
         lines = [line for line in (ran.stderr + ran.stdout).strip().splitlines() if line.strip()]
+        if any("AuthenticationError" in line or "authentication token" in line.lower() for line in lines):
+            mode = os.environ.get("RAY_AUTH_MODE", "not set")
+            what = f"the head at {shown} asks for a token, and RAY_AUTH_MODE is {mode} here"
+            fix = (
+                "export RAY_AUTH_MODE=token, with the head's token in ~/.ray/auth_token or a file named by RAY_AUTH_TOKEN_PATH"
+            )
+            return [Finding("ray", "FAIL", what, fix)]
         what = f"{shown} is no healthy ray head for us: {lines[-1].strip()[:300] if lines else f'exit code {ran.returncode}'}"
-        return [Finding("ray", "FAIL", what, "same version of ray here and there? token in RAY_AUTH_TOKEN_PATH?")]
+        return [Finding("ray", "FAIL", what, "same version of ray here and there? is it the head's port, usually 6379?")]
     return [passed("ray", f"the head at {shown} answers")]
 
 

@@ -11,7 +11,9 @@ from ddgd_ray.exporting.numbers import numbers_section
 from ddgd_ray.exporting.sections import front_matter, joined, licence_section, method_section, provenance_section
 from ddgd_ray.run.lineage import Lineage, spec_of
 from ddgd_ray.spec.evaluation import SelectSpec
+from ddgd_ray.spec.pick import PickSpec
 from ddgd_ray.spec.stages import SampleSpec
+from ddgd_ray.storage.store import Artifact
 
 LOADING = {
     "imagefolder": """
@@ -86,18 +88,17 @@ def _what(choice: Choice, images: ImageSet, num: int) -> str:
 def _kind(choice: Choice) -> str:
     if choice.trial.set is None:
         return "a ready-made stand-in for the training images"
-    return "a selection" if choice.trial.set.stage == "select" else "a distilled stand-in for the training images"
+    return "a distilled stand-in for the training images" if choice.trial.sample else "a selection"
 
 
 def _made(choice: Choice, made_from: Lineage | None) -> str:
     if made_from is None:
         return "Ready-made: the images were not made by ddgd-ray, which judged them alone."
     own = made_from.artifacts[-1]  # features behind a selection may themselves go back to one
+    if own.stage == "pick":
+        return _picked(made_from, own)
     if own.stage == "sample":
-        drawn = spec_of(own, SampleSpec)
-        settings = f"sampler {drawn.sampler}, steps {drawn.steps}, guidance {drawn.guidance}, "
-        settings += f"cfg_channels {drawn.cfg_channels}, weights {drawn.weights}, seed {drawn.seed}"
-        return f"{method_section(made_from)}\n\nThe set was drawn from that model: {settings}."
+        return _drawn(made_from, own)
     picked = spec_of(own, SelectSpec)
     how = {
         "random": "drawn at random",
@@ -107,3 +108,26 @@ def _made(choice: Choice, made_from: Lineage | None) -> str:
         "all": "all of them",
     }[picked.method]
     return f"A control: real training images, {how}, seed {picked.seed}. Nothing here is generated."
+
+
+def _drawn(made_from: Lineage, own: Artifact) -> str:
+    drawn = spec_of(own, SampleSpec)
+    settings = f"sampler {drawn.sampler}, steps {drawn.steps}, guidance {drawn.guidance}, "
+    settings += f"cfg_channels {drawn.cfg_channels}, weights {drawn.weights}, seed {drawn.seed}"
+    settings += f", guide {drawn.guide.name} of strength {drawn.guide.strength}" if drawn.guide.name != "none" else ""
+    settings += f", start {drawn.start.name} at {drawn.start.strength}" if drawn.start.name != "noise" else ""
+    settings += f", spectral_gain {drawn.spectral_gain}" if drawn.spectral_gain > 1 else ""
+    return f"{method_section(made_from)}\n\nThe set was drawn from that model: {settings}."
+
+
+def _picked(made_from: Lineage, own: Artifact) -> str:
+    picked = spec_of(own, PickSpec)
+    if picked.rule == "rded":
+        how = f"the surest of {picked.crops} crops of an image, {picked.tiles**2} in a picture"
+        return f"Crops of real training images in mosaics (RDED): {how}, seed {picked.seed}. Nothing here is generated."
+    of = {"generated": "samples", "real": "real training images", "both": "samples and real training images"}[picked.of]
+    pool = f"a pool of {picked.pool} {of} for each image"
+    how = f"The set was picked by {picked.rule} from {pool}; `origin` says which became which."
+    if "generated" not in own.inputs:
+        return f"{how} Nothing here is generated."
+    return f"{_drawn(made_from, made_from.input_of(own, 'generated'))}\n\n{how}"

@@ -56,9 +56,9 @@ def model_texts(
 
 def _loading(choice: Choice | None, some: Sequence[int]) -> str:
     """How the model is loaded and sampled, with the run's own settings of sampling where they are known."""
-    drawn = choice.set if choice else None
+    drawn = choice.run.store.get(*choice.trial.sample) if choice and choice.trial.sample else None
     guidance, steps = 4.0, 50
-    if drawn is not None and drawn.stage == "sample":
+    if drawn is not None:
         spec = spec_of(drawn, SampleSpec)
         guidance, steps = spec.guidance, spec.steps
     return (

@@ -85,7 +85,7 @@ def work_of(stage: str, spec: Mapping[str, Any], inputs: Mapping[str, str]) -> t
     if stage == "evaluate":
         return _training(spec, images, num_classes)
     of_folder = f" {inputs['images'][-8:]}" if images.get("source") == "imagefolder" and "images" in inputs else ""
-    method = f"{spec.get('method', '')}{spec.get('space', '')}{' set' if 'set' in inputs else ''}"
+    method = f"{spec.get('method', '')}{spec.get('rule', '')}{spec.get('space', '')}{' set' if 'set' in inputs else ''}"
     return f"{images.get('source', '')} {spec.get('size') or images.get('size', '')} {method}{of_folder}".strip(), 1.0
 
 

@@ -11,7 +11,7 @@ from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.storage.manifest import Ref
 
 # of jobs that are ready, earlier kinds start first: evaluators before new sets, so that results come in as the sweep goes
-KINDS = ("prepare", "test", "evaluate", "measure", "sample", "select", "invert", "finetune")
+KINDS = ("prepare", "test", "evaluate", "measure", "pick", "scores", "features", "sample", "select", "invert", "finetune")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ddgd_ray.errors import SpecError
 from ddgd_ray.inputs.fingerprints import index_classes
 from ddgd_ray.inputs.survey import Survey
 
+MANY_CORES = 4
 HELD_OUT = 0.15
 """Share of a class's images for validation, and as many for testing where nothing is split off."""
 MOST_HELD_OUT = 50
@@ -181,8 +182,10 @@ def resources_for(cores: float, num_gpus: int) -> dict[str, Any]:
     if num_gpus:
         on_gpu = {"cpus": 1, "gpus": 1}
         return {**on_gpu, "stages": {"evaluate": {"gpus": 0.25}, "decode": {"gpus": 0}, "select": {"gpus": 0}}}
-    most = max(1, min(8, int(cores)))
-    return {"cpus": 1, "stages": {"autoencoder": {"cpus": most}, "pretrain": {"cpus": most}}}
+    if cores < MANY_CORES:  # networks so small gain little from a second core, and the controls have use for it
+        return {"cpus": 1}
+    wide = min(4, int(cores) // 2)
+    return {"cpus": 1, "stages": {"autoencoder": {"cpus": wide}, "pretrain": {"cpus": wide}}}
 
 
 def _fifties(number: float) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.inputs.fingerprints import resolve, set_source, training_images_per_class
-from ddgd_ray.plan.making import sampled, with_values
+from ddgd_ray.plan.making import made, with_values
 from ddgd_ray.plan.preset_calls import Measure, PresetCalls
 from ddgd_ray.spec.base import canonical_json
 from ddgd_ray.spec.evaluation import FeatureSpace, SelectSpec, TestSpec
@@ -145,10 +145,7 @@ def common_calls(preset: Preset) -> tuple[StageCall, ...]:
 def _distill(sweep: Sweep, common: PresetCalls, arm: str, params: Mapping[str, Any], seed: int, *, is_control: bool) -> Trial:
     preset = common.preset
     _check_packages(preset)
-    # without fine-tuning there is nothing random before sampling: all seeds share one adapter
-    finetune = with_values(preset.finetune, seed=seed if preset.finetune.steps else 0)
-    tune = StageCall(finetune, {"latents": common.latents, "backbone": common.backbone})
-    build = sampled(common, tune, seed, max(sweep.spec.evaluate.ipc))
+    build = made(common, seed, max(sweep.spec.evaluate.ipc))
     return _trial(sweep, common, arm, params, seed, is_control, build, build[-1].ref, sweep.spec.evaluate.ipc)
 
 

@@ -122,10 +122,13 @@ class PresetCalls:
         spec = FeaturesSpec(space=space, images=self.preset.images, size=size)
         return self._add(StageCall(spec, {"images": self.images, "model": model}))
 
-    def measure(self, space: FeatureSpace, made: Ref | Outside, ipc: int) -> Measure:
+    def set_features(self, space: FeatureSpace, made: Ref | Outside, ipc: int) -> StageCall:
+        """The features of a set's first `ipc` images a class, of all with 0."""
         size, model = self._space(space, 0)
-        features = StageCall(
-            FeaturesSpec(space=space, images=self.preset.images, size=size, ipc=ipc), {"set": made, "model": model}
-        )
+        spec = FeaturesSpec(space=space, images=self.preset.images, size=size, ipc=ipc)
+        return StageCall(spec, {"set": made, "model": model})
+
+    def measure(self, space: FeatureSpace, made: Ref | Outside, ipc: int) -> Measure:
+        features = self.set_features(space, made, ipc)
         inputs = {"set": features.ref, "real": self.real_features(space, 0)}
         return Measure(f"{space}, {ipc} images per class", (features, StageCall(QualitySpec(), inputs)))

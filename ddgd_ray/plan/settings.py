@@ -48,8 +48,10 @@ def _of_preset(sweep: Sweep, preset: Preset) -> Iterator[Resolved]:
             yield Resolved(path, _varied(sweep, path), "varied", place)
     for path, value in _fields(preset):
         place = sweep.preset.places.get(tuple(path.split(".")), "")
-        if path in sweep.places:
-            yield Resolved(path, _varied(sweep, path), "varied", sweep.places[path])
+        named = path.removesuffix(".name")  # `sample.guide: mode` stands for `sample.guide.name: mode`
+        if path in sweep.places or named in sweep.places:
+            varied = path if path in sweep.places else named
+            yield Resolved(varied, _varied(sweep, varied), "varied", sweep.places[varied])
         elif SET_BY_SWEEP.get(path) == path:
             continue  # the sweep's own field of that name follows
         elif path in SET_BY_SWEEP:

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddgd_ray.report.compare import choose_control
 from ddgd_ray.report.dd_ranking import dd_ranking_table, is_without_augmentation
+from ddgd_ray.report.factorial import effect_tables, effects_csv
 from ddgd_ray.report.grids import chosen_arms, write_grids
 from ddgd_ray.report.hashes import write_hashes
+from ddgd_ray.report.headline import headline
+from ddgd_ray.report.judged import reference_of
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
 from ddgd_ray.report.page import write_page
 from ddgd_ray.report.pareto import pareto_tables
@@ -47,7 +49,8 @@ def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:
     return {
         "table.md": markdown_report(run, tables),
         "table.tex": latex_report(run, tables),
-        "table.csv": averaged_csv(run.rows, run.spec.evaluate.networks),
+        "table.csv": averaged_csv(run.rows, run.spec.evaluate.networks, run.spec.claims),
+        "effects.csv": effects_csv(run),
         "results.csv": csv_table(run.rows),
         "per_class.csv": per_class_csv(run.rows, run.store),
     }
@@ -78,18 +81,19 @@ def write_report(
 
 
 def result_tables(run: Run) -> list[Table]:
-    """The tables of results, for each protocol and number of images a class: grid, arms, comparison, DD-Ranking."""
+    """The tables of results, for each protocol and ipc: grid, arms, arms against the reference, effects, DD-Ranking."""
     tables: list[Table | None] = []
     for protocol in protocols_of(run.rows):
         of_protocol = [row for row in run.rows if row.protocol == protocol]
-        control = choose_control(of_protocol)
+        reference = reference_of(of_protocol, run.spec.claims)
         for ipc in run.spec.evaluate.ipc:
             found = at_ipc(of_protocol, ipc)
             if all(row.ipc == 0 for row in found):
                 continue
             tables += [grid_table(found, run.spec.vary), arm_table(found, run.spec.evaluate.networks)]
             if len({row.arm for row in found} - {CEILING}) > 1:
-                tables.append(comparison_table(found, control))
+                tables.append(comparison_table(found, reference, run.spec.claims))
+            tables += effect_tables(found, run.spec.vary, run.default, run.spec.claims)
             if not is_without_augmentation(protocol):
                 tables.append(dd_ranking_table(run.rows, protocol, ipc))
     return [table for table in tables if table is not None]
@@ -100,6 +104,7 @@ def markdown_report(run: Run, tables: Sequence[Table]) -> str:
     spec = run.spec
     parts = [
         f"# {spec.name}: preset {spec.preset}",
+        headline(run),
         f"Accuracies are top-1 in [0, 1], mean ± sample standard deviation over distillation seeds (n); protocol "
         f"{', '.join(protocols_of(run.rows)) or '-'}; networks {', '.join(spec.evaluate.networks)}; images per class "
         f"{', '.join(map(str, spec.evaluate.ipc))}; classifier seeds {len(spec.seeds.evaluate)} a set, averaged first.",

@@ -1,6 +1,6 @@
 """Effects with their intervals, and what two fields do together: the drawings of a grid of two or more varied fields."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -8,6 +8,7 @@ from ddgd_ray.report.effects import Effect
 from ddgd_ray.report.factorial import effect_name, grid_effects, grid_factors, short_field
 from ddgd_ray.report.figures import INK, Drawing, draw, series_colour
 from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric
+from ddgd_ray.run.reading import Run
 from ddgd_ray.run.results import Row, over_seeds
 
 MAX_EFFECTS = 40
@@ -15,13 +16,15 @@ MAX_PAIRS = 3
 """Pairs of fields that get an interaction plot."""
 
 
-def effect_figures(
-    rows: Sequence[Row], ipc: int, vary: Mapping[str, Sequence[Any]], default_of: Callable[[str], Any]
-) -> list[Drawing]:
-    """Under one protocol at `ipc` images a class; none for a grid of one field."""
-    rows = at_ipc(rows, ipc)
+def effect_figures(run: Run) -> list[Drawing]:
+    """Under the main protocol, for each number of images a class; none for a grid of one field."""
+    return [drawing for ipc in run.spec.evaluate.ipc for drawing in _figures(run, ipc)]
+
+
+def _figures(run: Run, ipc: int) -> list[Drawing]:
+    rows, vary = at_ipc(run.main_rows, ipc), run.spec.vary
     metric = common_metric(rows)
-    found = grid_effects(rows, vary, default_of, metric)
+    found = grid_effects(rows, vary, run.default, metric)
     if not found:
         return []
     what = f"top-1, {METRIC_TITLES[metric]}"
@@ -62,6 +65,7 @@ def _effects_figure(found: Sequence[Effect], title: str, what: str) -> Drawing:
             "Dots: effects; lines: 95 % intervals over blocks; strokes: the seeds' means. Thick: told apart from zero, by the "
             "corrected p within blocks and by the interval over seeds."
         ),
+        width=8.0,
         height=max(2.4, 0.6 + 0.24 * len(shown)),
     )
 

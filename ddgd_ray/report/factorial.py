@@ -3,6 +3,8 @@
 A table holds rows of one protocol and one number of images a class; the caller groups.
 """
 
+import csv
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 from ddgd_ray.report.effects import NULLS, Effect, effects, parts_of_method
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.statistics import ALPHA
-from ddgd_ray.report.tables import METRIC_TITLES, common_metric, interval_text, p_text, under
+from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric, interval_text, p_text, under
 from ddgd_ray.report.verdicts import Verdict, alpha_of_pair, judge
-from ddgd_ray.run.results import Row, paired_differences, seed_means
+from ddgd_ray.run.reading import Run
+from ddgd_ray.run.results import Row, paired_differences, protocols_of, seed_means
 from ddgd_ray.spec.claims_spec import ClaimsSpec
 from ddgd_ray.spec.sweep_spec import FULL, PARTS, WITHOUT
 
@@ -99,6 +102,11 @@ def effect_tables(
     return tables
 
 
+def is_of_effects(table: Table) -> bool:
+    """Whether a table of the report is one of effects or parts."""
+    return table.title.startswith(tuple(TITLES.values()))
+
+
 def parts_effects(rows: Sequence[Row], metric: str) -> list[Effect]:
     """What each part adds to a method; none for a sweep without `parts`."""
     arms: dict[str, list[Row]] = {}
@@ -108,6 +116,35 @@ def parts_effects(rows: Sequence[Row], metric: str) -> list[Effect]:
     full = arms.pop(FULL, [])
     lost = {arm.removeprefix(WITHOUT): paired_differences(full, found, metric) for arm, found in arms.items()}
     return parts_of_method(lost)
+
+
+def effects_csv(run: Run) -> str:
+    """A line for each effect under each protocol and number of images a class; the head alone where there is none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = "protocol,ipc,metric,kind,effect,against,difference,low,high,blocks,p,p_holm,is_exact,seed_low,seed_high,seeds,told"
+    writer.writerow([*head.split(","), "verdict"])
+    for protocol in protocols_of(run.rows):
+        for ipc in run.spec.evaluate.ipc:
+            rows = [row for row in at_ipc(run.rows, ipc) if row.protocol == protocol]
+            metric = common_metric(rows)
+            found = [*grid_effects(rows, run.spec.vary, run.default, metric), *parts_effects(rows, metric)]
+            for kind in TITLES:
+                of_kind = [effect for effect in found if effect.kind == kind]
+                verdicts = effect_verdicts(of_kind, run.spec.claims) if kind in ("default", "part") else {}
+                for one in of_kind:
+                    word = verdicts[one.hypothesis].word if verdicts else ""
+                    writer.writerow([protocol, ipc, metric, kind, *_values(one), word])
+    return text.getvalue()
+
+
+def _values(effect: Effect) -> list[Any]:
+    bounds = [(one.low, one.high) if one else ("", "") for one in (effect.interval, effect.seed_interval)]
+    against = "" if effect.against is None else effect.against
+    return [
+        *(effect_name(effect), against, effect.difference, *bounds[0], effect.num_blocks, effect.p, effect.p_holm),
+        *(effect.is_exact, *bounds[1], len(effect.by_seed), effect.is_distinguishable),
+    ]
 
 
 def _table(title: str, found: Sequence[Effect], claims: ClaimsSpec | None) -> Table:

@@ -1,36 +1,29 @@
 """One sentence that a reader can quote, true by the numbers behind it: what the page of a run begins with."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ddgd_ray.report.effects import Effect
 from ddgd_ray.report.factorial import effect_name, grid_effects, short_field
 from ddgd_ray.report.judged import differences_to, reach_of, reference_of, tally, verdicts_of
 from ddgd_ray.report.tables import METRIC_TITLES, at_ipc, common_metric, p_text
 from ddgd_ray.report.verdicts import alpha_of_pair, judge
+from ddgd_ray.run.reading import Run
 from ddgd_ray.run.results import Row, by_arm
 from ddgd_ray.spec.claims_spec import ClaimsSpec
 
 
-def headline(
-    rows: Sequence[Row],
-    ipc: int,
-    preset: str,
-    vary: Mapping[str, Sequence[Any]],
-    default_of: Callable[[str], Any],
-    claims: ClaimsSpec | None,
-) -> str:
-    """Of rows under the main protocol at `ipc` images a class: effects of a grid, then the arms against their reference.
+def headline(run: Run) -> str:
+    """Under the main protocol, at the largest sets: effects of a grid, then the arms against their reference.
 
     "" where nothing is compared. Differences of accuracies are given in points, hundredths.
     """
-    rows = at_ipc(rows, ipc)
+    rows = at_ipc(run.main_rows, run.ipc)
     metric = common_metric(rows)
-    of_grid = _of_effects(grid_effects(rows, vary, default_of, metric))
-    of_arms = _of_arms(rows, metric, claims)
-    said = [part for part in (of_grid, of_arms) if part]
-    return f"{preset} at {ipc} images a class, {METRIC_TITLES[metric]}: {'; '.join(said)}." if said else ""
+    of_grid = _of_effects(grid_effects(rows, run.spec.vary, run.default, metric))
+    of_arms = _of_arms(rows, metric, run.spec.claims)
+    said = "; ".join(part for part in (of_grid, of_arms) if part)
+    return f"{run.spec.preset} at {run.ipc} images a class, {METRIC_TITLES[metric]}: {said}." if said else ""
 
 
 def _of_effects(found: Sequence[Effect]) -> str:
@@ -39,20 +32,20 @@ def _of_effects(found: Sequence[Effect]) -> str:
     if not tried:
         return ""
     told = [effect for effect in tried if effect.is_distinguishable]
-    num_seeds = max(len(effect.by_seed) for effect in tried)
-    against = "its default" if tried[0].kind == "default" else "the mean of its field"
-    bound = max(effect.within(0.05 / len(tried)) for effect in tried if effect not in told) if len(told) < len(tried) else 0.0
-    within = f"within {points_up(bound)} points of {against} (over blocks, together at 95 %)"
+    num_left, num_seeds = len(tried) - len(told), max(len(effect.by_seed) for effect in tried)
+    one, several = ("its default", "their defaults") if tried[0].kind == "default" else ("the mean", "the means")
+    bound = max((effect.within(0.05 / len(tried)) for effect in tried if effect not in told), default=0.0)
+    within = f"within {points_up(bound)} points of {several if num_left > 1 else one} (over blocks, 95 % together)"
     if not told:
         fields = " or ".join(dict.fromkeys(short_field(effect.factors[0]) for effect in tried))
         least = min(effect.p_holm for effect in tried)
-        text = f"no level of {fields} is told apart from {against}"
+        text = f"no level of {fields} is told apart from {one}"
         text += f" (n = {num_seeds} seeds, least p {p_text(least)} by Holm over {len(tried)})"
-        return f"{text}, and each lies {within}" if math.isfinite(bound) else text
+        return f"{text}, and all lie {within}" if math.isfinite(bound) else text
     text = _told(max(told, key=lambda effect: abs(effect.difference)), len(tried), num_seeds)
     text += f", and {len(told) - 1} more {'level differs' if len(told) == 2 else 'levels differ'}" if len(told) > 1 else ""
-    num_left = len(tried) - len(told)
-    return f"{text}; {'the other level lies' if num_left == 1 else f'the other {num_left} lie'} {within}" if num_left else text
+    others = "the other level lies" if num_left == 1 else f"the other {num_left} levels lie"
+    return f"{text}; {others} {within}" if num_left and math.isfinite(bound) else text
 
 
 def points_up(bound: float) -> str:
@@ -61,7 +54,7 @@ def points_up(bound: float) -> str:
 
 
 def _told(effect: Effect, num_tried: int, num_seeds: int) -> str:
-    against = f"in place of {effect.against}" if effect.kind == "default" else "against the mean of its field"
+    against = f"in place of {effect.against}" if effect.kind == "default" else "against the mean"
     interval = (
         f" (95 % interval {100 * effect.interval.low:+.2f} to {100 * effect.interval.high:+.2f})" if effect.interval else ""
     )

@@ -69,9 +69,9 @@ def _figure(kind: str, curves: dict[str, list[Mapping[str, float]]]) -> Drawing:
 def portrait_inputs(run: Run, arm: str) -> tuple[PortraySpec, dict[str, Ref]] | None:
     """The call of stage portray for the first seed of an arm; None where it was not fine-tuned, or nothing is published."""
     trial = run.first_trials().get(arm)
-    if trial is None or trial.finetune is None or trial.set is None:
+    if trial is None or trial.finetune is None or trial.sample is None:
         return None
-    tuned, sample = run.store.get(*trial.finetune), run.store.get(*trial.set)
+    tuned, sample = run.store.get(*trial.finetune), run.store.get(*trial.sample)
     if tuned is None or sample is None or not any(name.startswith("memories/") for name in tuned.files):
         return None
     decoder = sample.inputs["autoencoder"]

@@ -16,8 +16,11 @@ from markupsafe import Markup, escape
 
 from ddgd_ray import __version__
 from ddgd_ray.report.costs import cost_table
+from ddgd_ray.report.effect_figures import effect_figures
+from ddgd_ray.report.factorial import is_of_effects
 from ddgd_ray.report.figures import Drawing
 from ddgd_ray.report.grids import chosen_arms
+from ddgd_ray.report.headline import headline
 from ddgd_ray.report.memories import memory_figures
 from ddgd_ray.report.nearest import nearest_pictures
 from ddgd_ray.report.notes import missing_note, readings_note, selection_note
@@ -76,7 +79,7 @@ def write_page(run: Run, tables: Sequence[Table], out: Path, *, all_pictures: bo
     """The path of the page, `out`/index.html, once it is written."""
     path = out / PAGE
     title = f"{run.spec.name}: preset {run.spec.preset}"
-    write_atomically(path, render(title, _lead(run), sections_of(run, tables, all_pictures)))
+    write_atomically(path, render(title, _lead(run), sections_of(run, tables, all_pictures), headline(run)))
     return path
 
 
@@ -89,7 +92,8 @@ def sections_of(run: Run, tables: Sequence[Table], all_pictures: bool = False) -
     cost = cost_table(run)
     found = [
         Section("Selection", _selection(run)),
-        Section("Results", list(tables)),
+        Section("Results", [table for table in tables if not is_of_effects(table)]),
+        Section("Effects", [*effect_figures(run), *filter(is_of_effects, tables)]),
         Section("Sensitivity", sensitivity),
         Section("Search", search_figures(run)),
         Section("Trade-offs", tradeoff_figures(run)),
@@ -197,7 +201,7 @@ def inline(text: str) -> Markup:
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
+def render(title: str, lead: str, sections: Sequence[Section], finding: str = "") -> str:
     """The HTML of the page. Names are escaped wherever they stand."""
     source = resources.files("ddgd_ray.report")
     script = (source / "page.js").read_text()
@@ -210,6 +214,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
         template.render(
             title=title,
             lead=lead,
+            finding=finding,
             sections=sections,
             style=Markup((source / "page.css").read_text()),
             script=Markup(script),

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.run.objective import sign_of
 from ddgd_ray.run.reading import Run, read_seed_policy, read_trial_records
-from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord
+from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord, VerdictsRecord
 from ddgd_ray.spec.base import Values
 from ddgd_ray.spec.search_spec import ACCURACIES
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Store
-
-Decisions = RaceRecord | RungsRecord
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,10 @@ def seed_policy_tables(run: Run) -> list[Table]:
     arms = list(dict.fromkeys(planned.arm for planned in decisions.full))
     known = read_trial_records(run.path, with_lower_rungs=True)
     trials = [trial for trial in known if trial.arm in arms and not trial.is_control]
-    facts = [_cost_note(saving_of(decisions.full, trials, run.spec.resources, run.store)), _winner_note(run, decisions)]
+    cost = _cost_note(saving_of(decisions.full, trials, run.spec.resources, run.store))
+    if isinstance(decisions, VerdictsRecord):
+        return [_verdicts_table(decisions, arms, trials, cost)]
+    facts = [cost, _winner_note(run, decisions)]
     if isinstance(decisions, RaceRecord):
         return [_race_table(decisions, arms, trials, facts)]
     return [_rungs_table(decisions, facts, _num_readers(trials, run.store))]
@@ -87,7 +88,7 @@ def _cost_note(saving: Saving) -> str:
     )
 
 
-def _winner_note(run: Run, decisions: Decisions) -> str:
+def _winner_note(run: Run, decisions: RaceRecord | RungsRecord) -> str:
     """The arm that the objective prefers, and whether it is the best of the full grid too, where all of that is published."""
     metric, winner = decisions.metric, run.ranking.best
     if not winner:
@@ -150,6 +151,30 @@ def _race_table(race: RaceRecord, arms: Sequence[str], trials: Sequence[TrialRec
     )
     heads = ["arm", "seeds", "outcome", "against", f"difference of {race.metric}", "t", "-t critical"]
     return Table("Race", [Column(head) for head in heads], lines, " ".join([note, *facts]))
+
+
+def _verdicts_table(decisions: VerdictsRecord, arms: Sequence[str], trials: Sequence[TrialRecord], cost: str) -> Table:
+    found = {verdict.arm: verdict for verdict in decisions.verdicts}
+    claims, lines = decisions.claims, []
+    for arm in arms:
+        num_seeds = sum(trial.arm == arm and trial.state == "done" for trial in trials)
+        verdict = found.get(arm)
+        if verdict is None or arm in decisions.failed:
+            word = "failed" if arm in decisions.failed else "reference" if arm == decisions.reference else "-"
+            cells = [word, "-", "-"]
+        else:
+            ends = f"[{verdict.low:+.4f}, {verdict.high:+.4f}]" if verdict.low is not None else "-"
+            is_open = verdict.word == "undecided" and not decisions.is_over
+            cells = ["running" if is_open else verdict.word, f"{verdict.difference:+.4f}", ends]
+        lines.append((arm, [Cell(str(num_seeds)), *map(Cell, cells)]))
+    note = (
+        f"Seeds were given until an arm was better or worse than {decisions.reference}, or equivalent within "
+        f"{claims.smallest_effect:g}, up to {decisions.limit}. All verdicts are right together with probability "
+        f"{claims.confidence:g} or more, over arms and over looks after every seed, if differences are normal: each at "
+        f"{decisions.alpha:.2g}. Intervals hold together in the same way. {cost}"
+    )
+    heads = ["arm", "seeds", "verdict", f"difference of {decisions.metric}", "interval"]
+    return Table("Race for verdicts", [Column(head) for head in heads], lines, note)
 
 
 def _rungs_table(rungs: RungsRecord, facts: Sequence[str], num_readers: int) -> Table:

@@ -8,11 +8,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddgd_ray.report.compare import Paired, choose_control, claim, compare, highest, marks
+from ddgd_ray.report.compare import Paired, claim, compare, highest, marks
+from ddgd_ray.report.judged import reference_of, verdict_note, verdicts_of
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.statistics import ALPHA, Interval, mean_interval
 from ddgd_ray.run.results import CEILING, Row, Stat, by_arm, main_metric, over_seeds, protocols_of, seed_means
 from ddgd_ray.spec.base import Value
+from ddgd_ray.spec.claims_spec import ClaimsSpec
 
 METRIC_TITLES = {
     "val_top1": "validation (selects)",
@@ -93,11 +95,15 @@ def arm_table(rows: Sequence[Row], networks: Sequence[str]) -> Table:
     return Table(f"Arms, {under(rows)}", heads, lines, note.strip())
 
 
-def comparison_table(rows: Sequence[Row], control: str) -> Table:
-    """A table with a line an arm: mean with interval, paired difference to the control with interval and corrected p."""
+def comparison_table(rows: Sequence[Row], control: str, claims: ClaimsSpec | None = None) -> Table:
+    """A table with a line an arm: mean with interval, paired difference to the control with interval and corrected p.
+
+    With `claims` also its verdict; without, the note says what these seeds could have told.
+    """
     metric = main_metric(rows)
     arms = by_arm(rows)
     compared = compare(arms, control, metric)
+    verdicts = verdicts_of(arms, control, metric, claims) if claims else {}
     lines = []
     for arm, found in arms.items():
         means = list(seed_means(found, metric).values())
@@ -105,11 +111,13 @@ def comparison_table(rows: Sequence[Row], control: str) -> Table:
         if stat is None:
             continue
         cells = [Cell(stat.value), Cell(interval_text(mean_interval(means))), *paired_cells(compared.get(arm))]
+        cells += [Cell(verdicts[arm].word if arm in verdicts else "-")] if claims else []
         lines.append((_name(arm, found), cells))
     heads = ["arm", METRIC_TITLES[metric], "95 % interval", "difference", "95 % interval of it", "shared n", "p", "p (Holm)"]
     groups = ["", "", "", *[f"paired difference to {control}"] * 5]
     short = ["", METRIC_SHORT[metric], "", "mean", "95 % interval", "n", "", ""]
     columns = [Column(head, name, group) for head, name, group in zip(heads, short, groups, strict=True)]
+    columns += [Column("verdict", group=groups[-1])] if claims else []
     num_tested = sum(paired.p is not None for paired in compared.values())
     note = (
         "Mean over networks; differences are paired by distillation seed. Intervals: BCa bootstrap, which runs short with few "
@@ -117,7 +125,7 @@ def comparison_table(rows: Sequence[Row], control: str) -> Table:
     )
     if num_tested:
         note += f" p: two-sided sign-flip test, corrected by Holm over {num_tested} comparisons."
-    note += f" {claim(compared, control, METRIC_TITLES[metric])}"
+    note += f" {claim(compared, control, METRIC_TITLES[metric])} {verdict_note(arms, control, metric, claims)}"
     return Table(f"Arms against {control}, {under(rows)}", columns, lines, note.strip())
 
 
@@ -130,26 +138,34 @@ def paired_cells(paired: Paired | None) -> list[Cell]:
     return [Cell(text) for text in texts]
 
 
-def averaged_csv(rows: Sequence[Row], networks: Sequence[str]) -> str:
-    """CSV, a line for each protocol, ipc, network or all, metric and arm, with differences to the control. Empty: no value."""
+def averaged_csv(rows: Sequence[Row], networks: Sequence[str], claims: ClaimsSpec | None = None) -> str:
+    """CSV, a line for each protocol, ipc, network or all, metric and arm, with differences to the control. Empty: no value.
+
+    The verdict of a line holds together with those of the other arms under the same protocol, ipc, network and metric.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = "protocol,ipc,network,metric,arm,is_control,mean,std,n,ci_low,ci_high"
-    writer.writerow(f"{head},control,difference,difference_std,difference_low,difference_high,n_shared,p,p_holm".split(","))
+    writer.writerow(
+        f"{head},control,difference,difference_std,difference_low,difference_high,n_shared,p,p_holm,verdict".split(",")
+    )
     for protocol in protocols_of(rows):
         of_protocol = [row for row in rows if row.protocol == protocol]
-        control = choose_control(of_protocol)
+        control = reference_of(of_protocol, claims)
         for ipc in sorted({row.ipc for row in of_protocol}):
             for network in ("all", *networks):
                 found = by_arm([row for row in of_protocol if row.ipc == ipc and network in ("all", row.network)])
                 for metric in METRIC_TITLES:
-                    for arm, values in _averaged(found, control, metric):
+                    for arm, values in _averaged(found, control, metric, claims):
                         writer.writerow([protocol, ipc, network, metric, arm, *values])
     return text.getvalue()
 
 
-def _averaged(arms: Mapping[str, Sequence[Row]], control: str, metric: str) -> list[tuple[str, list[Any]]]:
+def _averaged(
+    arms: Mapping[str, Sequence[Row]], control: str, metric: str, claims: ClaimsSpec | None
+) -> list[tuple[str, list[Any]]]:
     compared = compare(arms, control, metric)
+    verdicts = verdicts_of(arms, control, metric, claims) if claims else {}
     lines: list[tuple[str, list[Any]]] = []
     for arm, rows in arms.items():
         stat = over_seeds(rows, metric)
@@ -160,8 +176,9 @@ def _averaged(arms: Mapping[str, Sequence[Row]], control: str, metric: str) -> l
             paired = compared[arm]
             mean, std, n, low, high = _numbers(paired.stat, paired.interval)
             values += [control, mean, std, low, high, n, _number(paired.p), _number(paired.p_holm)]
+            values += [verdicts[arm].word if arm in verdicts else ""]
         else:
-            values += [""] * 8
+            values += [""] * 9
         lines.append((arm, values))
     return lines
 

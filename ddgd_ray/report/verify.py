@@ -26,6 +26,8 @@ from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.soundness import compare_files
 from ddgd_ray.storage.store import MANIFEST, Artifact, Store, key_of_identity
 
+STAGE_OF = {"select": "pick"}
+"""Sections of a preset whose stage has another name: stage select makes the controls, of which no field varies."""
 MAX_LINES = 6
 """Lines of a file that differs that are shown."""
 
@@ -191,7 +193,8 @@ def _contradictions(trial: TrialRecord, artifacts: Mapping[Ref, Artifact]) -> It
     for path, value in trial.params.items():
         section, *names = path.split(".")
         for artifact in build:
-            made = _field_of(artifact, names) if artifact.stage == section else value
+            is_its = artifact.stage == STAGE_OF.get(section, section)
+            made = _field_of(artifact, names) if is_its else value
             if made != value:
                 yield f"{path} is {value!r} in its record, {made!r} in {section} {artifact.key[:8]}"
     for item in trial.evaluators:

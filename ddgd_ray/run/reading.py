@@ -8,7 +8,7 @@ from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
 from ddgd_ray.run.objective import Ranking, ranking_of
-from ddgd_ray.run.records import RaceRecord, RungsRecord, SweepRecord, TrialRecord
+from ddgd_ray.run.records import RaceRecord, RungsRecord, SweepRecord, TrialRecord, VerdictsRecord
 from ddgd_ray.run.results import CEILING, Row, by_arm, in_order_of, main_metric, protocols_of, rows_of
 from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.load import Document
@@ -45,13 +45,15 @@ def trial_files(path: Path) -> list[Path]:
     return sorted((path / "trials").glob("*.json"))
 
 
-def read_seed_policy(path: Path) -> RaceRecord | RungsRecord | None:
+def read_seed_policy(path: Path) -> RaceRecord | VerdictsRecord | RungsRecord | None:
     """The decisions of the race or the rungs of a run, None of a run without. Raises ArtifactError when it cannot be read."""
     file = path / SEED_POLICY
     if not file.is_file():
         return None
-    is_race = '"kind": "race"' in file.read_text(errors="replace")[:100]
-    return RaceRecord.read(file) if is_race else RungsRecord.read(file)
+    head = file.read_text(errors="replace")[:100]
+    if '"kind": "race"' in head:
+        return RaceRecord.read(file)
+    return VerdictsRecord.read(file) if '"kind": "verdicts"' in head else RungsRecord.read(file)
 
 
 def read_run(path: Path, store: Store) -> "Run":

@@ -15,6 +15,7 @@ from ddgd_ray.errors import ArtifactError
 from ddgd_ray.plain_files import read_bytes
 from ddgd_ray.spec.base import Value
 from ddgd_ray.spec.check import expected, shown
+from ddgd_ray.spec.claims_spec import ClaimsSpec
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.search_spec import Direction
 from ddgd_ray.spec.sweep_spec import SweepSpec
@@ -182,6 +183,11 @@ class TrialRecord(Record):
         return next((ref for ref in self.build if ref.stage == "finetune"), None)
 
     @property
+    def sample(self) -> Ref | None:
+        """The artifact that the trial drew, its set or the pool that it was picked from; None where nothing was drawn."""
+        return next((ref for ref in self.build if ref.stage == "sample"), None)
+
+    @property
     def protocol(self) -> str:
         """Label of the main protocol; "" without evaluators."""
         return self.evaluators[0].protocol if self.evaluators else ""
@@ -285,6 +291,38 @@ class RaceRecord(Record):
     left: tuple[str, ...]
     failed: tuple[str, ...]
     drops: tuple[DropRecord, ...]
+    full: tuple[PlannedRecord, ...]
+
+
+class VerdictRecord(Record):
+    """What a race for verdicts concluded of an arm. difference: to the reference, in units of the metric, as measured.
+
+    low, high: ends of the interval that holds for all arms and all looks together; null while n is too small for one.
+    """
+
+    arm: str
+    word: Literal["better", "worse", "equivalent", "undecided"]
+    num_seeds: int
+    difference: float
+    low: float | None
+    high: float | None
+
+
+class VerdictsRecord(Record):
+    """What a race for verdicts decided. Each start of a sweep writes it anew."""
+
+    kind: Literal["verdicts"] = "verdicts"
+    metric: str
+    direction: Direction
+    claims: ClaimsSpec
+    reference: str
+    alpha: float
+    """Error rate of one pair."""
+    limit: int
+    """Seeds at which the race ends though pairs be undecided."""
+    is_over: bool
+    failed: tuple[str, ...]
+    verdicts: tuple[VerdictRecord, ...]
     full: tuple[PlannedRecord, ...]
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from ddgd_ray.plan.plan import Trial, plan_arm
 from ddgd_ray.run.folder import RunFolder, TrialProgress
 from ddgd_ray.run.reading import SEED_POLICY
-from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord
+from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord, VerdictsRecord
 from ddgd_ray.search.ask_tell import Proposal
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.storage.store import write_atomically
@@ -77,7 +77,7 @@ def planned_record(trial: Trial) -> PlannedRecord:
     return PlannedRecord(arm=trial.arm, seed=trial.seed, calls=calls, evaluators=judged)
 
 
-def write_decisions(folder: RunFolder, decisions: RaceRecord | RungsRecord) -> None:
+def write_decisions(folder: RunFolder, decisions: RaceRecord | VerdictsRecord | RungsRecord) -> None:
     """Keep what a race or rungs decided so far; each start of a sweep writes it anew."""
     write_atomically(folder.path / SEED_POLICY, decisions.as_text(sort_keys=False))
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.networks import timm_networks
+from ddgd_ray.spec.pick import PickSpec, ScoresSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.stages import (
     NETWORKS,
@@ -176,5 +177,7 @@ _SPECS = (
     ModesSpec,
     InvertSpec,
     SpectrumSpec,
+    PickSpec,
+    ScoresSpec,
 )
 STAGE_SPECS: dict[str, type[StageSpec]] = {cls.stage: cls for cls in _SPECS}

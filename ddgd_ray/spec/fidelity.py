@@ -71,6 +71,8 @@ def _check_race(sweep: "Sweep") -> Iterator[SpecError]:
     elif num_arms <= spec.race.keep:
         what = f"{num_arms} configurations run and {spec.race.keep} are kept: there is nothing to drop"
         yield _error(source, ("race",), what, "vary more values, or remove `race`")
+    if spec.race.goal == "verdicts":
+        yield from _check_verdicts(sweep)
     for name in ("also", "constraints"):
         if getattr(spec.objective, name):
             what = f"a race goes by one number, objective.{name} would be ignored"
@@ -79,6 +81,17 @@ def _check_race(sweep: "Sweep") -> Iterator[SpecError]:
         what = f"the first {spec.race.first_seeds} seeds are all of the {num_seeds} in seeds.distill: none is left to save"
         fix = "list more distillation seeds, e.g. [0, 1, 2, 3, 4, 5, 6, 7], or remove `race`"
         yield _error(source, ("race", "first_seeds"), what, fix)
+
+
+def _check_verdicts(sweep: "Sweep") -> Iterator[SpecError]:
+    race, source = sweep.spec.race, sweep.source
+    assert race is not None
+    if sweep.spec.claims is None:
+        what = "a race for verdicts needs to know which differences matter, and `claims` is missing"
+        yield _error(source, ("race", "goal"), what, "add claims: {smallest_effect: 0.01}")
+    for name in sorted(race.model_fields_set - {"goal", "first_seeds"}):
+        what = f"race.{name} is for the goal `best`, and would be ignored"
+        yield _error(source, ("race", name), what, f"remove race.{name}: `claims` says how sure and how large")
 
 
 def _check_rungs(sweep: "Sweep", set_by_sweep: dict[str, str]) -> Iterator[SpecError]:

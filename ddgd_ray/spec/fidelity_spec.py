@@ -1,5 +1,7 @@
 """The sections `race` and `rungs` of a sweep file: where seeds and steps are saved, and what may be lost by it."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from ddgd_ray.spec.base import Spec, Values
@@ -8,6 +10,9 @@ from ddgd_ray.spec.base import Spec, Values
 class RaceSpec(Spec):
     """Seeds go to the configurations that may still be the best; search/elimination.py has the test."""
 
+    goal: Literal["best", "verdicts"] = "best"
+    """best: drop who cannot win. verdicts: seeds until every arm has its verdict against the reference of `claims`, which says
+    how sure and how large; of the fields below only first_seeds is for this goal."""
     first_seeds: int = Field(3, ge=2)
     """Distillation seeds that every configuration gets; from then on the others are decided one at a time."""
     confidence: float = Field(0.95, ge=0.5, lt=1)

@@ -30,7 +30,7 @@ class NamedSpec(Spec):
             known = ", ".join(cls.constants)
             raise ValueError(f"{name!r} is none of: {known}", f"did you mean {nearest(str(name), list(cls.constants))}?")
         own = cls.constants[name]
-        if not own and "name" in data:  # so that `none` and another can be varied beside constants of the other
+        if not own:  # so that `none` and another can be varied beside constants of the other; spec/sweep.py refuses idle ones
             return {"name": name}
         for field in data:
             if field in cls.model_fields and field not in own and field != "name":

@@ -13,6 +13,7 @@ from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.check import check
 from ddgd_ray.spec.evaluation import EvaluateSpec, ReferenceSpec
 from ddgd_ray.spec.load import Document, Path_, nearest, read
+from ddgd_ray.spec.pick import PickSpec
 from ddgd_ray.spec.stages import (
     AdoptSpec,
     AutoencoderSpec,
@@ -71,11 +72,12 @@ class Preset:
     backbone: PretrainSpec | DitWeightsSpec
     finetune: FinetuneSpec
     sample: SampleSpec
+    select: PickSpec
     evaluate: EvaluateSpec
     reference: ReferenceSpec
 
 
-SECTIONS = ("images", "autoencoder", "backbone", "finetune", "sample", "evaluate", "reference")
+SECTIONS = ("images", "autoencoder", "backbone", "finetune", "sample", "select", "evaluate", "reference")
 _FOLDER = resources.files("ddgd_ray.spec") / "presets"
 
 
@@ -114,10 +116,35 @@ def build_preset(document: Document, errors: list[SpecError]) -> Preset | None:
             parts[name] = check(outside, document, (name,), errors)
         else:
             parts[name] = check(cls, document, (name,), errors, images)
-    for name, cls in (("finetune", FinetuneSpec), ("sample", SampleSpec), ("evaluate", EvaluateSpec)):
+    for name, cls in (
+        ("finetune", FinetuneSpec),
+        ("sample", SampleSpec),
+        ("select", PickSpec),
+        ("evaluate", EvaluateSpec),
+    ):
         parts[name] = check(cls, document, (name,), errors, images)
     parts["reference"] = check(ReferenceSpec, document, ("reference",), errors)
+    if len(errors) == before and not parts["select"].draws:
+        errors.extend(_of_no_use(parts["sample"], document))
     return Preset(**parts) if len(errors) == before else None
+
+
+def _of_no_use(sample: SampleSpec, document: Document) -> list[SpecError]:
+    """What is asked of a sampling that nobody draws."""
+    asked = {
+        "guide": sample.guide.name != "none",
+        "start": sample.start.name != "noise",
+        "spectral_gain": sample.spectral_gain > 1,
+    }
+    return [
+        SpecError(
+            f"select.of: real draws no samples: sample.{field} would do nothing",
+            where=document.where(("sample", field)),
+            fix=f"leave sample.{field} out, or set select.of to generated or both",
+        )
+        for field, is_asked in asked.items()
+        if is_asked
+    ]
 
 
 # fields that a name alone may stand for: of their own spec, whose `name` it is

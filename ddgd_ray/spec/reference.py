@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.evaluation import EvaluateSpec, ReferenceSpec
+from ddgd_ray.spec.pick import PickSpec
 from ddgd_ray.spec.preset import DitWeightsSpec, WeightsSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
 from ddgd_ray.spec.stages import AutoencoderSpec, FinetuneSpec, ImagesSpec, PretrainSpec, SampleSpec, StageSpec
@@ -27,7 +28,7 @@ PRESET_HEAD = """
 ## Fields of a preset
 
 One YAML file a preset in `ddgd_ray/spec/presets/` (docs/data.md); sections are `images`, `autoencoder`, `backbone`, `finetune`,
-`sample`, `evaluate`, `reference`.
+`sample`, `select`, `evaluate`, `reference`.
 """
 SECTIONS: tuple[tuple[str, str, type[Spec]], ...] = (
     ("images", "which real images, and how they are split", ImagesSpec),
@@ -37,6 +38,7 @@ SECTIONS: tuple[tuple[str, str, type[Spec]], ...] = (
     ("backbone", "or weights from outside", DitWeightsSpec),
     ("finetune", "the two memory losses", FinetuneSpec),
     ("sample", "drawing the set", SampleSpec),
+    ("select", "picking it from a pool", PickSpec),
     ("evaluate", "the classifiers that judge a set", EvaluateSpec),
     ("reference", "the network trained on all real images", ReferenceSpec),
 )

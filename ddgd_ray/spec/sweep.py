@@ -21,6 +21,8 @@ SET_BY_SWEEP = {
     "finetune.seed": "seeds.distill",
     "sample.seed": "seeds.distill",
     "sample.ipc": "evaluate.ipc",
+    "select.seed": "seeds.distill",
+    "select.ipc": "evaluate.ipc",
     "evaluate.network": "evaluate.networks",
     "evaluate.ipc": "evaluate.ipc",
     "evaluate.seed": "seeds.evaluate",
@@ -100,6 +102,7 @@ def check_sweep(document: Document, folder: Path, overrides: Mapping[str, Any], 
     errors.extend(_set_by_sweep(name, where) for name, where in places.items() if name in SET_BY_SWEEP)
     of_parts = [(name, document.line((PARTS, part, name))) for part, off in spec.parts.items() for name in off]
     errors.extend(_set_by_sweep(name, where) for name, where in of_parts if name in SET_BY_SWEEP)
+    errors.extend(_idle_constants(preset, placed, places))
     errors.extend(_recipe_conflicts(spec, space, document, {name: where for name, (_, where) in placed.items()} | places))
     if spec.search is not None:
         errors.extend(search_errors(spec.search, spec.objective, spec.quality, space, document))
@@ -195,6 +198,20 @@ def _recipe_conflicts(spec: SweepSpec, space: Space, document: Document, fields:
         )
         for control in twice
     ]
+
+
+def _idle_constants(preset: Document, placed: Mapping[str, tuple[Any, str]], varied: Mapping[str, str]) -> list[SpecError]:
+    """Constants of a guide or a start that nobody chose."""
+    errors = []
+    for path in ("sample.guide", "sample.start"):
+        section, field = path.split(".")
+        chosen = preset.data.get(section, {}).get(field, {})
+        is_chosen = "name" in chosen or path in varied or f"{path}.name" in varied
+        for given, where in {name: line for name, (_, line) in placed.items()}.items() | dict(varied).items():
+            if given.startswith(f"{path}.") and not is_chosen:
+                what = f"{given} means nothing without {path}"
+                errors.append(SpecError(what, code="spec", where=f"{where} {given}", fix=f"choose one: {path}: NAME"))
+    return errors
 
 
 def _set_by_sweep(name: str, where: str) -> SpecError:

@@ -46,6 +46,8 @@ StageName = Literal[
     "modes",
     "invert",
     "spectrum",
+    "pick",
+    "scores",
 ]
 WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 

@@ -6,7 +6,7 @@ Shapes: K classifiers (seeds), N images, B batch, C channels, S side in pixels, 
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class Training:
         self.confusion: Tensor | None = None
         self._selected: dict[int, dict[str, Tensor]] = {}
 
-    def run(self, judges: dict[str, "Judge"]) -> None:
+    def run(self, judges: Mapping[str, Callable[[Pack], Tensor]]) -> None:
         test_steps = self.plan.tests(self.protocol)
         draws = steps_of(self.protocol, self.plan, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
         self.pack.train()
@@ -170,7 +170,7 @@ class Training:
         )
         return flat.unflatten(0, labels_KB.shape).mean(dim=1)
 
-    def _judge(self, number: int, losses: list[float], judges: dict[str, "Judge"]) -> None:
+    def _judge(self, number: int, losses: list[float], judges: Mapping[str, Callable[[Pack], Tensor]]) -> None:
         is_last = number == self.plan.num_steps
         points = [{"loss": loss} for loss in losses]
         for seed, loss in zip(self.seeds, losses, strict=True):
@@ -192,7 +192,7 @@ class Training:
             history.append(point)
             ctx.report(number, point)
 
-    def _judge_selected(self, judges: dict[str, "Judge"]) -> None:
+    def _judge_selected(self, judges: Mapping[str, Callable[[Pack], Tensor]]) -> None:
         """Adds the test accuracy of the selected weights to the last point, where the tests on the way have not told it."""
         if self.spec.tests == "all" or "test" not in judges or not self._selected:
             return

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import ddgd_ray
 from ddgd_ray.conduct.sweep import Result, run_sweep
 from ddgd_ray.conduct.work import run_in_process
 from ddgd_ray.report.build import write_report
@@ -48,3 +49,26 @@ def test_guides_and_starts_are_arms_of_a_table(tiny: Any, runs: Path) -> None:
     assert starts.exit_code == 0
     stages = [name.partition("/")[0] for name in published(runs)]
     assert (stages.count("modes"), stages.count("invert")) == (2, 1)  # modes with tangent spaces and without
+
+
+def test_rules_of_selection_are_arms_of_a_table(tiny: Any, runs: Path, tmp_path: Path) -> None:
+    rules = ("none", "random", "herding", "confidence")
+    run = swept(tiny, runs, name="rules", vary={"select.rule": rules, "select.of": ("generated", "both")})
+    assert run.exit_code == 0
+    assert all(f"| {rule}_{of} |" in table(run) for rule in rules for of in ("generated", "both"))
+    path = run.folder.path
+    assert not verify_run(path, open_store(runs), path / "report").problems
+    cards = []
+    for arm in ("herding_both", "none_generated"):
+        made = ddgd_ray.open_run(path).export("imagefolder", tmp_path / arm, arm=arm)
+        cards.append((made / "README.md").read_text())
+    assert "picked by herding from a pool of 5 samples and real training images for each image" in cards[0]
+    assert "picked by" not in cards[1]
+
+
+def test_mosaics_of_real_crops_need_no_model(tiny: Any, runs: Path) -> None:
+    run = swept(tiny, runs, name="rded", vary={"select.rule": ("rded",)}, **{"select.of": "real", "select.crops": 2})
+    assert run.exit_code == 0
+    (record,) = [one for one in run.records if not one.trial.is_control]
+    assert [call.stage for call in record.trial.build] == ["pick"]
+    assert not {"pretrain", "finetune", "sample"} & {call.stage for call in record.trial.calls()}

@@ -1,5 +1,7 @@
 """Sweeps that would end well and mean something else: each is refused or warned of before any stage runs."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from ddgd_ray.method.classifiers import build_network
 from ddgd_ray.plan.network_traps import LEAST_SIDE, timm_names
 from ddgd_ray.plan.trap import Trap
 from ddgd_ray.plan.traps import machine_traps, refuse, traps
+from ddgd_ray.run.warned import read_warnings
 from ddgd_ray.spec.stages import NETWORKS
 from ddgd_ray.spec.sweep import Sweep, read_sweep
 
@@ -199,3 +202,25 @@ def test_doctor_tells_the_traps_of_a_sweep(tiny_file: Path, tmp_path: Path, caps
     out = capsys.readouterr().out
     assert "FAIL  sweep      --set images.root: preset digits never reads a folder" in out
     assert "WARN  sweep" in out
+
+
+def test_a_sweep_keeps_its_warnings_for_its_report(tiny_file: Path, tmp_path: Path) -> None:
+    sweep = read_sweep(tiny_file, {"seeds.distill": (0,), "controls": ()})
+    words = ["sweep", str(tiny_file), "--run-dir", str(tmp_path), "--executor", "local", "--no-tracking"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ddgd_ray.cli", *words, "--set", "seeds.distill=[0]", "--set", "controls=[]"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    kept = read_warnings(tmp_path / "tiny")
+    assert kept == refuse(sweep)
+    assert {trap.code for trap in kept} == {"average-of-start", "never-full"}
+    assert all(trap.line() in done.stdout for trap in kept)
+    assert "never fills" in (tmp_path / "tiny" / "sweep.log").read_text()
+
+
+def test_warnings_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    assert read_warnings(tmp_path) == []
+    (tmp_path / "warnings.json").write_text('[{"code": "x"}]')
+    assert read_warnings(tmp_path) == []

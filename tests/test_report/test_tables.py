@@ -150,7 +150,7 @@ def test_latex_has_every_table_of_the_report(rows: list[Row], run_of: Callable[.
     run = run_of(rows, vary=VARY)
     tables = result_tables(run)
     text = latex_report(run, tables)
-    assert text.count(r"\begin{table}") == len(tables) == 3
+    assert text.count(r"\begin{table}") == len(tables) == 5  # grid, arms, against the reference, main effects, interactions
     assert r"max\_max" in text
     assert all(latex(table) in text for table in tables)
 

@@ -1,10 +1,12 @@
 """Guides and starts by name: their constants, what is refused, and that older keys stay."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from ddgd_ray.errors import SpecErrors
 from ddgd_ray.spec.base import Spec
 from ddgd_ray.spec.guide import GuideSpec
 from ddgd_ray.spec.stages import ImagesSpec, SampleSpec
@@ -67,7 +69,6 @@ def test_the_window_is_that_of_the_paper_at_fifty_steps_and_the_blocks_those_of_
     [
         ({"guide": "modes"}, "did you mean mode?"),
         ({"guide": {"name": "mode", "group": 4}}, "group means nothing to mode, but to transport"),
-        ({"guide": {"strength": 0.2}}, "strength means nothing to none"),
         ({"guide": {"name": "mode", "stop": 1.0}}, "expected stop below start"),
         ({"guide": {"name": "transport", "group": 0}}, "group must be above 0"),
         ({"guide": "mode", "sampler": "dpmpp"}, "sampler dpmpp goes by its steps before"),
@@ -82,3 +83,12 @@ def test_what_would_do_nothing_is_refused(fields: dict[str, Any], words: str) ->
 
 def test_none_can_be_varied_beside_constants_of_another_guide() -> None:
     assert sampling(guide={"name": "none", "strength": 0.3}) == sampling()
+
+
+def test_constants_of_a_guide_that_nobody_chose_are_refused_with_their_line(tiny: Callable[..., Any]) -> None:
+    with pytest.raises(SpecErrors) as caught:
+        tiny({"sample.guide.strength": 0.2})
+    assert "sample.guide.strength means nothing without sample.guide" in str(caught.value)
+    varied = tiny({"sample.guide.stop": 0.3, "vary": {"sample.guide": ("none", "mode")}})
+    none, mode = (varied.preset_with(params).sample.guide for params in varied.spec.grid())
+    assert (none.name, mode.name, mode.stop, mode.strength) == ("none", "mode", 0.3, 0.1)

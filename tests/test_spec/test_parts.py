@@ -79,3 +79,11 @@ def test_claims_enter_no_key_and_may_change_at_any_time(tiny: Tiny) -> None:
 def test_claims_need_a_size_that_matters_and_a_confidence_below_one(tiny: Tiny, claims: dict[str, Any]) -> None:
     with pytest.raises(SpecErrors, match="claims"):
         tiny({"claims": claims})
+
+
+def test_a_race_for_verdicts_needs_claims_and_refuses_what_it_would_ignore(tiny: Tiny) -> None:
+    race = {"seeds.distill": tuple(range(6)), "race": {"goal": "verdicts", "min_effect": 0.01}}
+    with pytest.raises(SpecErrors) as caught:
+        tiny({"images.validation_per_class": 20, **race})
+    assert "`claims` is missing" in str(caught.value)
+    assert "race.min_effect is for the goal `best`" in str(caught.value)
