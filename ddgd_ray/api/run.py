@@ -70,7 +70,7 @@ class Run:
 
     @property
     def selection(self) -> str:
-        """What was selected on which images, and what may be claimed of it."""
+        """A note on what was selected, by what it was measured, and what may be claimed of it."""
         return selection_note(self.data)
 
     @property
@@ -148,7 +148,7 @@ class Run:
         ipc: int = 0,
         archive: bool = False,
     ) -> Path:
-        """What `ddgd-ray export` writes; returns where. layout: imagefolder, hf or webdataset."""
+        """The folder or archive of an exported set, as `ddgd-ray export` writes it. layout: imagefolder, hf or webdataset."""
         target = Path(to).expanduser().absolute() if to is not None else None
         return export_set(choose(self.data, arm, seed), layout, target, ipc=ipc, is_archive=archive).path
 

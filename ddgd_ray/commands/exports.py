@@ -80,7 +80,7 @@ def _chosen(run_folder: Path, args: argparse.Namespace) -> "Choice":
 
 def _tell_choice(choice: "Choice") -> None:
     run = choice.run
-    why = f", best by {run.spec.objective.metric}: {run.ranking.stat(choice.arm)}" if choice.is_best else ""
+    why = f", best by {run.spec.objective.metric}: {run.ranking.told(choice.arm)}" if choice.is_best else ""
     echo(f"arm       {choice.arm}, seed {choice.seed}{why}")
 
 

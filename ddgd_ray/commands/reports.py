@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    """With --to and several runs, each has a folder of its name there."""
+    """The exit code. With --to and several runs, each run has a folder of its name there."""
     folders: list[Path] = args.run_folder
     code = 0
     names = [folder.name for folder in folders]

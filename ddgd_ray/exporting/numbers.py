@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from ddgd_ray.exporting.choose import Choice
+from ddgd_ray.report.notes import measured_on, place_note
 from ddgd_ray.report.render import Cell, Column, Table, markdown
 from ddgd_ray.report.statistics import mean_interval
 from ddgd_ray.report.tables import METRIC_TITLES, under
 from ddgd_ray.run.reading import Run
 from ddgd_ray.run.results import CEILING, Row, by_arm, main_metric, over_seeds, protocols_of, seed_means, stat_of
-from ddgd_ray.spec.search_spec import TEST_METRICS
+from ddgd_ray.spec.search_spec import ACCURACIES
 
 NOTE = (
     "Top-1 accuracy in [0, 1]: classifiers trained from scratch on the set, tested on real images. Classifiers are averaged "
@@ -32,27 +33,17 @@ def numbers_section(choice: Choice, ipc: int = 0) -> str:
 
 
 def _selection(choice: Choice) -> str:
-    """Where the run's objective places the arm, what it goes by, and on which images that was measured."""
-    run, objective, ranking = choice.run, choice.run.spec.objective, choice.run.ranking
-    stat = ranking.stat(ranking.best)
-    if stat is None:
+    """The arm's place by the run's objective, what that goes by, and what it was measured on."""
+    run, ranking, objective = choice.run, choice.run.ranking, choice.run.spec.objective
+    if not ranking.best:
         return "No arm of the run has a result yet."
-    of = f"{objective.metric}, {objective.direction}d"
-    if objective.metric == "val_top1" or objective.metric in TEST_METRICS:
-        sizes = " and ".join(map(str, run.spec.evaluate.ipc))
-        on = "held-out training images" if objective.metric == "val_top1" else "the TEST images: an oracle"
-        of += f" at {sizes} images per class on {on}"
-    if len(objective.metrics) > 1 and choice.arm in ranking.front:
-        beside = " and ".join(objective.metrics[1:])
-        of += f", and on the Pareto front with {beside}" if choice.is_best else ""
-        if not choice.is_best:
-            return (
-                f"This arm is on the Pareto front of {objective.metric} and {beside}; the best by the first of them is "
-                f"{ranking.best}: {stat} by {of}."
-            )
+    sizes = " and ".join(map(str, run.spec.evaluate.ipc))
+    at = f" at {sizes} images per class" if objective.metric in ACCURACIES else ""
+    of = f"{ranking.told(ranking.best)} by {objective.metric}, {objective.direction}d{at}, {measured_on(objective.metric)}."
     if choice.is_best:
-        return f"The run's objective prefers this arm: {stat} by {of}."
-    return f"The run's objective prefers another arm, {ranking.best}: {stat} by {of}."
+        return f"The run's objective prefers this arm: {of} {place_note(ranking)}".strip()
+    also = " This arm is on the Pareto front too." if objective.also and choice.arm in ranking.front else ""
+    return f"The run's objective prefers another arm, {ranking.best}: {of}{also}"
 
 
 def number_tables(run: Run, arm: str, seed: int) -> list[Table]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ddgd_ray.report.compare import claim, tested_pairs
 from ddgd_ray.run.objective import Ranking
 from ddgd_ray.run.reading import Run
-from ddgd_ray.run.results import Row, Stat, by_arm, over_seeds
+from ddgd_ray.run.results import Row, by_arm, over_seeds
 from ddgd_ray.spec.search_spec import ACCURACIES, COSTS, ConstraintSpec
 
 
@@ -13,16 +13,15 @@ def selection_note(run: Run) -> str:
     """The sentences on which arm the objective chose, what it was measured on, and what so many seeds allow to claim."""
     ranking, metric = run.ranking, run.spec.objective.metric
     best = ranking.best
-    stat = ranking.stat(best)
-    if stat is None:
+    if not best:
         return _nothing(run)
     rows = [row for row in run.main_rows if row.arm == best]
     sizes = " and ".join(map(str, sorted({row.ipc for row in rows})))
     at = f" at {sizes} images per class" if metric in ACCURACIES else ""
     test = over_seeds(rows, "top1_last")
     parts = [
-        f"Best by {metric}{at}: **{best}**, {_shown(stat, metric)}, {_measured_on(metric)}.",
-        _place(ranking),
+        f"Best by {metric}{at}: **{best}**, {ranking.told(best)}, {measured_on(metric)}.",
+        place_note(ranking),
         f"Its test accuracy after the last step: {test if test else 'not measured'}.",
         claim(tested_pairs(_differences(ranking, best)), best, metric),
     ]
@@ -36,15 +35,8 @@ def _nothing(run: Run) -> str:
     return f"No arm has a value of {', '.join(dict.fromkeys(run.spec.objective.all_metrics))}."
 
 
-def _shown(stat: Stat, metric: str) -> str:
-    """The mean with its spread and n; four digits where the metric is no accuracy in [0, 1]."""
-    if metric in ACCURACIES:
-        return str(stat)
-    spread = f" ± {stat.std:.4g}" if stat.std is not None else ""
-    return f"{stat.mean:.4g}{spread} (n={stat.n})"
-
-
-def _measured_on(metric: str) -> str:
+def measured_on(metric: str) -> str:
+    """What the values of a metric were measured on, and whether the test images had a part in that."""
     if metric == "val_top1":
         return "measured on held-out training images; the test images chose nothing"
     if metric in ACCURACIES:
@@ -55,7 +47,7 @@ def _measured_on(metric: str) -> str:
     return f"measured against the training images by features {space}; the test images chose nothing"
 
 
-def _place(ranking: Ranking) -> str:
+def place_note(ranking: Ranking) -> str:
     """The place of the best among several objectives, and whether it keeps the constraints; "" with neither."""
     said = []
     if ranking.objective.also:

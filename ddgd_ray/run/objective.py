@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.run.results import Stat, stat_of
-from ddgd_ray.spec.search_spec import COSTS, Direction, ObjectiveSpec
+from ddgd_ray.spec.search_spec import ACCURACIES, COSTS, Direction, ObjectiveSpec
 from ddgd_ray.spec.sweep_spec import ResourcesSpec
 from ddgd_ray.storage.store import Store
 
@@ -142,6 +142,14 @@ class Ranking:
     def stat(self, arm: str) -> Stat | None:
         """The first objective of an arm over its distillation seeds; None where it has no worth."""
         return stat_of(self.seed_values.get(arm, {}).values())
+
+    def told(self, arm: str) -> str:
+        """`MEAN ± STD (n=N)` of the first objective, to four digits where it is no accuracy; "" where the arm has no worth."""
+        stat = self.stat(arm)
+        if stat is None or self.objective.metric in ACCURACIES:
+            return str(stat or "")
+        spread = f" ± {stat.std:.4g}" if stat.std is not None else ""
+        return f"{stat.mean:.4g}{spread} (n={stat.n})"
 
 
 def rank(measured: Mapping[str, Mapping[int, tuple[float, ...]]], objective: ObjectiveSpec) -> Ranking:

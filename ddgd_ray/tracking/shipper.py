@@ -158,7 +158,7 @@ class Shipper:
         if not ranking.best:
             return
         params = run.of_arm(ranking.best)[0].params
-        tags = {"ddgd.best": ranking.best, "ddgd.best.value": f"{ranking.stat(ranking.best)} by {objective.metric}"}
+        tags = {"ddgd.best": ranking.best, "ddgd.best.value": f"{ranking.told(ranking.best)} by {objective.metric}"}
         tags |= {f"ddgd.best.{path}": str(value) for path, value in params.items()}
         tags |= {"ddgd.front": ", ".join(ranking.front)} if len(objective.metrics) > 1 else {}
         if is_last and not self.runs.add_params(self._sweep_run, {**params, "arm": ranking.best}):

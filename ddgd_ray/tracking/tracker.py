@@ -31,7 +31,7 @@ KILL_AFTER_S = 0.5
 
 
 class Destination(Protocol):
-    """Where records go. Sending one again changes nothing."""
+    """A place that records are sent to. Sending one again changes nothing."""
 
     def ship(self, trial: TrialRecord) -> None: ...
 

@@ -45,7 +45,10 @@ class Best:
 
 @dataclass
 class Snapshot:
-    """stages: {stage: {state: number of calls}}, equal calls once. left_s: until all that is known is done, None if unknown."""
+    """A run as it stands. left_s: seconds until all that is known is done, None if unknown.
+
+    stages: {stage: {state: number of calls}}, equal calls once.
+    """
 
     name: str
     preset: str

@@ -28,7 +28,7 @@ MAX_RUNNING = 16
 
 
 class Tally:
-    """What events tell: jobs by stage, seconds of each stage, the best arm. Shared by both views."""
+    """The numbers that events add up to: jobs by stage, seconds of each stage, the best arm. Both views share them."""
 
     def __init__(self) -> None:
         self.conductor: Conductor | None = None
@@ -211,7 +211,7 @@ class LiveView:
 
 
 def status_panel(found: Snapshot) -> RenderableType:
-    """The same of a run that another process works on, or none."""
+    """The panel of a run that another process works on, or none does."""
     trials = found.trials
     lines = [
         f"worked on by {found.holder}" + (", stopping" if found.is_stopping else "") if found.holder else "not running",

@@ -87,6 +87,19 @@ def test_a_card_of_another_arm_says_which_one_the_objective_prefers(run: Path, t
     assert "### All arms of the run" in text
 
 
+def test_a_card_tells_an_objective_that_no_image_measured_as_what_it_is(made_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Seconds are no accuracy: neither on held-out images nor on the test images."""
+    quick = ({"metric": "seconds", "direction": "minimize"},)
+    found = made_run({"objective.also": quick, "seeds.distill": (0, 1)})
+    text = card(found, tmp_path / "two")
+    assert "by val_top1, maximized at 2 and 3 images per class, measured on held-out training images" in text
+    cheap = made_run({"objective": quick[0], "seeds.distill": (0, 1)})
+    text = card(cheap, tmp_path / "one")
+    seconds = 2 * len(choose(read_run(cheap, open_store(cheap.parent))).trial.own_refs())  # each took 2 s
+    assert f"prefers this arm: {seconds} ± 0 (n=2) by seconds, minimized, what making and judging the sets of one seed" in text
+    assert "TEST images" not in text
+
+
 def test_no_card_holds_a_path_or_the_name_of_the_machine(run: Path, tmp_path: Path) -> None:
     import socket
 
