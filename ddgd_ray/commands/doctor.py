@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddgd_ray.commands.output import absolute, given_url, run_dir_of
+from ddgd_ray.commands.output import absolute, given_url, run_dir_of, sweep_file
 from ddgd_ray.errors import SpecError, SpecErrors
 
 if TYPE_CHECKING:
@@ -15,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def add_doctor(added: argparse.ArgumentParser) -> None:
-    added.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file: its preset and what its jobs ask for")
+    added.add_argument(
+        "file", type=sweep_file, nargs="?", metavar="FILE", help="a sweep file: its preset and what its jobs ask for"
+    )
     added.add_argument("--preset", help="whose images and weights to check")
     added.add_argument(
         "--images", type=lambda text: str(absolute(text)), metavar="FOLDER", help="images of your own, with FILE"

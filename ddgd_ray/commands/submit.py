@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddgd_ray.commands.output import absolute
+from ddgd_ray.commands.output import absolute, sweep_file
 from ddgd_ray.errors import SpecError, SpecErrors, StageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SET_BY_SUBMIT = ("run_dir", "address", "executor")
 def add_submit(added: argparse.ArgumentParser) -> None:
     """The options; `--run-dir` is there already."""
     added.usage = "ddgd-ray submit FILE --backend BACKEND [options] [-- further options of ddgd-ray sweep]"
-    added.add_argument("file", type=Path, metavar="FILE", help="a sweep file, e.g. ablations/memory.yaml")
+    added.add_argument("file", type=sweep_file, metavar="FILE", help="a sweep file, e.g. ablations/memory.yaml")
     added.add_argument("--backend", choices=BACKENDS, required=True)
     added.add_argument("--to", type=absolute, metavar="FOLDER", help="where the files go (default: NAME-BACKEND here)")
     added.add_argument("--nodes", type=int, default=1, metavar="N")

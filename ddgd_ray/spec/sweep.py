@@ -13,6 +13,7 @@ from ddgd_ray.spec.load import Document, Path_, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
 from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
 from ddgd_ray.spec.search_spec import objective_errors, search_errors
+from ddgd_ray.spec.shipped import find_file
 from ddgd_ray.spec.space import Choice, Space, read_space
 from ddgd_ray.spec.sweep_spec import FULL, PARTS, WITHOUT, EvaluatorsSpec, SweepSpec
 
@@ -68,6 +69,7 @@ class Sweep:
 
 def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
     """The sweep of a file. overrides: {dotted path: value}, the sweep's or its preset's. Raises SpecErrors: all at once."""
+    path = find_file(path)
     return check_sweep(read(path), path.parent, overrides, preset_name)
 
 
@@ -225,7 +227,7 @@ def _read_space(spec: SweepSpec, folder: Path, document: Document) -> tuple[Spac
         return {}, {name: document.line(("vary", name)) for name in spec.vary}
     beside = folder / spec.search.space
     try:
-        space, written = read_space(beside if beside.is_file() else Path(spec.search.space))
+        space, written = read_space(beside if beside.is_file() else find_file(Path(spec.search.space)))
     except SpecError as err:
         if err.code != "missing-file":
             raise
