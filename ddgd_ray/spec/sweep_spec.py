@@ -48,6 +48,7 @@ StageName = Literal[
     "spectrum",
     "pick",
     "scores",
+    "relabel",
 ]
 WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ddgd_ray.errors import StageError
 from ddgd_ray.method.augment import cutmix_boxes
 from ddgd_ray.method.packing import Pack
+from ddgd_ray.method.soft_labels import divergence, mixed, softened
 from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan
 from ddgd_ray.stages.base import Context
@@ -27,6 +28,7 @@ from ddgd_ray.stages.parts.classifier import Judge, load_network, new_network, o
 from ddgd_ray.stages.parts.distilled import read_set
 from ddgd_ray.stages.parts.images import Split
 from ddgd_ray.stages.parts.precision import arithmetic, float32_products
+from ddgd_ray.stages.relabel import stored_logits
 
 PACKED_SHARE = 0.7  # of what is free after it that classifiers trained at once may take
 
@@ -52,7 +54,8 @@ def run_packed(
     size = spec.protocol.size or spec.images.size
     train = read_set(inputs["set"], spec.images, spec.ipc, size=size, num_threads=ctx.num_threads)
     teacher = load_network(inputs["teacher"], "last", ctx.device) if spec.protocol.labels == "teacher" else None
-    training = Training(specs, train, size, teacher, ctxs)
+    stored = stored_logits(inputs["labels"], train.names).to(ctx.device) if spec.protocol.labels == "stored" else None
+    training = Training(specs, train, size, teacher, ctxs, stored=stored)
     real = {name: read_decoded(inputs["real"], split) for name, split in (("test", "test"), ("val", "validation"))}
     if spec.tests == "none":
         del real["test"]
@@ -104,11 +107,20 @@ class Training:
     """K classifiers on one set, from their first step to their last."""
 
     def __init__(
-        self, specs: Sequence[EvaluateSpec], train: Split, size: int, teacher: nn.Module | None, ctxs: Sequence[Context]
+        self,
+        specs: Sequence[EvaluateSpec],
+        train: Split,
+        size: int,
+        teacher: nn.Module | None,
+        ctxs: Sequence[Context],
+        *,
+        stored: Tensor | None = None,
     ) -> None:
+        """stored: the teacher's logits for each image, (N, Y)."""
         self.spec, self.ctx, self.ctxs, self._teacher = specs[0], ctxs[0], ctxs, teacher
         self.protocol: ProtocolSpec = self.spec.own_protocol
         self.seeds = [spec.seed for spec in specs]
+        self._soft = None if stored is None else softened(stored, self.protocol.temperature)
         self.plan = StepPlan.of(self.protocol, len(train), len(self.spec.images.classes))
         self._images, self._labels, self._size = *on_device(train, self.ctx), size
         torch.backends.cudnn.benchmark = True  # one or two shapes of a batch, thousands of times
@@ -157,12 +169,17 @@ class Training:
                     soft = self._teacher(x.flatten(0, 1)).float()
             logits = self._forward(x).float()
         if self._teacher is not None:
-            target = F.softmax(soft / self.protocol.temperature, dim=1)
-            guess = F.log_softmax(logits.flatten(0, 1) / self.protocol.temperature, dim=1)
-            divergence = F.kl_div(guess, target, reduction="none").sum(dim=1)
-            return divergence.unflatten(0, (num, batch)).mean(dim=1)
+            return self._divergence(logits, softened(soft, self.protocol.temperature).unflatten(0, (num, batch)))
+        if self._soft is not None:
+            own = self._soft[step["rows"]]
+            partner = own if not self.protocol.cutmix else own.gather(1, step["partner"][:, :, None].expand_as(own))
+            return self._divergence(logits, mixed(own, partner, kept_K[:, None, None]))
         own, other = (self._cross_entropy(logits, labels) for labels in (labels_KB, partner_KB))
         return kept_K * own + (1 - kept_K) * other
+
+    def _divergence(self, logits_KBY: Tensor, target_KBY: Tensor) -> Tensor:
+        found = divergence(logits_KBY.flatten(0, 1), target_KBY.flatten(0, 1), self.protocol.temperature)
+        return found.unflatten(0, logits_KBY.shape[:2]).mean(dim=1)
 
     def _cross_entropy(self, logits_KBY: Tensor, labels_KB: Tensor) -> Tensor:
         flat = F.cross_entropy(
