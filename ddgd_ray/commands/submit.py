@@ -90,20 +90,22 @@ def split_options(words: list[str]) -> tuple[list[str], list[str]]:
 
 def submit_command(args: argparse.Namespace) -> int:
     """args.sweep: the command line of the sweep itself, parsed; args.options: its further options as they were typed."""
-    from ddgd_ray.commands.sweeps import _overrides
-    from ddgd_ray.spec.sweep import read_sweep
+    from ddgd_ray.commands.sweeps import read
+    from ddgd_ray.plan.traps import traps
     from ddgd_ray.submitting.files import write
     from ddgd_ray.submitting.job import check_job
 
     errors = _misplaced(args)
     try:
-        sweep = read_sweep(args.sweep.file, _overrides(args.sweep), args.sweep.preset)
+        sweep = read(args.sweep)
     except SpecErrors as err:
         raise SpecErrors([*err.errors, *errors]) from err
     except SpecError as err:
         raise SpecErrors([err, *errors]) from err
     job = _job(args, sweep)
     errors += check_job(job)
+    found = traps(sweep)
+    errors += [trap.as_error() for trap in found if trap.level == "refuse"]
     folder = args.to or Path.cwd() / f"{job.name}-{args.backend}"
     try:
         submission = _submission(args, job, folder)
@@ -118,6 +120,8 @@ def submit_command(args: argparse.Namespace) -> int:
         print(path)
     for note in submission.notes:
         print(f"note: {note}")
+    for trap in found:
+        print(trap.line())
     print(f"\n{submission.command}")
     return 0
 

@@ -420,3 +420,9 @@ def test_a_real_ray_runs_the_sweep_drains_and_finishes_it_later(place: Place, su
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert (place.path / "runs" / "tiny" / "report" / "table.md").is_file()
+
+
+def test_a_sweep_that_could_give_no_table_is_not_submitted(place: Place, submit: Submit) -> None:
+    said = submit(after=("--set", "images.validation_per_class=0"), code=2)
+    assert "error[no-validation]" in str(said)
+    assert not (place.path / "files").exists()
