@@ -6,7 +6,7 @@ Shapes: K classifiers (seeds), N images, B batch, C channels, S side in pixels, 
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +133,16 @@ class Training:
 
     def run(self, judges: Mapping[str, Callable[[Pack], Tensor]]) -> None:
         test_steps = self.plan.tests(self.protocol)
-        draws = steps_of(self.protocol, self.plan, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
         self.pack.train()
-        for number, step in enumerate(draws, 1):
+        for number, step in enumerate(self.draws(), 1):
             losses_K = self.step(step)
             if number in test_steps:
                 self._judge(number, losses_K.tolist(), judges)
         self._judge_selected(judges)
+
+    def draws(self) -> Iterator[dict[str, Tensor]]:
+        """The random numbers of each step, on the device."""
+        return steps_of(self.protocol, self.plan, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
 
     def step(self, drawn: dict[str, Tensor]) -> Tensor:
         """Each seed's loss, (K,) detached, of one step of the optimizer; drawn: as `steps_of` gives it."""

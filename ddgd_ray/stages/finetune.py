@@ -117,7 +117,11 @@ class Tuning:
         self.model.train()
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.trainable.items()}
         self.optimizer = torch.optim.AdamW(
-            self.trainable.values(), lr=spec.learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=ctx.device != "cpu"
+            self.trainable.values(),
+            lr=spec.learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            fused=ctx.device != "cpu",
         )
         self.draw = BatchDraw(spec, cache, num_classes=int(self.model.config["num_embeds_ada_norm"]))
         self.losses = MemoryLosses(spec, cache, ctx)
