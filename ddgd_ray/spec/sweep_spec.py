@@ -145,8 +145,9 @@ class ResourcesSpec(AmountsSpec):
     micro_batch: int = Field(0, ge=0)
     """Images that a pass with gradient may hold, 0 for a worker's whole share. Losses and memories see the whole batch in any
     case; the price is one more forward pass."""
-    compile: bool = False
-    """torch.compile the network's blocks: a minute at the start, faster steps."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile the networks: a minute at the start, faster steps. auto: the DiT's blocks on a GPU, which otherwise
+    waits for the host at small batches; not the classifiers."""
     pack: int = Field(0, ge=0)
     """Seeds of one classifier trained at once; 0: as many as fit on a GPU, one on a CPU, where a pack gains nothing."""
     recompute: bool = False

@@ -25,6 +25,7 @@ from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.decode import read_decoded
 from ddgd_ray.stages.parts.batches import augmented, steps_of
 from ddgd_ray.stages.parts.classifier import Judge, load_network, new_network, on_device, top1
+from ddgd_ray.stages.parts.device import compiled, cudnn_benchmark, free_bytes
 from ddgd_ray.stages.parts.distilled import read_set
 from ddgd_ray.stages.parts.images import Split
 from ddgd_ray.stages.parts.precision import arithmetic, float32_products
@@ -60,7 +61,8 @@ def run_packed(
     if spec.tests == "none":
         del real["test"]
     judges = {name: Judge(split, spec, ctx) for name, split in real.items() if len(split)}
-    training.run(judges)
+    with cudnn_benchmark():  # one or two shapes of a batch, thousands of times
+        training.run(judges)
     return [training.finish(index, out) for index, out in enumerate(outs)]
 
 
@@ -72,7 +74,7 @@ def num_at_once(specs: Sequence[EvaluateSpec], inputs: dict[str, Path], ctx: Con
     if ctx.pack or not ctx.device.startswith("cuda"):
         return ctx.pack or 1
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(ctx.device)
+    free = free_bytes(ctx)
     before = torch.cuda.memory_allocated(ctx.device)
     torch.cuda.reset_peak_memory_stats(ctx.device)
     alone_s = step_s(specs[:1], ctx)
@@ -123,9 +125,8 @@ class Training:
         self._soft = None if stored is None else softened(stored, self.protocol.temperature)
         self.plan = StepPlan.of(self.protocol, len(train), len(self.spec.images.classes))
         self._images, self._labels, self._size = *on_device(train, self.ctx), size
-        torch.backends.cudnn.benchmark = True  # one or two shapes of a batch, thousands of times
         self.pack = Pack([new_network(spec).to(self.ctx.device) for spec in specs])
-        self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
+        self._forward: Any = compiled(self.pack.__call__, self.ctx)
         self._optimizer, self._schedule = _optimizer(self.pack, self.protocol, self.plan, self.ctx.device)
         self.history: list[list[dict[str, float]]] = [[] for _ in specs]
         self.confusion: Tensor | None = None
