@@ -86,3 +86,13 @@ def test_stored_labels_are_judged_and_weighed(tiny: Any, runs: Path) -> None:
     assert "| 0.4 |" in weighed[0]  # 20 images, 10 classes, 2 bytes
     path = run.folder.path
     assert not verify_run(path, open_store(runs), path / "report").problems
+
+
+def test_recipes_by_published_name_and_their_combinations_are_arms(tiny: Any, runs: Path) -> None:
+    names = ("paper", "mgd3", "manifold", "cao2-select", "d3hr", "d4m-like", "rded", "paper+mgd3+cao2-select")
+    few = {"sample.start.groups": 2}  # of d3hr: 100,000 as published take minutes
+    run = swept(tiny, runs, name="recipes", vary={"recipe": tuple(name for name in names if name != "d3hr")})
+    assert run.exit_code == 0
+    assert all(f"| {name} |" in table(run) for name in names if name != "d3hr")
+    inverted = swept(tiny, runs, name="d3hr", recipe="d3hr", vary={"sample.steps": (2,)}, **few)
+    assert inverted.exit_code == 0
