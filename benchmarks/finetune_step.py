@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Result, alternate, device_name, parser, timed
 from benchmarks.public_scripts import PublicStep
+from ddgd_ray.inputs.processor import emulates_bfloat16
 from ddgd_ray.method.difffit import freeze_all_but, tie_embedders, trainable_state
 from ddgd_ray.method.dit import denoise
 from ddgd_ray.spec.stages import FinetuneSpec, MemorySpec
@@ -70,12 +71,15 @@ def _parse() -> argparse.Namespace:
     made.add_argument("--batch", type=int, default=8)
     made.add_argument("--memory", type=int, default=64, help="latents a class")
     made.add_argument("--pop", default="max_similarity", choices=("max_similarity", "min_similarity", "fifo"))
-    made.add_argument("--dtype", default="bfloat16", choices=("float32", "tf32", "bfloat16"), help="of ours")
+    made.add_argument(
+        "--dtype", choices=("float32", "tf32", "bfloat16"), help="of ours; default: bfloat16 where it is in hardware"
+    )
     made.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     made.add_argument("--rounds", type=int, default=15)
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = made.parse_args()
     is_gpu = args.device.startswith("cuda")
+    args.dtype = args.dtype or ("float32" if not is_gpu and emulates_bfloat16() else "bfloat16")
     args.model = args.model or ("XL/2" if is_gpu else "S/2")
     args.size = args.size or (256 if is_gpu else 64)
     args.compile = is_gpu if args.compile is None else args.compile

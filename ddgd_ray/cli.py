@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray import __version__
+from ddgd_ray.commands.ablations import ablations_command, add_ablations
 from ddgd_ray.commands.arguments import Count, Parser, amount
 from ddgd_ray.commands.display import is_full, safe_display
 from ddgd_ray.commands.doctor import add_doctor, doctor_command
 from ddgd_ray.commands.exports import export_command, export_model_command
 from ddgd_ray.commands.init import add_init, init_command
 from ddgd_ray.commands.models import pretrain_command
-from ddgd_ray.commands.output import absolute
+from ddgd_ray.commands.output import absolute, sweep_file
 from ddgd_ray.commands.plans import plan_command
 from ddgd_ray.commands.records import status_command, stop_command, sync_command
 from ddgd_ray.commands.reports import compare_command, report_command
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     def takes_sweep(added: argparse.ArgumentParser, **options: Any) -> None:
-        added.add_argument("file", type=Path, **options, help="a sweep file, e.g. ablations/memory.yaml")
+        added.add_argument("file", type=sweep_file, **options, help="a sweep file, e.g. ablations/memory.yaml")
         added.add_argument("--preset", help="run the file on another data set")
         added.add_argument(
             "--images", type=lambda text: str(absolute(text)), metavar="FOLDER", help="run the file on images of your own"
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(
         command("doctor", doctor_command, "is everything there that a sweep needs? one remedy for each thing that is not")
     )
+    add_ablations(command("ablations", ablations_command, "list the sweep files that come with the package, or copy them"))
     add_ui(command("ui", ui_command, "show runs in MLflow's own pages, on this machine alone; Ctrl-C ends it"))
     pretrain = command("pretrain", pretrain_command, "train a preset's autoencoder and backbone")
     pretrain.add_argument("preset")

@@ -59,6 +59,72 @@ def test_init_writes_a_file_that_is_planned_as_it_stands(
     assert "error[exists]" in err
 
 
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub cache that holds DiT-XL/2 and the VAE, as far as anybody looks who does not load them."""
+    parts = {
+        "facebook/DiT-XL-2-256": ("transformer", "DiTTransformer2DModel"),
+        "stabilityai/sd-vae-ft-mse": ("", "AutoencoderKL"),
+    }
+    for repo, (folder, name) in parts.items():
+        cached = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+        inner = cached / "snapshots" / ("c" * 40) / folder
+        inner.mkdir(parents=True)
+        (inner / "config.json").write_text(json.dumps({"_class_name": name}))
+        (inner / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("c" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+class Fitted(Exception):
+    """It went on as on a machine without a GPU."""
+
+
+def fitted(writer: Any) -> Any:
+    raise Fitted
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_with_a_gpu_weights_and_imagenets_classes_it_is_the_full_size_recipe(
+    has_weights: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if has_weights:
+        request.getfixturevalue("weights")
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    for name in ("n02096294", "n02093754"):
+        (tmp_path / "dogs" / name).mkdir(parents=True)
+        for number in range(40):
+            noise = np.random.default_rng(number).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "dogs" / name / f"{number}.jpg")
+    monkeypatch.setattr("ddgd_ray.doctor.machine.seen_gpus", lambda: [("H100", 80 * 2**30)])
+    monkeypatch.setattr("ddgd_ray.commands.init._Writer.fitted", fitted)
+    words = ["init", str(tmp_path / "dogs"), "--to", str(tmp_path / "dogs.yaml"), "--run-dir", str(tmp_path / "runs")]
+    if not has_weights:
+        with pytest.raises(Fitted):
+            main(words)
+        said = capsys.readouterr().out
+        assert "DiT-XL/2 would know them" in said
+        assert "hf download" in said
+        return
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "256 px, DiT-XL/2 and the recipe of the paper" in out
+    sweep = read_sweep(tmp_path / "dogs.yaml", {})
+    preset = sweep.preset_with({})
+    assert (sweep.spec.preset, preset.images.labels, preset.images.size) == ("imagewoof", "imagenet", 256)
+    assert preset.finetune.memory_real.size == 14, "half of the 28 images that are left of a class"
+    assert sweep.spec.resources.of("finetune").gpus == 1
+    code, out, err = plan(capsys, tmp_path, str(tmp_path / "dogs.yaml"), "--cores", "8", "--gpus", "1")
+    assert code == 0, err
+    assert "warning[" not in out
+
+
 def test_more_images_than_a_class_has_are_refused_before_anything_is_measured(
     folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

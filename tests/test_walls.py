@@ -39,7 +39,10 @@ PARTS_SEEN_BY = {
 }
 # framework -> the files that may import it
 DOORS = {
-    "ray": {f"cluster/{name}.py" for name in ("connect", "driver", "deaths", "nodes", "key_values", "tune", "train", "encode")},
+    "ray": {
+        f"cluster/{name}.py"
+        for name in ("connect", "driver", "deaths", "nodes", "key_values", "tune", "train", "encode", "watchdog")
+    },
     "optuna": {"search/optuna.py", "search/samplers.py"},
     "mlflow": {"tracking/mlflow.py"},
 }

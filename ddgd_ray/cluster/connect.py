@@ -10,13 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from ddgd_ray.doctor.local_ray import check_local_ray, local_misfits, temporary_folder
+from ddgd_ray.doctor.services import said
 from ddgd_ray.errors import ClusterError, SpecError
 from ddgd_ray.plain_files import read_text
 from ddgd_ray.spec.load import read
+from ddgd_ray.spec.sweep_spec import ResourcesSpec
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,7 +37,7 @@ SETTINGS = {
 MAX_TOKEN_BYTES = 65536
 ANSWER_S = 4.5  # the user hears within 5 s
 ASK_S = 20.0  # a process that imports ray and asks the head for its versions: 1-2 s, more on busy cores
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 HTTP2_SETTINGS = 4
 
@@ -67,10 +71,9 @@ def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None)
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     quiet["runtime_env"] = dict(runtime_env) if runtime_env else None
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = address_of(address)
     if address is None:
-        with kept_signals():
-            ray.init(address="local", include_dashboard=False, **quiet)
+        _start_local(quiet)
         token = Path("~/.ray/auth_token").expanduser()
         if token.is_file():
             token.chmod(0o600)  # ray writes it readable for everybody
@@ -85,16 +88,60 @@ def start_ray(address: str | None, runtime_env: Mapping[str, Any] | None = None)
             raise _refused(address) from err
 
 
+def address_of(given: str | None) -> str | None:
+    """The address of a cluster, as given or in RAY_ADDRESS; None for a Ray of this machine alone, which `local` asks for."""
+    address = given or os.environ.get("RAY_ADDRESS") or None
+    return None if address == "local" else address
+
+
+def look_ahead(given: str | None, resources: ResourcesSpec) -> None:
+    """Raises ClusterError for what is wrong before anything is written: nobody answers, or Ray cannot start or serve here."""
+    address = address_of(given)
+    if address is not None:
+        knock(resolve(address), address)
+        return
+    for finding in (*check_local_ray(), *local_misfits(resources)):
+        if finding.level == "FAIL":
+            raise ClusterError(finding.what, code="infeasible" if finding.check != "ray" else "ray-start", fix=finding.fix)
+
+
+def _start_local(quiet: Mapping[str, Any]) -> None:
+    """Start a Ray of this machine alone; once more where the machine was too busy. Raises ClusterError."""
+    import ray
+
+    for finding in check_local_ray():
+        if finding.level == "FAIL":  # some of these Ray would wait for without an end
+            raise ClusterError(finding.what, code="ray-start", fix=finding.fix)
+    for is_last in (False, True):
+        try:
+            with kept_signals():
+                ray.init(address="local", include_dashboard=False, **quiet)
+            return
+        except Exception as err:
+            reason = (str(err).strip().splitlines() or [type(err).__name__])[0][:300]
+            with suppress(Exception):
+                ray.shutdown()
+            is_busy = isinstance(err, TimeoutError) or "timed out" in reason
+            if is_busy and not is_last:
+                log.warning("ray did not start: %s; once more", reason)
+                continue
+            logs = f"{temporary_folder()[1]}/ray/session_latest/logs"
+            fix = f"a busy machine: try again later; otherwise its logs say more: {logs}"
+            raise ClusterError(f"Ray does not start on this machine: {reason}", code="ray-start", fix=fix) from err
+
+
 @contextmanager
 def kept_signals() -> Iterator[None]:
-    """Put our handlers of SIGINT and SIGTERM back afterwards.
+    """A block after which our handlers of SIGINT, SIGTERM and SIGHUP are back.
 
-    ray.init makes SIGTERM end the process at once, with exit code 1 or 15; our handlers let a sweep drain.
+    ray.init makes SIGTERM end the process at once, with exit code 1 or 15; our handlers let a sweep drain. Processes that it
+    starts ignore SIGHUP: a terminal that is closed tells all of them, and they are needed until the sweep has drained.
     """
     if threading.current_thread() is not threading.main_thread():  # Python sets no handlers elsewhere, so ray sets none
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
@@ -134,10 +181,14 @@ def resolve(address: str) -> str:
             address,
             "start this command on a node and give HOST:PORT of the head, usually port 6379, or --address auto",
         )
+    if address.startswith(("http://", "https://")):
+        host = urlsplit(address).hostname or "HOST"
+        what = "this is the address of Ray's dashboard, for `ray job submit`; a sweep joins the head itself"
+        raise _cluster_error(what, address, f"--address {host}:6379, or --address local for a Ray of this machine alone")
     if address != "auto":
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise _cluster_error("expected HOST:PORT, auto", address, "e.g. --address 10.0.0.1:6379")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise _cluster_error("expected HOST:PORT, auto or local", address, "e.g. --address 10.0.0.1:6379")
         return address
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -191,7 +242,7 @@ def ask_versions(found: str, address: str) -> None:
         raise ClusterError(
             used,
             code="token",
-            where=f"--address {address}",
+            where=said(address),
             fix=TOKEN_FIX,
         )
     if "error" in answer:
@@ -211,7 +262,7 @@ def refuse_other_versions(head: Mapping[str, str], address: str) -> None:
             f"the head has Ray {head.get('ray_version')} on Python {head.get('python_version')}, "
             f"here is Ray {here['ray_version']} on Python {here['python_version']}",
             code="version",
-            where=f"--address {address}",
+            where=said(address),
             fix="install the head's versions here, or ours on every node of the cluster",
         )
 
@@ -260,11 +311,11 @@ def _refused(address: str) -> ClusterError:
     mode = os.environ.get("RAY_AUTH_MODE")
     here = f"RAY_AUTH_MODE is {mode} here" if mode else "RAY_AUTH_MODE is not set here, so that none is presented"
     what = "the head answers and does not let us in: it asks for a token unless it was started with RAY_AUTH_MODE=disabled"
-    return ClusterError(f"{what}; {here}", code="token", where=f"--address {address}", fix=TOKEN_FIX)
+    return ClusterError(f"{what}; {here}", code="token", where=said(address), fix=TOKEN_FIX)
 
 
 def _cluster_error(what: str, address: str, fix: str) -> ClusterError:
-    return ClusterError(what, where=f"--address {address}", fix=fix)
+    return ClusterError(what, where=said(address), fix=fix)
 
 
 def read_runtime_env(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ddgd_ray.cluster.key_values import job_key, packed, unpacked
 from ddgd_ray.cluster.nodes import await_nodes
 from ddgd_ray.cluster.stop_order import stop_file_here
 from ddgd_ray.cluster.train import NODE, WorkerGroup, publish_with_train
+from ddgd_ray.cluster.watchdog import watched
 from ddgd_ray.conduct.conductor import Conductor
 from ddgd_ray.conduct.job_log import job_log, log_file, log_name, send_log
 from ddgd_ray.conduct.work import run_job
@@ -82,7 +83,8 @@ def run_with_tune(
             stop=_stopper(cluster),
         ),
     )
-    tuner.fit()
+    with watched():
+        tuner.fit()
     if cluster.error is not None:
         raise cluster.error
 

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
-from ddgd_ray.commands.output import absolute, given_url, run_dir_of
+from ddgd_ray.commands.output import absolute, given_url, run_dir_of, sweep_file
 from ddgd_ray.errors import SpecError, SpecErrors
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def add_doctor(added: argparse.ArgumentParser) -> None:
-    added.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a sweep file: its preset and what its jobs ask for")
+    added.add_argument(
+        "file", type=sweep_file, nargs="?", metavar="FILE", help="a sweep file: its preset and what its jobs ask for"
+    )
     added.add_argument("--preset", help="whose images and weights to check")
     added.add_argument(
         "--images", type=lambda text: str(absolute(text)), metavar="FOLDER", help="images of your own, with FILE"
@@ -29,15 +31,18 @@ def add_doctor(added: argparse.ArgumentParser) -> None:
 
 def doctor_command(args: argparse.Namespace) -> int:
     from ddgd_ray.doctor.inputs import check_images, check_sets, check_weights
+    from ddgd_ray.doctor.local_ray import check_local_ray
     from ddgd_ray.doctor.machine import check_cores, check_gpus, check_memory, check_packages
     from ddgd_ray.doctor.services import check_ray, check_tracking
     from ddgd_ray.doctor.storage import check_run_dir, check_token, check_url
-    from ddgd_ray.tracking.tracker import default_uri
+    from ddgd_ray.tracking.tracker import uri_of
 
     preset, sweep = _asked(args)
     spec = sweep.spec if sweep is not None else None
     resources = spec.resources if spec is not None else None
     run_dir = run_dir_of(args)  # of a URL, the local folder with MLflow's database
+    address = args.address or os.environ.get("RAY_ADDRESS") or None
+    address = None if address == "local" else address
     found: list[Finding] = []
 
     def tell(findings: "list[Finding]") -> None:
@@ -54,11 +59,15 @@ def doctor_command(args: argparse.Namespace) -> int:
     if url:
         tell(check_url(url))
     else:
-        tell(check_run_dir(run_dir, is_on_cluster=args.address is not None, keeps_tracking=args.tracking_uri is None))
+        keeps_tracking = not (args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        tell(check_run_dir(run_dir, is_on_cluster=address is not None, keeps_tracking=keeps_tracking))
     tell(check_token())
-    if args.address is not None:
-        tell(check_ray(args.address))
-    tell(check_tracking(args.tracking_uri or default_uri(run_dir)))
+    if address is not None:
+        tell(check_ray(address))
+    else:
+        tell(check_local_ray())
+    source = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") and not args.tracking_uri else ""
+    tell(check_tracking(uri_of(args.tracking_uri, run_dir), source=source))
     if sweep is not None:
         tell(_traps_of(sweep))
     if preset is not None:

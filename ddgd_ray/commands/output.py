@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+from ddgd_ray.spec.shipped import find_file
 from ddgd_ray.storage.addresses import is_url, local_folder
 
 
@@ -26,6 +27,11 @@ def absolute(text: str) -> Path:
         url, _, name = text.rstrip("/").rpartition("/")
         return local_folder(url) / name
     return Path(text).expanduser().absolute()
+
+
+def sweep_file(text: str) -> Path:
+    """A sweep file as it was typed, or the one of that name that comes with the package."""
+    return find_file(Path(text))
 
 
 def echo(text: str) -> None:

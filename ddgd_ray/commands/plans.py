@@ -74,6 +74,7 @@ def plan_command(args: argparse.Namespace) -> int:
         return 0
     of_recipe = f", recipe {sweep.spec.recipe}" if sweep.spec.recipe else ""
     print(f"{sweep.spec.name}: preset {sweep.spec.preset}{of_recipe}, {len(trials)} trials")
+    _print_emulation(sweep)
     if search:
         _print_search(sweep, search)
     if sweep.spec.race:
@@ -97,6 +98,18 @@ def _keys(trial: "Trial", store: Any) -> dict[str, Any]:
     """A trial's calls in the order in which they are made, each with its key, and whether it is published."""
     calls = [{"stage": call.stage, "key": call.key, "is_published": store.has(*call.ref)} for call in trial.calls()]
     return {"trial": trial.name, "arm": trial.arm, "seed": trial.seed, "params": dict(trial.params), "calls": calls}
+
+
+def _print_emulation(sweep: "Sweep") -> None:
+    """A line for each stage that would compute in bfloat16 on this processor, which has none."""
+    from ddgd_ray.inputs.processor import emulates_bfloat16
+
+    preset, resources = sweep.preset_with({}), sweep.spec.resources
+    for stage, spec in (("finetune", preset.finetune), ("sample", preset.sample), ("evaluate", preset.evaluate)):
+        if spec.dtype == "bfloat16" and not resources.of(stage).gpus and emulates_bfloat16():
+            print(
+                f"{stage}.dtype is bfloat16, which this processor emulates: --set {stage}.dtype=float32 is several times faster"
+            )
 
 
 def _print_recipe_diff(sweep: "Sweep") -> None:

@@ -61,6 +61,7 @@ def sync_command(args: argparse.Namespace) -> int:
     from ddgd_ray.tracking.mlflow import connect, is_refusal
     from ddgd_ray.tracking.shipper import Shipper
 
+    tracker.refuse_unfit(args.tracking_uri)
     store = open_store(args.run_folder.parent)
     read_run(args.run_folder, store)  # a damaged folder is told before anything is written, and not laid on the server
     handler = logging.StreamHandler()

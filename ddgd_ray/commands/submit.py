@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddgd_ray.commands.output import absolute
+from ddgd_ray.commands.output import absolute, sweep_file
 from ddgd_ray.errors import SpecError, SpecErrors, StageError
 
 if TYPE_CHECKING:
@@ -18,7 +18,18 @@ OF_BACKEND = {
     "account": ("slurm",),
     "grace": ("slurm",),
     "share_node": ("slurm",),
+    "qos": ("slurm",),
+    "constraint": ("slurm",),
+    "sbatch": ("slurm",),
+    "container": ("slurm",),
+    "container_mount": ("slurm",),
     "image": ("kuberay", "ray-up"),
+    "toleration": ("kuberay",),
+    "node_selector": ("kuberay",),
+    "image_pull_secret": ("kuberay",),
+    "service_account": ("kuberay",),
+    "queue": ("kuberay",),
+    "priority_class": ("kuberay",),
     "namespace": ("kuberay",),
     "secret": ("kuberay",),
     "volume": ("kuberay",),
@@ -38,7 +49,7 @@ SET_BY_SUBMIT = ("run_dir", "address", "executor")
 def add_submit(added: argparse.ArgumentParser) -> None:
     """The options; `--run-dir` is there already."""
     added.usage = "ddgd-ray submit FILE --backend BACKEND [options] [-- further options of ddgd-ray sweep]"
-    added.add_argument("file", type=Path, metavar="FILE", help="a sweep file, e.g. ablations/memory.yaml")
+    added.add_argument("file", type=sweep_file, metavar="FILE", help="a sweep file, e.g. ablations/memory.yaml")
     added.add_argument("--backend", choices=BACKENDS, required=True)
     added.add_argument("--to", type=absolute, metavar="FOLDER", help="where the files go (default: NAME-BACKEND here)")
     added.add_argument("--nodes", type=int, default=1, metavar="N")
@@ -62,6 +73,11 @@ def add_submit(added: argparse.ArgumentParser) -> None:
         help="seconds between Slurm's notice and the end (default: 120, or more if the sweep needs it)",
     )
     slurm.add_argument("--share-node", action="store_true", default=None, help="one node, not the whole of it")
+    slurm.add_argument("--qos", metavar="Q")
+    slurm.add_argument("--constraint", metavar="FEATURES", help="of the nodes, e.g. 'a100|h100'")
+    slurm.add_argument("--sbatch", action="append", metavar="OPTION", help="further ones, as --sbatch=--reservation=ours")
+    slurm.add_argument("--container", metavar="IMG", help="an image that pyxis starts ray and the sweep in")
+    slurm.add_argument("--container-mount", nargs="+", action="extend", metavar="PATH", help="further folders to mount there")
     both = added.add_argument_group("kuberay, ray-up")
     both.add_argument("--image", metavar="IMG", help="a container image with ddgd-ray")
     kube = added.add_argument_group("kuberay")
@@ -71,6 +87,12 @@ def add_submit(added: argparse.ArgumentParser) -> None:
     kube.add_argument(
         "--retries", type=int, metavar="N", help="further clusters, when one fails or is interrupted (default: 3)"
     )
+    kube.add_argument("--toleration", nargs="+", action="extend", metavar="KEY[=VALUE][:EFFECT]", help="of all pods")
+    kube.add_argument("--node-selector", nargs="+", action="extend", metavar="KEY=VALUE", help="nodes that the workers run on")
+    kube.add_argument("--image-pull-secret", nargs="+", action="extend", metavar="NAME")
+    kube.add_argument("--service-account", metavar="NAME")
+    kube.add_argument("--queue", metavar="NAME", help="a local queue of Kueue")
+    kube.add_argument("--priority-class", metavar="NAME", help="of all pods")
     up = added.add_argument_group("ray-up")
     up.add_argument("--hosts", nargs="+", metavar="HOST", help="machines of your own, the head first; without: AWS")
     up.add_argument("--ssh-user", metavar="NAME")
@@ -90,20 +112,22 @@ def split_options(words: list[str]) -> tuple[list[str], list[str]]:
 
 def submit_command(args: argparse.Namespace) -> int:
     """args.sweep: the command line of the sweep itself, parsed; args.options: its further options as they were typed."""
-    from ddgd_ray.commands.sweeps import _overrides
-    from ddgd_ray.spec.sweep import read_sweep
+    from ddgd_ray.commands.sweeps import read
+    from ddgd_ray.plan.traps import traps
     from ddgd_ray.submitting.files import write
     from ddgd_ray.submitting.job import check_job
 
     errors = _misplaced(args)
     try:
-        sweep = read_sweep(args.sweep.file, _overrides(args.sweep), args.sweep.preset)
+        sweep = read(args.sweep)
     except SpecErrors as err:
         raise SpecErrors([*err.errors, *errors]) from err
     except SpecError as err:
         raise SpecErrors([err, *errors]) from err
     job = _job(args, sweep)
     errors += check_job(job)
+    found = traps(sweep)
+    errors += [trap.as_error() for trap in found if trap.level == "refuse"]
     folder = args.to or Path.cwd() / f"{job.name}-{args.backend}"
     try:
         submission = _submission(args, job, folder)
@@ -118,6 +142,8 @@ def submit_command(args: argparse.Namespace) -> int:
         print(path)
     for note in submission.notes:
         print(f"note: {note}")
+    for trap in found:
+        print(trap.line())
     print(f"\n{submission.command}")
     return 0
 
@@ -165,23 +191,33 @@ def _submission(args: argparse.Namespace, job: "Job", folder: Path) -> "Submissi
     if args.backend == "slurm":
         from ddgd_ray.submitting.slurm import Slurm, slurm_submission
 
-        slurm = Slurm(**given(partition="partition", account="account", grace_s="grace", shares_node="share_node"))  # type: ignore[arg-type]
-        return slurm_submission(job, slurm, folder)
+        names = {name: name for name in ("partition", "account", "qos", "constraint", "container")}
+        chosen = given(grace_s="grace", shares_node="share_node", **names)
+        more = {"lines": tuple(args.sbatch or ()), "mounts": tuple(args.container_mount or ())}
+        return slurm_submission(job, Slurm(**chosen, **more), folder)  # type: ignore[arg-type]
     if args.backend == "kuberay":
         from ddgd_ray.submitting.kubernetes import Kubernetes, kubernetes_submission
 
-        volumes = tuple(_volume(text) for text in args.volume or [])
-        chosen = given(namespace="namespace", secret="secret", retries="retries")
-        return kubernetes_submission(job, Kubernetes(image=args.image or "", volumes=volumes, **chosen), folder)  # type: ignore[arg-type]
+        names = {name: name for name in ("namespace", "secret", "retries", "service_account", "queue", "priority_class")}
+        kubernetes = Kubernetes(
+            image=args.image or "",
+            volumes=tuple(_pair(text) for text in args.volume or []),
+            tolerations=tuple(args.toleration or ()),
+            node_selector=tuple(_pair(text) for text in args.node_selector or []),
+            pull_secrets=tuple(args.image_pull_secret or ()),
+            **given(**names),  # type: ignore[arg-type]
+        )
+        return kubernetes_submission(job, kubernetes, folder)
     from ddgd_ray.submitting.ray_up import RayUp, ray_up_submission
 
-    names = ("ssh_user", "ssh_key", "image", "region", "instance_type", "head_type")
-    return ray_up_submission(job, RayUp(hosts=tuple(args.hosts or ()), **given(**{name: name for name in names})), folder)  # type: ignore[arg-type]
+    names = {name: name for name in ("ssh_user", "ssh_key", "image", "region", "instance_type", "head_type")}
+    return ray_up_submission(job, RayUp(hosts=tuple(args.hosts or ()), **given(**names)), folder)  # type: ignore[arg-type]
 
 
-def _volume(text: str) -> tuple[str, str]:
-    claim, _, path = text.partition("=")
-    return claim, path
+def _pair(text: str) -> tuple[str, str]:
+    """What stands before and behind the first =."""
+    before, _, behind = text.partition("=")
+    return before, behind
 
 
 def _make_log_folder(job: "Job", folder: Path) -> None:

@@ -139,13 +139,19 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
     from ddgd_ray.tracking import tracker
     from ddgd_ray.watch.view import LiveView, PlainView, machine_busy_s
 
-    if args.min_nodes > 1 and not (args.address or os.environ.get("RAY_ADDRESS")):
+    if args.min_nodes > 1 and (args.address or os.environ.get("RAY_ADDRESS") or "local") == "local":
         raise SpecError("no node joins a ray of this machine alone", where="--min-nodes", fix="--address HOST:PORT, or auto")
     runtime_env = None
     if args.runtime_env is not None:
         from ddgd_ray.cluster.connect import read_runtime_env
 
         runtime_env = read_runtime_env(args.runtime_env)
+    if not args.no_tracking:
+        tracker.refuse_unfit(args.tracking_uri)
+    if args.executor == "ray":
+        from ddgd_ray.cluster.connect import look_ahead
+
+        look_ahead(args.address, sweep.spec.resources)
     warnings = _look_ahead(sweep, args)  # before anything is written
     for note in input_notes(sweep):
         echo(f"warning: {note}")

@@ -27,13 +27,15 @@ Publish = Callable[[StageCall, Store, Context], tuple[Artifact, bool]]
 def context_of(resources: ResourcesSpec, stage: str, stop_file: Path | None = None) -> Context:
     """The surroundings that a job of this stage may know of: device, threads, sizes of batches, the stop file."""
     amounts = resources.of(stage)
+    device = os.environ.get(DEVICE) or ("cuda" if amounts.gpus else "cpu")
+    gains = device.startswith("cuda") and stage in ("finetune", "sample")
     return Context(
-        device=os.environ.get(DEVICE) or ("cuda" if amounts.gpus else "cpu"),
+        device=device,
         chunk=resources.chunk,
         num_threads=max(1, int(amounts.cpus)),
         checkpoint_steps=resources.checkpoint_steps,
         micro_batch=resources.micro_batch,
-        compiled=resources.compile,
+        compiled=gains if resources.compile == "auto" else resources.compile,
         recompute=resources.recompute,
         pack=resources.pack,
         stop_file=stop_file,

@@ -23,18 +23,37 @@ HEALTH = (sys.executable, "-m", "ray.scripts.scripts", "health-check", "--addres
 DATABASES = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
+def said(address: str) -> str:
+    """How an address was given: RAY_ADDRESS=ADDRESS, or --address ADDRESS."""
+    return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
+
+
+def unfit_uri(uri: str) -> str:
+    """What keeps an address from being one of MLflow's servers or databases, or ""."""
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if len(scheme) > 1 and scheme != "file":
+        return ""
+    return f"a folder of files is no tracking store of this MLflow: {redact(uri)}"
+
+
+UNFIT_FIX = "give a database, sqlite:////path/to/mlflow.db, or the http:// address of a server"
+
+
 def check_ray(address: str, *, health: tuple[str, ...] = HEALTH) -> list[Finding]:
     """The finding whether a ray head of this version listens there and lets us in."""
-    shown = f"{address}"
+    shown = said(address)
+    if address.startswith(("http://", "https://")):
+        what = f"{shown} is the address of ray's dashboard, for `ray job submit`; a sweep joins the head itself"
+        return [Finding("ray", "FAIL", what, f"--address {urlsplit(address).hostname or 'HOST'}:6379, or unset RAY_ADDRESS")]
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            return [Finding("ray", "FAIL", f"expected HOST:PORT of a ray head, got {address!r}", "--address HOST:6379")]
+            return [Finding("ray", "FAIL", f"expected HOST:PORT of a ray head, got {shown}", "--address HOST:6379")]
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
         except OSError as err:
             what = f"no answer from {shown} within {ANSWER_S:.0f} s: {err}"
-            return [Finding("ray", "FAIL", what, "start it: ray start --head; or correct --address")]
+            return [Finding("ray", "FAIL", what, "start it: ray start --head; or correct the address")]
         if address.startswith("ray://"):
             return [passed("ray", f"something listens at {shown} (ray's client; its health is not asked)")]
     try:
@@ -59,9 +78,9 @@ def check_ray(address: str, *, health: tuple[str, ...] = HEALTH) -> list[Finding
     return [passed("ray", f"the head at {shown} answers")]
 
 
-def check_tracking(uri: str, environment: Mapping[str, str] = os.environ) -> list[Finding]:
+def check_tracking(uri: str, environment: Mapping[str, str] = os.environ, *, source: str = "") -> list[Finding]:
     """The finding of MLflow's place. A server that is down is a WARN: what is tracked waits on disk. The rest is a FAIL."""
-    shown = redact(uri)
+    shown = f"{source}={redact(uri)}" if source else redact(uri)
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
@@ -74,9 +93,9 @@ def check_tracking(uri: str, environment: Mapping[str, str] = os.environ) -> lis
         except (OSError, ValueError) as err:
             return [Finding("mlflow", "WARN", f"no answer from {shown} within {ANSWER_S:.0f} s: {err}", "is the database up?")]
         return [passed("mlflow", f"a database listens at {shown} (user and password are not tried)")]
-    if scheme in ("", "file"):
-        what = f"a folder of files is no tracking store of this MLflow: {shown}"
-        return [Finding("mlflow", "FAIL", what, "--tracking-uri sqlite:////path/to/mlflow.db")]
+    unfit = unfit_uri(uri)
+    if unfit:
+        return [Finding("mlflow", "FAIL", f"{source}: {unfit}" if source else unfit, UNFIT_FIX)]
     return [Finding("mlflow", "WARN", f"nothing here can check {scheme}:// addresses", "look at its server yourself")]
 
 

@@ -3,6 +3,8 @@
 Shapes: N images, B batch, Y classes, k kept classes.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,20 +30,22 @@ def kept(logits_NY: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def spread(values_Nk: Tensor, classes_Nk: Tensor, rest_N: Tensor, num_classes: int) -> Tensor:
     """The logits (N, Y) that `kept` values stand for: each class that was left out has `rest_N`.
 
-    With rest_N = `rest_of` the same, the softmax at temperature 1 keeps the mass of the classes left out.
+    With rest_N = `rest_of` the same, the softmax at its temperature keeps the mass of the classes left out.
     """
     full = rest_N[:, None].expand(-1, num_classes).clone()
     return full.scatter_(1, classes_Nk, values_Nk)
 
 
-def rest_of(logits_NY: Tensor, classes_Nk: Tensor) -> Tensor:
-    """(N,): the equal logit that gives the classes left out the mass that they have together at temperature 1.
+def rest_of(logits_NY: Tensor, classes_Nk: Tensor, temperature: float) -> Tensor:
+    """(N,): the equal logit that gives the classes left out the mass that they have together at this temperature.
 
     -inf where none is left out.
     """
     num_left = logits_NY.shape[1] - classes_Nk.shape[1]
     left = logits_NY.scatter(1, classes_Nk, -torch.inf)
-    return left.logsumexp(dim=1) - torch.tensor(float(num_left)).log() if num_left else left.amax(dim=1)
+    if not num_left:
+        return left.amax(dim=1)
+    return temperature * ((left / temperature).logsumexp(dim=1) - math.log(num_left))
 
 
 def mixed(own_BY: Tensor, partner_BY: Tensor, kept_share: Tensor) -> Tensor:
@@ -59,5 +63,5 @@ def num_bytes(num_images: int, num_classes: int, k: int, value_bytes: int) -> in
     """What stored labels weigh: k values and the rest's, and for k < Y the classes' numbers, 1, 2 or 4 bytes each."""
     if k == num_classes:
         return num_images * num_classes * value_bytes
-    class_bytes = 1 if num_classes <= 256 else 2 if num_classes <= 65536 else 4
+    class_bytes = 1 if num_classes <= 256 else 2 if num_classes <= 32768 else 4
     return num_images * (k * (value_bytes + class_bytes) + value_bytes)

@@ -11,7 +11,20 @@ from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.storage.manifest import Ref
 
 # of jobs that are ready, earlier kinds start first: evaluators before new sets, so that results come in as the sweep goes
-KINDS = ("prepare", "test", "evaluate", "measure", "pick", "scores", "features", "sample", "select", "invert", "finetune")
+KINDS = (
+    "prepare",
+    "test",
+    "evaluate",
+    "measure",
+    "relabel",
+    "pick",
+    "scores",
+    "features",
+    "sample",
+    "select",
+    "invert",
+    "finetune",
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,8 @@ def jobs_of(trial: Trial, resources: ResourcesSpec) -> Iterator[Job]:
         yield Job("prepare", call.stage, (call,))
     for call in trial.build:
         yield Job(call.stage, f"{trial.name} {call.stage}", (call,))
+    for call in trial.labels:
+        yield Job(call.stage, f"{trial.name} labels", (call,))
     yield from _evaluations(trial, resources)
     for measure in trial.measures:
         yield Job("measure", f"{trial.name} {measure.label}", measure.calls)

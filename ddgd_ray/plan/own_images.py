@@ -181,7 +181,8 @@ def resources_for(cores: float, num_gpus: int) -> dict[str, Any]:
     """What trains alone has the machine; classifiers share a GPU."""
     if num_gpus:
         on_gpu = {"cpus": 1, "gpus": 1}
-        return {**on_gpu, "stages": {"evaluate": {"gpus": 0.25}, "decode": {"gpus": 0}, "select": {"gpus": 0}}}
+        without = {stage: {"gpus": 0} for stage in ("adopt", "decode", "select")}
+        return {**on_gpu, "stages": {"evaluate": {"gpus": 0.25}, **without}}
     if cores < MANY_CORES:  # networks so small gain little from a second core, and the controls have use for it
         return {"cpus": 1}
     wide = min(4, int(cores) // 2)

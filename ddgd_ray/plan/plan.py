@@ -39,6 +39,8 @@ class Evaluator:
     is_main: bool = True
     """It follows the preset's own protocol; the objective looks at such evaluators alone."""
     test: StageCall | None = None
+    labels: StageCall | None = None
+    """What stores the soft labels that it learns from; None where it needs none."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,17 @@ class Trial:
     def name(self) -> str:
         return f"{self.arm}-s{self.seed}" if self.rung is None else f"{self.arm}@r{self.rung}-s{self.seed}"
 
+    @property
+    def labels(self) -> tuple[StageCall, ...]:
+        """The calls that store soft labels beside the set, each once."""
+        calls = (evaluator.labels for evaluator in self.evaluators if evaluator.labels is not None)
+        return tuple({call.ref: call for call in calls}.values())
+
     def calls(self) -> Iterator[StageCall]:
         """All calls of the trial except the finalists' tests."""
         yield from self.prepare
         yield from self.build
+        yield from self.labels
         yield from (evaluator.call for evaluator in self.evaluators)
         yield from (call for measure in self.measures for call in measure.calls)
 
@@ -194,7 +203,8 @@ def _trial(
     """The trial of this set, with its evaluators, its measures and the common calls that these need."""
     evaluators = tuple(_evaluators(sweep, common, made, all_ipc))
     measures = tuple(common.measure(space, made, ipc) for space in sweep.spec.quality for ipc in all_ipc if ipc)
-    own = [*build, *(one.call for one in evaluators), *(call for measure in measures for call in measure.calls)]
+    own = [*build, *(one.labels for one in evaluators if one.labels), *(one.call for one in evaluators)]
+    own += (call for measure in measures for call in measure.calls)
     prepare = common.needed_by(own)
     return Trial(arm, dict(params), seed, is_control, prepare, build, evaluators, measures, folder)
 
@@ -208,6 +218,9 @@ def _evaluators(sweep: Sweep, common: PresetCalls, made: Ref | Outside, all_ipc:
         inputs: dict[str, Ref | Outside] = {"set": made, "real": common.decoded(protocol)}
         if protocol.labels == "teacher":
             inputs["teacher"] = common.reference(0)
+        labels = common.stored_labels(protocol, made, max(all_ipc)) if protocol.labels == "stored" else None
+        if labels is not None:
+            inputs["labels"] = labels.ref
         for network, ipc, seed in itertools.product(sweep.spec.evaluate.networks, all_ipc, sweep.spec.seeds.evaluate):
             fields = {"network": network, "ipc": ipc, "seed": seed, "protocol": protocol}
             test = None
@@ -216,7 +229,7 @@ def _evaluators(sweep: Sweep, common: PresetCalls, made: Ref | Outside, all_ipc:
                 test = StageCall(TestSpec(), {"classifier": call.ref, "real": inputs["real"]})
             else:
                 call = StageCall(with_values(common.preset.evaluate, **fields), inputs)
-            yield Evaluator(network, ipc, seed, call, protocol.label, protocol == main, test)
+            yield Evaluator(network, ipc, seed, call, protocol.label, protocol == main, test, labels)
 
 
 def _protocol(name: str, main: ProtocolSpec) -> ProtocolSpec:

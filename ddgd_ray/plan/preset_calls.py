@@ -9,7 +9,7 @@ from ddgd_ray.inputs.weights import script_file, weights_source
 from ddgd_ray.spec.evaluation import DecodeSpec, EvaluateSpec, FeatureSpace, FeaturesSpec, QualitySpec, SelectSpec
 from ddgd_ray.spec.preset import Preset, WeightsSpec
 from ddgd_ray.spec.protocol import ProtocolSpec
-from ddgd_ray.spec.ways import ModesSpec, SpectrumSpec
+from ddgd_ray.spec.ways import ModesSpec, RelabelSpec, SpectrumSpec
 from ddgd_ray.stages.base import Outside, StageCall
 from ddgd_ray.storage.manifest import Ref
 
@@ -127,6 +127,18 @@ class PresetCalls:
         size, model = self._space(space, 0)
         spec = FeaturesSpec(space=space, images=self.preset.images, size=size, ipc=ipc)
         return StageCall(spec, {"set": made, "model": model})
+
+    def stored_labels(self, protocol: ProtocolSpec, made: Ref | Outside, ipc: int) -> StageCall:
+        """What the reference network says of a set's first `ipc` images a class, of all with 0."""
+        spec = RelabelSpec(
+            classes_kept=protocol.stored_classes,
+            temperature=protocol.temperature if protocol.stored_classes else 1.0,  # all answers serve any temperature
+            dtype=protocol.stored_dtype,
+            ipc=ipc,
+            size=protocol.size or self.preset.images.size,
+            images=self.preset.images,
+        )
+        return StageCall(spec, {"set": made, "teacher": self.reference(0)})
 
     def measure(self, space: FeatureSpace, made: Ref | Outside, ipc: int) -> Measure:
         features = self.set_features(space, made, ipc)

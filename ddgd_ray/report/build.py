@@ -17,6 +17,7 @@ from ddgd_ray.report.per_class import per_class_csv
 from ddgd_ray.report.quality import quality_tables
 from ddgd_ray.report.race import seed_policy_tables
 from ddgd_ray.report.render import Table, latex, markdown
+from ddgd_ray.report.sizes import size_tables
 from ddgd_ray.report.tables import arm_table, at_ipc, averaged_csv, comparison_table, csv_table, grid_table
 from ddgd_ray.run.reading import Run, read_run
 from ddgd_ray.run.results import CEILING, protocols_of
@@ -41,7 +42,13 @@ def tables_of(run: Run) -> list[Table]:
     """Every table of the report: results under each protocol, the front, the race or the rungs, the quality of the sets."""
     place = {arm: index for index, arm in enumerate(run.arms)}
     of_arms = sorted(run.trials, key=lambda trial: place[trial.arm])
-    return [*result_tables(run), *pareto_tables(run), *seed_policy_tables(run), *quality_tables(of_arms, run.store)]
+    return [
+        *result_tables(run),
+        *pareto_tables(run),
+        *seed_policy_tables(run),
+        *quality_tables(of_arms, run.store),
+        *size_tables(of_arms, run.store),
+    ]
 
 
 def report_texts(run: Run, tables: Sequence[Table]) -> dict[str, str]:

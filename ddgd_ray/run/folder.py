@@ -71,6 +71,7 @@ class TrialProgress:
             state=self.state,
             prepare=tuple(call.ref for call in trial.prepare),
             build=tuple(call.ref for call in trial.build),
+            labels=tuple(call.ref for call in trial.labels),
             evaluators=tuple(map(self._evaluator, trial.evaluators)),
             quality=tuple(QualityRecord(*measure.calls[-1].ref, measure.label) for measure in trial.measures),
             measures=tuple(tuple(call.ref for call in measure.calls) for measure in trial.measures),
@@ -250,8 +251,8 @@ class RunFolder:
 
 
 def _says_as_much(before: TrialRecord, now: TrialRecord) -> bool:
-    needs = (before.build, before.evaluators, before.quality, before.measures)
-    if needs != (now.build, now.evaluators, now.quality, now.measures):
+    needs = (before.build, before.labels, before.evaluators, before.quality, before.measures)
+    if needs != (now.build, now.labels, now.evaluators, now.quality, now.measures):
         return False
     return now.state == "planned" or (before.state, before.errors) == (now.state, now.errors)
 

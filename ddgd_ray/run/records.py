@@ -158,6 +158,8 @@ class TrialRecord(Record):
     """Artifacts shared with other trials, in an order in which they can be made."""
     build: tuple[Ref, ...]
     """The trial's own model and set; the set is the last. Empty for a ready-made set."""
+    labels: tuple[Ref, ...] = ()
+    """Soft labels stored beside the set."""
     evaluators: tuple[EvaluatorRecord, ...]
     """Those of the main protocol, by which the objective goes, come first."""
     quality: tuple[QualityRecord, ...] = ()
@@ -203,7 +205,7 @@ class TrialRecord(Record):
 
     def own_refs(self) -> list[Ref]:
         """Everything that no other configuration shares by design, in order, the finalists' tests aside."""
-        refs = [*self.build, *(one.ref for one in self.evaluators)]
+        refs = [*self.build, *self.labels, *(one.ref for one in self.evaluators)]
         refs += [ref for refs_of in self.measures for ref in refs_of] or [one.ref for one in self.quality]
         return list(dict.fromkeys(refs))
 
@@ -216,7 +218,7 @@ class TrialRecord(Record):
         """Each artifact that the trial needs, with whom it is for."""
         for ref in self.prepare:
             yield ref, "all trials"
-        for ref in self.build:
+        for ref in (*self.build, *self.labels):
             yield ref, self.name
         for one in self.evaluators:
             yield one.ref, f"{self.name} {one.name}"

@@ -23,7 +23,7 @@ from ddgd_ray.spec.stages import (
     SampleSpec,
     StageSpec,
 )
-from ddgd_ray.spec.ways import InvertSpec, ModesSpec, SpectrumSpec
+from ddgd_ray.spec.ways import InvertSpec, ModesSpec, RelabelSpec, SpectrumSpec
 
 FeatureSpace = Literal["latents", "network", "inception"]
 
@@ -155,7 +155,7 @@ class ReferenceSpec(Spec):
 
     @model_validator(mode="after")
     def _has_no_teacher(self) -> Self:
-        if self.protocol.labels == "teacher":
+        if self.protocol.labels != "hard":
             raise ValueError("the reference network is the teacher: its own protocol needs hard labels", "e.g. teacher")
         return self
 
@@ -179,5 +179,6 @@ _SPECS = (
     SpectrumSpec,
     PickSpec,
     ScoresSpec,
+    RelabelSpec,
 )
 STAGE_SPECS: dict[str, type[StageSpec]] = {cls.stage: cls for cls in _SPECS}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -63,6 +63,8 @@ class CaseSpec(Spec):
 class ProtocolSpec(Spec):
     """A named protocol, its fields overridden one by one, or one of the user's own. No result travels without the label."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"stored_classes", "stored_dtype"})
+
     name: str = Field("quick-small", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Of spec/protocols, whose fields are the defaults of all others; or a new one, which must give epochs or steps."""
     label: str = ""
@@ -95,8 +97,13 @@ class ProtocolSpec(Spec):
     the cases of a named protocol."""
     schedule: Literal["one_cycle", "step", "half_cosine"] = "one_cycle"
     """one_cycle peaks at learning_rate; step multiplies by 0.2 after 2/3 and 5/6 of the epochs; half_cosine falls to half."""
-    labels: Literal["hard", "teacher"] = "hard"
-    """teacher: the preset's reference network answers for each augmented batch (KL divergence at `temperature`)."""
+    labels: Literal["hard", "teacher", "stored"] = "hard"
+    """teacher: the preset's reference network answers for each augmented batch (KL divergence at `temperature`). stored: it has
+    answered once for each image of the set; its answers are kept with the set, and CutMix mixes them."""
+    stored_classes: int = Field(0, ge=0)
+    """stored: classes an image whose answers are kept, the greatest; the others share what is left. 0: all."""
+    stored_dtype: Literal["float16", "float32"] = "float16"
+    """stored: of the answers kept."""
     temperature: float = Field(20.0, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     crop_scale: float = Field(1.0, gt=0, le=1)
@@ -151,6 +158,9 @@ class ProtocolSpec(Spec):
     def _sound(self) -> Self:
         if self.schedule == "one_cycle" and not self.steps:
             raise ValueError("schedule one_cycle counts steps", "give steps, or another schedule")
+        if self.labels != "stored" and (self.stored_classes or self.stored_dtype != "float16"):
+            what = f"stored_classes and stored_dtype mean something with labels: stored, not {self.labels}"
+            raise ValueError(what, "leave them out, or set labels: stored")
         pairs_of_cases = (pairs for case in self.cases for pairs in (case.epochs_up_to or (), case.batch_size_up_to or ()))
         for pairs in (self.epochs_up_to, self.batch_size_up_to, *pairs_of_cases):
             limits = [limit for limit, _ in pairs]

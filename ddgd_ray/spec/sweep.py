@@ -11,8 +11,9 @@ from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.fidelity import check_fidelity
 from ddgd_ray.spec.load import Document, Path_, read
 from ddgd_ray.spec.preset import Preset, build_preset, read_preset, with_overrides
-from ddgd_ray.spec.recipe import RECIPE, conflicts, read_recipe
+from ddgd_ray.spec.recipe import RECIPE, STEPS, conflicts, read_recipe
 from ddgd_ray.spec.search_spec import objective_errors, search_errors
+from ddgd_ray.spec.shipped import find_file
 from ddgd_ray.spec.space import Choice, Space, read_space
 from ddgd_ray.spec.sweep_spec import FULL, PARTS, WITHOUT, EvaluatorsSpec, SweepSpec
 
@@ -68,6 +69,7 @@ class Sweep:
 
 def read_sweep(path: Path, overrides: Mapping[str, Any], preset_name: str | None = None) -> Sweep:
     """The sweep of a file. overrides: {dotted path: value}, the sweep's or its preset's. Raises SpecErrors: all at once."""
+    path = find_file(path)
     return check_sweep(read(path), path.parent, overrides, preset_name)
 
 
@@ -184,7 +186,9 @@ def _recipe_conflicts(spec: SweepSpec, space: Space, document: Document, fields:
         return []
     searched = space.get(RECIPE)
     names = spec.vary.get(RECIPE, searched.values if isinstance(searched, Choice) else ())
-    errors = conflicts(names, {path: where for path, where in fields.items() if path != RECIPE})
+    # steps that are set, not varied, are those of the recipes that fine-tune; others keep their 0
+    is_of_others = {RECIPE} | ({STEPS} if STEPS not in spec.vary and STEPS not in space else set())
+    errors = conflicts(names, {path: where for path, where in fields.items() if path not in is_of_others})
     if spec.recipe:
         where = document.where((RECIPE,))
         errors.append(SpecError("recipe is given and varied", code="recipe-conflict", where=where, fix="remove one of the two"))
@@ -206,7 +210,7 @@ def _idle_constants(preset: Document, placed: Mapping[str, tuple[Any, str]], var
     for path in ("sample.guide", "sample.start"):
         section, field = path.split(".")
         chosen = preset.data.get(section, {}).get(field, {})
-        is_chosen = "name" in chosen or path in varied or f"{path}.name" in varied
+        is_chosen = isinstance(chosen, str) or "name" in chosen or not varied.keys().isdisjoint((path, f"{path}.name", RECIPE))
         for given, where in {name: line for name, (_, line) in placed.items()}.items() | dict(varied).items():
             if given.startswith(f"{path}.") and not is_chosen:
                 what = f"{given} means nothing without {path}"
@@ -225,7 +229,7 @@ def _read_space(spec: SweepSpec, folder: Path, document: Document) -> tuple[Spac
         return {}, {name: document.line(("vary", name)) for name in spec.vary}
     beside = folder / spec.search.space
     try:
-        space, written = read_space(beside if beside.is_file() else Path(spec.search.space))
+        space, written = read_space(beside if beside.is_file() else find_file(Path(spec.search.space)))
     except SpecError as err:
         if err.code != "missing-file":
             raise

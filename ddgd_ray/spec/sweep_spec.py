@@ -13,6 +13,7 @@ from ddgd_ray.spec.evaluation import FeatureSpace, refuse_unknown_network
 from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.protocol import NO_AUGMENTATION, protocol_names
+from ddgd_ray.spec.recipe import JOINT
 from ddgd_ray.spec.search_spec import TEST_METRICS, ObjectiveSpec, SearchSpec
 
 ControlName = Literal[
@@ -48,6 +49,7 @@ StageName = Literal[
     "spectrum",
     "pick",
     "scores",
+    "relabel",
 ]
 WIDE_STAGES = ("finetune", "sample")  # those that share their work among workers
 
@@ -144,8 +146,9 @@ class ResourcesSpec(AmountsSpec):
     micro_batch: int = Field(0, ge=0)
     """Images that a pass with gradient may hold, 0 for a worker's whole share. Losses and memories see the whole batch in any
     case; the price is one more forward pass."""
-    compile: bool = False
-    """torch.compile the network's blocks: a minute at the start, faster steps."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile the networks: a minute at the start, faster steps. auto: the DiT's blocks on a GPU, which otherwise
+    waits for the host at small batches; not the classifiers."""
     pack: int = Field(0, ge=0)
     """Seeds of one classifier trained at once; 0: as many as fit on a GPU, one on a CPU, where a pack gains nothing."""
     recompute: bool = False
@@ -169,7 +172,8 @@ class SweepSpec(Spec):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     preset: str = "fashion"
     recipe: str = ""
-    """A method of spec/recipes to start from; `set` and what varies override it. May itself be varied, as `recipe`."""
+    """A method of spec/recipes to start from; `set` and what varies override it. A list, or names joined by +, combines
+    several. May itself be varied, as `recipe`."""
     set: dict[str, Values] = Field(default_factory=dict)
     """Overrides of the preset for every trial, by dotted path."""
     vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
@@ -195,6 +199,12 @@ class SweepSpec(Spec):
     """What the tables may conclude; without it they say what these seeds could have told."""
     resources: ResourcesSpec = ResourcesSpec()
     budget: BudgetSpec = BudgetSpec()
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _one_or_several(cls, recipe: object) -> object:
+        is_list = isinstance(recipe, tuple | list) and all(isinstance(name, str) for name in recipe)
+        return JOINT.join(recipe) if is_list else recipe  # type: ignore[arg-type]
 
     def grid(self) -> list[dict[str, Any]]:
         """Every combination of the varied values, the last field fastest; none when nothing varies.

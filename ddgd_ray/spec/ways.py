@@ -1,9 +1,9 @@
-"""One spec for each stage that other ways of making a set need: k-means centres, inverted latents, a decoder's gain.
+"""One spec for each stage that other ways of making a set need: centres, inverted latents, a decoder's gain, stored labels.
 
 Changed what a stage computes? Bump its `version` in the same commit.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -50,4 +50,22 @@ class SpectrumSpec(StageSpec):
     """Greatest gain."""
     per_class: int = Field(100, ge=1)
     """Training images a class that are compared with their reconstructions; all where there are fewer."""
+    images: ImagesSpec
+
+
+class RelabelSpec(StageSpec):
+    """What the reference network says of each image of a set, once: labels that are kept with the set."""
+
+    stage: ClassVar[str] = "relabel"
+    version: ClassVar[int] = 1
+
+    classes_kept: int = Field(0, ge=0)
+    """Answers an image that are kept, the greatest; 0: all."""
+    temperature: float = Field(1.0, gt=0)
+    """At which the answers that are not kept have, together, the probability that they had."""
+    dtype: Literal["float16", "float32"] = "float16"
+    ipc: int = Field(0, ge=0)
+    """Images per class, the first ones of the set; 0: all."""
+    size: int = Field(ge=8, le=1024)
+    """Pixels a side that the network sees."""
     images: ImagesSpec

@@ -15,6 +15,7 @@ import torch
 from ddgd_ray.spec.stages import EncodeSpec, ImagesSpec
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.parts.backbone import Autoencoder, to_unit_range
+from ddgd_ray.stages.parts.device import PIXELS, rows_within
 from ddgd_ray.stages.parts.images import (
     ImageBatch,
     Skipped,
@@ -87,7 +88,7 @@ def _make(
     kept = [shard for shard in shards if shard not in missing]
     for shard in kept:
         _report(shard, ctx)
-    num_images = max(1, ctx.chunk // 2)  # a forward pass takes the mirror images too
+    num_images = max(1, rows_within(PIXELS, spec.size, most=ctx.chunk) // 2)  # a forward pass takes the mirror images too
     blocks = [rows for shard in missing for rows in shard.blocks(num_images)]
     batches = stream(spec, listing, blocks, num_threads=ctx.num_threads, ahead=0 if ctx.device == "cpu" else AHEAD)
     known = [one for shard in kept for one in read_skipped(folder, shard)]

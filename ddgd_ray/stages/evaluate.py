@@ -6,7 +6,7 @@ Shapes: K classifiers (seeds), N images, B batch, C channels, S side in pixels, 
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from torch.nn import functional as F
 from ddgd_ray.errors import StageError
 from ddgd_ray.method.augment import cutmix_boxes
 from ddgd_ray.method.packing import Pack
+from ddgd_ray.method.soft_labels import divergence, mixed, softened
 from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.decode import read_decoded
 from ddgd_ray.stages.parts.batches import augmented, steps_of
 from ddgd_ray.stages.parts.classifier import Judge, load_network, new_network, on_device, top1
+from ddgd_ray.stages.parts.device import compiled, cudnn_benchmark, free_bytes
 from ddgd_ray.stages.parts.distilled import read_set
 from ddgd_ray.stages.parts.images import Split
 from ddgd_ray.stages.parts.precision import arithmetic, float32_products
+from ddgd_ray.stages.relabel import stored_logits
 
 PACKED_SHARE = 0.7  # of what is free after it that classifiers trained at once may take
 
@@ -52,12 +55,14 @@ def run_packed(
     size = spec.protocol.size or spec.images.size
     train = read_set(inputs["set"], spec.images, spec.ipc, size=size, num_threads=ctx.num_threads)
     teacher = load_network(inputs["teacher"], "last", ctx.device) if spec.protocol.labels == "teacher" else None
-    training = Training(specs, train, size, teacher, ctxs)
+    stored = stored_logits(inputs["labels"], train.names).to(ctx.device) if spec.protocol.labels == "stored" else None
+    training = Training(specs, train, size, teacher, ctxs, stored=stored)
     real = {name: read_decoded(inputs["real"], split) for name, split in (("test", "test"), ("val", "validation"))}
     if spec.tests == "none":
         del real["test"]
     judges = {name: Judge(split, spec, ctx) for name, split in real.items() if len(split)}
-    training.run(judges)
+    with cudnn_benchmark():  # one or two shapes of a batch, thousands of times
+        training.run(judges)
     return [training.finish(index, out) for index, out in enumerate(outs)]
 
 
@@ -69,7 +74,7 @@ def num_at_once(specs: Sequence[EvaluateSpec], inputs: dict[str, Path], ctx: Con
     if ctx.pack or not ctx.device.startswith("cuda"):
         return ctx.pack or 1
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(ctx.device)
+    free = free_bytes(ctx)
     before = torch.cuda.memory_allocated(ctx.device)
     torch.cuda.reset_peak_memory_stats(ctx.device)
     alone_s = step_s(specs[:1], ctx)
@@ -104,16 +109,24 @@ class Training:
     """K classifiers on one set, from their first step to their last."""
 
     def __init__(
-        self, specs: Sequence[EvaluateSpec], train: Split, size: int, teacher: nn.Module | None, ctxs: Sequence[Context]
+        self,
+        specs: Sequence[EvaluateSpec],
+        train: Split,
+        size: int,
+        teacher: nn.Module | None,
+        ctxs: Sequence[Context],
+        *,
+        stored: Tensor | None = None,
     ) -> None:
+        """stored: the teacher's logits for each image, (N, Y)."""
         self.spec, self.ctx, self.ctxs, self._teacher = specs[0], ctxs[0], ctxs, teacher
         self.protocol: ProtocolSpec = self.spec.own_protocol
         self.seeds = [spec.seed for spec in specs]
+        self._soft = None if stored is None else softened(stored, self.protocol.temperature)
         self.plan = StepPlan.of(self.protocol, len(train), len(self.spec.images.classes))
         self._images, self._labels, self._size = *on_device(train, self.ctx), size
-        torch.backends.cudnn.benchmark = True  # one or two shapes of a batch, thousands of times
         self.pack = Pack([new_network(spec).to(self.ctx.device) for spec in specs])
-        self._forward: Any = torch.compile(self.pack.__call__) if self.ctx.compiled else self.pack
+        self._forward: Any = compiled(self.pack.__call__, self.ctx)
         self._optimizer, self._schedule = _optimizer(self.pack, self.protocol, self.plan, self.ctx.device)
         self.history: list[list[dict[str, float]]] = [[] for _ in specs]
         self.confusion: Tensor | None = None
@@ -121,13 +134,16 @@ class Training:
 
     def run(self, judges: Mapping[str, Callable[[Pack], Tensor]]) -> None:
         test_steps = self.plan.tests(self.protocol)
-        draws = steps_of(self.protocol, self.plan, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
         self.pack.train()
-        for number, step in enumerate(draws, 1):
+        for number, step in enumerate(self.draws(), 1):
             losses_K = self.step(step)
             if number in test_steps:
                 self._judge(number, losses_K.tolist(), judges)
         self._judge_selected(judges)
+
+    def draws(self) -> Iterator[dict[str, Tensor]]:
+        """The random numbers of each step, on the device."""
+        return steps_of(self.protocol, self.plan, self._size, [seed + 1 for seed in self.seeds], self.ctx.device)
 
     def step(self, drawn: dict[str, Tensor]) -> Tensor:
         """Each seed's loss, (K,) detached, of one step of the optimizer; drawn: as `steps_of` gives it."""
@@ -157,12 +173,17 @@ class Training:
                     soft = self._teacher(x.flatten(0, 1)).float()
             logits = self._forward(x).float()
         if self._teacher is not None:
-            target = F.softmax(soft / self.protocol.temperature, dim=1)
-            guess = F.log_softmax(logits.flatten(0, 1) / self.protocol.temperature, dim=1)
-            divergence = F.kl_div(guess, target, reduction="none").sum(dim=1)
-            return divergence.unflatten(0, (num, batch)).mean(dim=1)
+            return self._divergence(logits, softened(soft, self.protocol.temperature).unflatten(0, (num, batch)))
+        if self._soft is not None:
+            own = self._soft[step["rows"]]
+            partner = own if not self.protocol.cutmix else own.gather(1, step["partner"][:, :, None].expand_as(own))
+            return self._divergence(logits, mixed(own, partner, kept_K[:, None, None]))
         own, other = (self._cross_entropy(logits, labels) for labels in (labels_KB, partner_KB))
         return kept_K * own + (1 - kept_K) * other
+
+    def _divergence(self, logits_KBY: Tensor, target_KBY: Tensor) -> Tensor:
+        found = divergence(logits_KBY.flatten(0, 1), target_KBY.flatten(0, 1), self.protocol.temperature)
+        return found.unflatten(0, logits_KBY.shape[:2]).mean(dim=1)
 
     def _cross_entropy(self, logits_KBY: Tensor, labels_KB: Tensor) -> Tensor:
         flat = F.cross_entropy(

@@ -27,6 +27,7 @@ from ddgd_ray.stages.parts.checkpoint import (
     prefixed,
     without_prefix,
 )
+from ddgd_ray.stages.parts.device import compiled
 from ddgd_ray.stages.parts.finite import FiniteWatch
 from ddgd_ray.stages.parts.latents import EpochSampler, LatentCache
 from ddgd_ray.stages.parts.memory_losses import MemoryLosses, TrainingBatch
@@ -117,12 +118,16 @@ class Tuning:
         self.model.train()
         self.averaged = {name: tensor.detach().clone() for name, tensor in self.trainable.items()}
         self.optimizer = torch.optim.AdamW(
-            self.trainable.values(), lr=spec.learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=ctx.device != "cpu"
+            self.trainable.values(),
+            lr=spec.learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            fused=ctx.device != "cpu",
         )
         self.draw = BatchDraw(spec, cache, num_classes=int(self.model.config["num_embeds_ada_norm"]))
         self.losses = MemoryLosses(spec, cache, ctx)
         self.watch = FiniteWatch(self.optimizer, is_deferred=ctx.device != "cpu")
-        self._block = torch.compile(dit_block) if ctx.compiled else dit_block
+        self._block = compiled(dit_block, ctx)
         if spec.steps and not spec.ema_warmup and spec.ema_decay**spec.steps > 0.5:
             log.warning(
                 "after %d steps the average still holds %.0f %% of the starting weights; lower finetune.ema_decay, set "

@@ -12,11 +12,10 @@ import torch
 from ddgd_ray.spec.evaluation import PortraySpec
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.parts.backbone import Autoencoder
+from ddgd_ray.stages.parts.device import PIXELS, rows_within
 from ddgd_ray.stages.parts.images import generator_labels
 from ddgd_ray.stages.parts.memory_snapshots import FOLDER, read_snapshots
 from ddgd_ray.stages.parts.png_folder import encoded
-
-DECODED_ROWS = 32  # the SD decoder holds about half a GB an image at 256 px
 
 
 def run(spec: PortraySpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
@@ -35,7 +34,7 @@ def run(spec: PortraySpec, inputs: dict[str, Path], out: Path, ctx: Context) -> 
             latents = torch.from_numpy(rows[place]).float()
             latents = latents[~latents.flatten(1).isnan().any(dim=1)]
             files: list[str] = []
-            for part in latents.split(DECODED_ROWS):
+            for part in latents.split(rows_within(PIXELS, spec.images.size, most=32)):
                 for image in autoencoder.decode(part).cpu().numpy():
                     files.append(f"images/{kind}-{step:08d}-{place:03d}-{len(files):02d}.png")
                     (out / files[-1]).write_bytes(encoded(image))

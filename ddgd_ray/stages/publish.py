@@ -3,6 +3,7 @@
 import importlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
@@ -19,6 +20,9 @@ from ddgd_ray.storage.manifest import Ref
 from ddgd_ray.storage.store import Artifact, Store
 
 log = logging.getLogger(__name__)
+
+CHUNKED = ("encode", "sample", "evaluate", "test")  # their rows without gradient follow ctx.chunk
+LEAST_CHUNK = 8
 
 
 def publish_call(call: StageCall, store: Store, ctx: Context) -> tuple[Artifact, bool]:
@@ -63,6 +67,58 @@ def make_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> list[
     if not calls:
         return []
     import_for(calls[0], ctx)
+    return _made_within_memory(calls, store, ctx, 0)
+
+
+def _made_within_memory(calls: Sequence[StageCall], store: Store, ctx: Context, num_failures: int) -> list[Artifact]:
+    """The published artifacts, after as many attempts as it takes to find what fits into the GPU's memory.
+
+    num_failures: attempts that did not fit so far. No attempt is made twice with the same settings.
+    """
+    while True:
+        try:
+            return _made(calls, store, ctx, num_failures)
+        except Exception as err:
+            if type(err).__name__ != "OutOfMemoryError":  # torch's; this module does without torch
+                raise
+            what = str(err).partition("\n")[0][:200]
+        finally:
+            _release()
+        # outside of `except`: the error's traceback held the tensors of the failed attempt
+        num_failures += 1
+        if len(calls) > 1:
+            log.warning("%s: out of memory with %d at once, each alone now: %s", calls[0].stage, len(calls), what)
+            alone = replace(ctx, pack=1)
+            return [one for call in calls for one in _made_within_memory([call], store, alone, num_failures)]
+        ctx = _lighter(calls[0], ctx, what)
+
+
+def _lighter(call: StageCall, ctx: Context, what: str) -> Context:
+    """The context of another attempt that needs less memory. Raises StageError when nothing is left to make smaller.
+
+    With several ranks one of them cannot begin anew alone. Nothing that is made smaller changes a result beyond rounding.
+    """
+    where = f"{call.stage} {call.key[:8]}"
+    share = getattr(call.spec, "batch_size", 1) // ctx.num_ranks
+    micro_batch = (ctx.micro_batch or share) // 2 if call.stage == "finetune" else 0
+    if ctx.num_ranks == 1 and micro_batch:
+        log.warning("%s: out of memory, again with micro_batch %d: %s", where, micro_batch, what)
+        return replace(ctx, micro_batch=micro_batch)
+    if ctx.num_ranks == 1 and call.stage in CHUNKED and ctx.chunk > LEAST_CHUNK:
+        log.warning("%s: out of memory, again with chunk %d: %s", where, ctx.chunk // 2, what)
+        return replace(ctx, chunk=ctx.chunk // 2)
+    fix = "give the job a larger share of the GPU: resources.gpus" + (", or resources.recompute" if micro_batch else "")
+    raise StageError(f"out of memory: {what}", code="out-of-memory", where=where, fix=fix)
+
+
+def _release() -> None:
+    """Lets a GPU have back what the stage no longer uses; nothing where torch was never imported."""
+    if "torch" in sys.modules:
+        importlib.import_module("ddgd_ray.stages.parts.device").release()
+
+
+def _made(calls: Sequence[StageCall], store: Store, ctx: Context, num_failures: int) -> list[Artifact]:
+    """The published artifacts of one attempt; metrics say how often memory did not suffice before it."""
     kept = store.keep(calls[0].key) if calls[0].stage in GOES_ON else None
     with ExitStack() as scratches:
         outs = [scratches.enter_context(store.scratch(call.key)) for call in calls]
@@ -74,6 +130,7 @@ def make_packed(calls: Sequence[StageCall], store: Store, ctx: Context) -> list[
             seconds += seconds_before(kept, calls[0].stage) if kept else 0.0
         artifacts = []
         for call, out, found in zip(calls, outs, metrics, strict=True):
+            found |= {"num_out_of_memory": float(num_failures)} if num_failures else {}
             artifacts.append(store.publish(out, call.spec, call.input_keys(), found, seconds, ctx.held))
             store.drop_kept(call.key)
             log.info("%s %s published in %.1f s", call.key[:8], call.stage, seconds)

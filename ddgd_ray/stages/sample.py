@@ -14,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddgd_ray.errors import Stopped
-from ddgd_ray.method.dit import denoise
+from ddgd_ray.method.dit import denoise, dit_block
 from ddgd_ray.method.sampling import noise_stream, sample
 from ddgd_ray.spec.stages import SampleSpec
 from ddgd_ray.stages.base import Context
 from ddgd_ray.stages.parts.adapters import load_finetuned
 from ddgd_ray.stages.parts.backbone import Autoencoder
 from ddgd_ray.stages.parts.checkpoint import StopOrders
+from ddgd_ray.stages.parts.device import PIXELS, compiled, rows_within
 from ddgd_ray.stages.parts.distilled import describe, image_name
 from ddgd_ray.stages.parts.images import generator_labels
 from ddgd_ray.stages.parts.png_folder import PngFolder
@@ -32,7 +33,6 @@ from ddgd_ray.stages.spectrum import read_gain
 # Matrix products of fewer rows take other kernels, which round otherwise: batches are filled up to a multiple of this, so
 # that on a CPU an image's bits are the same in a batch of any size. cuBLAS promises that for equal shapes alone.
 FULL_ROWS = 8
-DECODED_ROWS = 32  # the SD decoder holds about half a GB an image at 256 px
 
 
 def run(spec: SampleSpec, inputs: dict[str, Path], out: Path, ctx: Context) -> dict[str, float]:
@@ -81,12 +81,13 @@ class _Draw:
         self.model = load_finetuned(inputs["backbone"], inputs["adapter"], weights=spec.weights).to(ctx.device)
         self.autoencoder = Autoencoder.load(inputs["autoencoder"], ctx.device)
         self.known = generator_labels(spec.images)
+        self._block = compiled(dit_block, ctx)
         self.steering = Steering(spec, inputs, self.model, self.denoise, ctx.device)
         self.gain_CSR = read_gain(inputs["spectrum"]).to(ctx.device) if "spectrum" in inputs else None
 
     def denoise(self, z_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         with arithmetic(self.spec.dtype, self.device):
-            return denoise(self.model, z_t, t, labels).float()
+            return denoise(self.model, z_t, t, labels, block=self._block).float()
 
     def images(self, items: list[Item]) -> Tensor:
         """The images of `items`, (B, S, S, C) uint8 on the device."""
@@ -101,7 +102,9 @@ class _Draw:
         rows = [place[item] for item in items]
         latents = latents[rows + rows[-1:] * (-len(rows) % FULL_ROWS)]
         with float32_products("float32" if self.spec.dtype == "float32" else "tf32"):
-            decoded = [self.autoencoder.decode(part, self.gain_CSR) for part in latents.split(DECODED_ROWS)]
+            decoded = [
+                self.autoencoder.decode(part, self.gain_CSR) for part in latents.split(rows_within(PIXELS, size, most=32))
+            ]
         return torch.cat(decoded)[: len(items)]
 
     def _latents(self, items: list[Item]) -> Tensor:

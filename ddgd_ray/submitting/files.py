@@ -15,6 +15,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarStri
 
 from ddgd_ray.errors import SpecError, StageError
 from ddgd_ray.plain_files import read_text
+from ddgd_ray.spec.shipped import find_file
 from ddgd_ray.submitting.job import Job, Submission
 
 SWEEP = "sweep.yaml"
@@ -45,7 +46,8 @@ def sweep_files(job: Job, errors: list[SpecError]) -> SweepFiles:
     up = parts.count("..")
     sweep = "/".join(["sweep"] * up + [SWEEP])  # a folder for each step up, so that `..` leads to a place of ours
     beside = job.file.parent / search.space
-    space = beside if beside.is_file() else job.folder / search.space
+    space = beside if beside.is_file() else find_file(Path(search.space))
+    space = job.folder / space
     return SweepFiles(sweep, {sweep: read_text(job.file), "/".join(parts[up:]): read_text(space)})
 
 

@@ -20,6 +20,11 @@ MAX_FILES_BYTES = 900_000  # a ConfigMap holds 1 MiB
 HEAD = {"cpu": "2", "memory": "8Gi"}  # the sweep's own process and ray's; no job runs there
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
+_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
+_EFFECTS = "NoSchedule|PreferNoSchedule|NoExecute"
+_TOLERATION = re.compile(rf"(?P<key>{_KEY.pattern})(=(?P<value>{_VALUE.pattern}))?(:(?P<effect>{_EFFECTS}))?")
+KUEUE = "kueue.x-k8s.io/queue-name"
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./:@+-]*")
 
 
@@ -37,6 +42,15 @@ class Kubernetes:
     secret: str = ""
     volumes: tuple[tuple[str, str], ...] = ()
     retries: int = 3
+    tolerations: tuple[str, ...] = ()
+    """Of all pods, KEY[=VALUE][:EFFECT] as in a node's taint."""
+    node_selector: tuple[tuple[str, str], ...] = ()
+    """Labels of the nodes that the workers run on; the head, which needs no GPU, runs anywhere."""
+    pull_secrets: tuple[str, ...] = ()
+    service_account: str = ""
+    queue: str = ""
+    """A local queue of Kueue, which then decides when the job starts."""
+    priority_class: str = ""
 
 
 def kubernetes_name(name: str) -> str:
@@ -59,6 +73,7 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
         "namespace": kubernetes.namespace,
         "labels": {"app.kubernetes.io/name": "ddgd-ray", "app.kubernetes.io/instance": name},
     }
+    of_job = {"labels": meta["labels"] | ({KUEUE: kubernetes.queue} if kubernetes.queue else {})}  # type: ignore[operator]
     entry = sweep_script(job, f"{MOUNT}/{taken.sweep}", MOUNT, scheduled_as=f"{kubernetes.namespace}/{name}")
     config = {
         "apiVersion": "v1",
@@ -84,7 +99,7 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
     def pod(container: str, resources: dict[str, str]) -> dict[str, Any]:
         one: dict[str, Any] = {"name": container, "image": kubernetes.image, "env": env, "volumeMounts": mounts}
         one["resources"] = {"requests": resources, "limits": resources}
-        return {"spec": {"containers": [one], "volumes": volumes}}
+        return {"spec": {"containers": [one], "volumes": volumes, **_of_pods(kubernetes)}}
 
     of_node = {"cpu": str(job.cpus), "memory": f"{job.memory_gib or 4 * job.cpus}Gi"}
     if job.gpus:
@@ -112,9 +127,12 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
             ],
         },
     }
+    if kubernetes.node_selector:
+        workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+        workers["nodeSelector"] = dict(kubernetes.node_selector)
     if job.time_s:
         spec["activeDeadlineSeconds"] = job.time_s
-    ray_job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name, **meta}, "spec": spec}
+    ray_job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": name, **meta, **of_job}, "spec": spec}
     file = f"{job.name}-rayjob.yaml"
     notes = [f"the image {kubernetes.image} needs ddgd-ray and ray[default], of the same versions as here"]
     if job.env:
@@ -125,6 +143,43 @@ def kubernetes_submission(job: Job, kubernetes: Kubernetes, folder: Path) -> Sub
     return Submission({file: as_yaml(config, ray_job)}, f"kubectl apply -f {shlex.quote(str(folder / file))}", tuple(notes))
 
 
+def _of_pods(kubernetes: Kubernetes) -> dict[str, Any]:
+    """Fields of every pod that say where and as whom it may run."""
+    found: dict[str, Any] = {}
+    if kubernetes.tolerations:
+        found["tolerations"] = [_toleration(text) for text in kubernetes.tolerations]
+    if kubernetes.pull_secrets:
+        found["imagePullSecrets"] = [{"name": name} for name in kubernetes.pull_secrets]
+    if kubernetes.service_account:
+        found["serviceAccountName"] = kubernetes.service_account
+    if kubernetes.priority_class:
+        found["priorityClassName"] = kubernetes.priority_class
+    return found
+
+
+def _toleration(text: str) -> dict[str, str]:
+    """KEY tolerates any value of a taint and any effect; =VALUE and :EFFECT narrow it."""
+    parts = _TOLERATION.fullmatch(text)
+    assert parts is not None, "it was checked"
+    key, value, effect = parts["key"], parts["value"], parts["effect"]
+    found = {"key": key, "operator": "Exists"} if value is None else {"key": key, "operator": "Equal", "value": value}
+    return found | ({"effect": effect} if effect else {})
+
+
+def _pod_errors(kubernetes: Kubernetes) -> list[SpecError]:
+    errors = []
+    for text in kubernetes.tolerations:
+        if not _TOLERATION.fullmatch(text):
+            what = f"expected KEY[=VALUE][:EFFECT], got {text!r}"
+            fix = "e.g. nvidia.com/gpu=present:NoSchedule; effects are NoSchedule, PreferNoSchedule, NoExecute"
+            errors.append(SpecError(what, where="--toleration", fix=fix))
+    for key, value in kubernetes.node_selector:
+        if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+            what = f"expected KEY=VALUE, a label of nodes, got {f'{key}={value}'!r}"
+            errors.append(SpecError(what, where="--node-selector", fix="e.g. nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3"))
+    return errors
+
+
 def _check(job: Job, kubernetes: Kubernetes) -> SweepFiles:
     """The files that the sweep is read from. Raises SpecErrors: all that is wrong at once."""
     errors = refuse_control({"--volume": [path for _, path in kubernetes.volumes]})
@@ -133,6 +188,10 @@ def _check(job: Job, kubernetes: Kubernetes) -> SweepFiles:
         errors.append(SpecError(f"expected a container image, got {kubernetes.image!r}", where="--image", fix=fix))
     named = [("--namespace", kubernetes.namespace, _LABEL), ("--secret", kubernetes.secret or "a", _SUBDOMAIN)]
     named += [("--volume", claim, _SUBDOMAIN) for claim, _ in kubernetes.volumes]
+    named += [("--image-pull-secret", name, _SUBDOMAIN) for name in kubernetes.pull_secrets]
+    named += [("--service-account", kubernetes.service_account or "a", _SUBDOMAIN)]
+    named += [("--queue", kubernetes.queue or "a", _LABEL), ("--priority-class", kubernetes.priority_class or "a", _SUBDOMAIN)]
+    errors += _pod_errors(kubernetes)
     for option, value, pattern in named:
         if not pattern.fullmatch(value):
             what = f"Kubernetes takes no such name: {value!r}"

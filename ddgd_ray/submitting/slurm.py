@@ -18,6 +18,13 @@ _WORD = re.compile(r"[A-Za-z0-9_.@,+-]+")
 # what an #SBATCH line takes as it stands; sbatch would read % as a pattern
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,:~-]*")
 
+_CONSTRAINT = re.compile(r"[A-Za-z0-9_.&|()*,\[\]-]+")
+_OPTION = re.compile(r"--[a-z][a-z-]*(=[^\x00-\x1f\x7f]*)?")
+_IMAGE = re.compile(r"[A-Za-z0-9_./:@+#-]+")
+# what the script itself counts on
+_OURS = {"--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task", "--output", "--open-mode", "--signal"}
+_OURS |= {"--requeue", "--no-requeue"}
+
 
 @dataclass(frozen=True)
 class Slurm:
@@ -31,6 +38,15 @@ class Slurm:
     account: str = ""
     grace_s: int = 0
     shares_node: bool = False
+    qos: str = ""
+    constraint: str = ""
+    """Features of nodes, as `sbatch --constraint` takes them: a100|h100."""
+    lines: tuple[str, ...] = ()
+    """Further options of sbatch, each a line of its own: --reservation=ours."""
+    container: str = ""
+    """An image that Slurm's pyxis starts Ray and the sweep in, with the run folder and the sweep's own folders mounted."""
+    mounts: tuple[str, ...] = ()
+    """Further paths to mount there, PATH or PATH:INSIDE."""
 
 
 def slurm_submission(job: Job, slurm: Slurm, folder: Path) -> Submission:
@@ -57,6 +73,10 @@ def slurm_submission(job: Job, slurm: Slurm, folder: Path) -> Submission:
         env=job.env,
         setup=job.setup,
         is_shared=slurm.shares_node,
+        qos=slurm.qos,
+        constraint=slurm.constraint,
+        lines=slurm.lines,
+        container=_container(job, slurm, folder),
         sweep_script=str(folder / f"{job.name}-sweep.sh"),
     )
     sweep = render("slurm-sweep.sh.j2", **common, folder=str(job.folder), file=str(job.file))
@@ -64,6 +84,20 @@ def slurm_submission(job: Job, slurm: Slurm, folder: Path) -> Submission:
     if not job.time:
         notes.append("no --time: the partition's limit ends the job")
     return Submission({f"{job.name}.sbatch": text, f"{job.name}-sweep.sh": sweep}, command, tuple(notes))
+
+
+def _container(job: Job, slurm: Slurm, folder: Path) -> str:
+    """Options of srun that start its step in the container, "" without one."""
+    if not slurm.container:
+        return ""
+    own = [str(path) for path in dict.fromkeys((folder, job.file.parent, job.folder))]
+    own += [] if job.is_remote else [job.run_dir]
+    mounts = ",".join(dict.fromkeys([*(f"{path}:{path}" for path in dict.fromkeys(own)), *map(_mount, slurm.mounts)]))
+    return f"--container-image={shlex.quote(slurm.container)} --container-mounts={shlex.quote(mounts)}"
+
+
+def _mount(text: str) -> str:
+    return text if ":" in text else f"{text}:{text}"
 
 
 def log_folder(job: Job, folder: Path) -> Path:
@@ -79,9 +113,19 @@ def needed_grace(job: Job) -> int:
 
 def _check(job: Job, slurm: Slurm, logs: Path) -> None:
     errors = []
-    for option, value in (("--partition", slurm.partition), ("--account", slurm.account)):
+    for option, value in (("--partition", slurm.partition), ("--account", slurm.account), ("--qos", slurm.qos)):
         if value and not _WORD.fullmatch(value):
             errors.append(SpecError(f"expected a name, got {value!r}", where=option, fix=f"e.g. {option} gpu"))
+    if slurm.constraint and not _CONSTRAINT.fullmatch(slurm.constraint):
+        what = f"expected features of nodes, got {slurm.constraint!r}"
+        errors.append(SpecError(what, where="--constraint", fix="e.g. --constraint 'a100|h100'"))
+    errors += [_no_option(line) for line in slurm.lines if not _OPTION.fullmatch(line) or line.split("=")[0] in _OURS]
+    if slurm.mounts and not slurm.container:
+        errors.append(SpecError("mounts are for a container", where="--container-mount", fix="add --container IMAGE"))
+    for option, text in (("--container", slurm.container), *(("--container-mount", mount) for mount in slurm.mounts)):
+        if text and not _IMAGE.fullmatch(text):
+            what = f"srun cannot be given this: {text!r}"
+            errors.append(SpecError(what, where=option, fix="use letters, digits and _ . / : @ + # -"))
     needed = needed_grace(job)
     if not needed <= slurm.grace_s <= 65535:
         what = f"expected {needed} to 65535 seconds, got {slurm.grace_s}: jobs may need that long to end (resources.grace_s)"
@@ -98,3 +142,10 @@ def _check(job: Job, slurm: Slurm, logs: Path) -> None:
         errors.append(SpecError(what, where=where, fix="use letters, digits and _ . @ + = , : ~ - in it"))
     if errors:
         raise SpecErrors(errors)
+
+
+def _no_option(line: str) -> SpecError:
+    if line.split("=")[0] in _OURS:
+        return SpecError(f"the script sets {line.split('=')[0]} itself and counts on it", where="--sbatch", fix="leave it out")
+    what = f"expected one long option of sbatch, got {line!r}"
+    return SpecError(what, where="--sbatch", fix="e.g. --sbatch=--reservation=ours")

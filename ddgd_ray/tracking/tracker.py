@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from ddgd_ray.doctor.services import UNFIT_FIX, unfit_uri
+from ddgd_ray.errors import SpecError
 from ddgd_ray.redact import redact
 from ddgd_ray.run.folder import RunFolder
 from ddgd_ray.run.records import TrialRecord
@@ -50,6 +52,14 @@ def uri_of(argument: str | None, run_dir: Path) -> str:
     The variable is there for addresses with passwords: process lists show arguments.
     """
     return argument or os.environ.get(URI) or default_uri(run_dir)
+
+
+def refuse_unfit(argument: str | None) -> None:
+    """Raises SpecError for an address that MLflow cannot write to at all: a later try would not help."""
+    uri = argument or os.environ.get(URI) or ""
+    what = unfit_uri(uri) if uri else ""
+    if what:
+        raise SpecError(what, code="tracking", where="--tracking-uri" if argument else URI, fix=UNFIT_FIX)
 
 
 def waiting(folder: RunFolder) -> list[str]:

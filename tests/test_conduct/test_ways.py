@@ -72,3 +72,27 @@ def test_mosaics_of_real_crops_need_no_model(tiny: Any, runs: Path) -> None:
     (record,) = [one for one in run.records if not one.trial.is_control]
     assert [call.stage for call in record.trial.build] == ["pick"]
     assert not {"pretrain", "finetune", "sample"} & {call.stage for call in record.trial.calls()}
+
+
+def test_stored_labels_are_judged_and_weighed(tiny: Any, runs: Path) -> None:
+    kinds = ("hard", "teacher", "stored")
+    run = swept(tiny, runs, name="labels", vary={"evaluate.protocol.labels": kinds}, controls=("random_real",))
+    assert run.exit_code == 0
+    text = table(run)
+    assert all(f"| {kind} |" in text for kind in kinds)
+    assert "## Bytes of sets with stored labels" in text
+    assert "| stored | all classes, float16 | 20 |" in text
+    weighed = [line for line in text.splitlines() if line.startswith("| stored | all classes")]
+    assert "| 0.4 |" in weighed[0]  # 20 images, 10 classes, 2 bytes
+    path = run.folder.path
+    assert not verify_run(path, open_store(runs), path / "report").problems
+
+
+def test_recipes_by_published_name_and_their_combinations_are_arms(tiny: Any, runs: Path) -> None:
+    names = ("paper", "mgd3", "manifold", "cao2-select", "d3hr", "d4m-like", "rded", "paper+mgd3+cao2-select")
+    few = {"sample.start.groups": 2}  # of d3hr: 100,000 as published take minutes
+    run = swept(tiny, runs, name="recipes", vary={"recipe": tuple(name for name in names if name != "d3hr")})
+    assert run.exit_code == 0
+    assert all(f"| {name} |" in table(run) for name in names if name != "d3hr")
+    inverted = swept(tiny, runs, name="d3hr", recipe="d3hr", vary={"sample.steps": (2,)}, **few)
+    assert inverted.exit_code == 0

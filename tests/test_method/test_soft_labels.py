@@ -18,11 +18,12 @@ def test_softened_is_the_softmax_of_the_textbook(temperature: float) -> None:
         assert row == pytest.approx([power / sum(powers) for power in powers], rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_kept_labels_stand_for_the_same_probabilities_where_they_were_kept(k: int) -> None:
+def test_kept_labels_stand_for_the_same_probabilities_where_they_were_kept(k: int, temperature: float) -> None:
     values, classes = kept(LOGITS, k)
-    again = spread(values, classes, rest_of(LOGITS, classes), 5)
-    whole, found = softened(LOGITS, 1.0), softened(again, 1.0)
+    again = spread(values, classes, rest_of(LOGITS, classes, temperature), 5)
+    whole, found = softened(LOGITS, temperature), softened(again, temperature)
     torch.testing.assert_close(found.gather(1, classes), whole.gather(1, classes))
     for row in range(6):
         left = [y for y in range(5) if y not in classes[row].tolist()]
@@ -32,7 +33,7 @@ def test_kept_labels_stand_for_the_same_probabilities_where_they_were_kept(k: in
 
 def test_all_kept_is_every_logit_to_the_bit() -> None:
     values, classes = kept(LOGITS, 5)
-    assert torch.equal(spread(values, classes, rest_of(LOGITS, classes), 5), LOGITS)
+    assert torch.equal(spread(values, classes, rest_of(LOGITS, classes, 1.0), 5), LOGITS)
 
 
 def test_equal_logits_keep_the_lower_classes() -> None:

@@ -15,6 +15,7 @@ from ddgd_ray.spec.sweep import Sweep, read_sweep
 
 VARIED = "name: a\npreset: digits\nvary: {recipe: [paper, minimax, plain]}\nseeds: {distill: [0], evaluate: [0]}\n"
 FIXED = "name: a\npreset: digits\nvary: {sample.steps: [20]}\nseeds: {distill: [0], evaluate: [0]}\n"
+NO_TRAINING = ("finetune.steps", 0)
 DATA_SETS_OWN = {"steps", "batch_size", "learning_rate", "ema_decay", "dtype", "seed"}
 
 
@@ -39,7 +40,9 @@ def keys(trial: Trial) -> list[str]:
 
 
 def test_the_recipes_are_those_of_the_literature_and_its_controls() -> None:
-    assert recipe_names() == ["minimax", "minimax-code", "paper", "plain", "pretrained", "public-code"]
+    memories = ["minimax", "minimax-code", "paper", "plain", "pretrained", "public-code"]
+    others = ["cao2-select", "d3hr", "d4m-like", "manifold", "mgd3", "rded"]
+    assert recipe_names() == sorted(memories + others)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -52,7 +55,8 @@ def test_a_recipe_fits_every_preset(name: str, preset: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", sorted(set(recipe_names()) - {"pretrained"}))
 def test_a_recipe_leaves_the_data_sets_own_numbers_to_the_preset(name: str) -> None:
     of_scripts = {"dtype"} if name in ("public-code", "minimax-code") else set()
-    assert not {path.partition(".")[2] for path in read_recipe(name, "")} & (DATA_SETS_OWN - of_scripts)
+    own = {path.partition(".")[2] for path, (value, _) in read_recipe(name, "").items() if (path, value) != NO_TRAINING}
+    assert not own & (DATA_SETS_OWN - of_scripts)
 
 
 def test_recipes_set_what_their_papers_say(tmp_path: Path) -> None:
@@ -156,3 +160,46 @@ def test_plan_prints_where_each_varied_recipe_differs_from_its_scripts(
     assert "images.validation_per_class        here 50; published 0" in answer
     assert "recipe minimax-code: " in answer
     assert not (tmp_path / "runs").exists(), "nothing is made, and no image is needed"
+
+
+def test_a_method_without_training_joined_with_a_memory_keeps_its_own_part_alone(tmp_path: Path) -> None:
+    alone, both = (sweep(tmp_path, FIXED, {"recipe": name}).preset_with({}) for name in ("mgd3", ("paper", "mgd3")))
+    assert (alone.finetune.steps, alone.sample.guide.name) == (0, "mode")
+    assert (both.finetune.steps, both.sample.guide) == (100, alone.sample.guide)
+    assert pops(both) == ("max_similarity", "max_similarity")
+
+
+def test_joined_recipes_vary_and_name_their_arms(tmp_path: Path) -> None:
+    text = VARIED.replace("[paper, minimax, plain]", "[paper, paper+mgd3, minimax+cao2-select+mgd3]")
+    varied = sweep(tmp_path, text)
+    assert [arm_name(params) for params in varied.spec.grid()] == ["paper", "paper+mgd3", "minimax+cao2-select+mgd3"]
+    last = varied.preset_with(varied.spec.grid()[-1])
+    assert (pops(last), last.select.rule, last.sample.guide.name) == (("fifo", "fifo"), "confidence", "mode")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("paper+minimax", "paper and minimax both set finetune.memory_real.pop, to 'max_similarity' and 'fifo'"),
+        ("paper+pretrained", "pretrained fine-tunes nothing, paper says how to"),
+        ("mgd3+manifold", "mgd3 and manifold both set sample.guide, to 'mode' and 'manifold'"),
+        ("d3hr+d4m-like", "d3hr and d4m-like both set sample.start"),
+        ("rded+cao2-select", "rded and cao2-select both set select.rule"),
+        ("rded+mgd3", "select.of: real draws no samples: sample.guide would do nothing"),
+        ("mgd3+mgd3", "mgd3+mgd3 names a recipe twice"),
+        ("paper+mgd", "unknown recipe 'mgd'"),
+    ],
+)
+def test_recipes_that_contradict_each_other_are_refused_with_the_reason(name: str, words: str, tmp_path: Path) -> None:
+    assert words in refusal(tmp_path, FIXED + f"recipe: {name}\n")
+
+
+def test_steps_that_are_set_are_those_of_the_recipes_that_fine_tune(tmp_path: Path) -> None:
+    varied = sweep(tmp_path, VARIED.replace("minimax", "mgd3") + "set: {finetune.steps: 7}\n")
+    steps = {params["recipe"]: varied.preset_with(params).finetune.steps for params in varied.spec.grid()}
+    assert steps == {"paper": 7, "mgd3": 0, "plain": 7}
+
+
+def test_fields_beside_a_varied_combination_are_refused(tmp_path: Path) -> None:
+    text = VARIED.replace("[paper, minimax, plain]", "[paper+mgd3]") + "set: {sample.guide.stop: 0.2}\n"
+    assert "the varied recipe paper+mgd3 sets sample.guide.stop too" in refusal(tmp_path, text)

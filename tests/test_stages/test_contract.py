@@ -20,6 +20,7 @@ from ddgd_ray.storage.store import Store, file_sha256
 OTHER_WAYS: tuple[dict[str, Any], ...] = (
     {"sample.guide": "manifold", "sample.guide.stop": 0.0, "sample.start": "inversion", "sample.start.groups": 3},
     {"autoencoder.kind": "kl", "autoencoder.widths": (8, 8), "autoencoder.steps": 3, "sample.spectral_gain": 3.0},
+    {"evaluate.protocol.labels": "stored", "evaluate.protocol.stored_classes": 3},
     {"select.rule": "el2n", "select.pool": 2, "select.of": "both", "select.trainings": 1},
 )
 """Sweeps of other ways to make a set, until every stage is used."""

@@ -233,3 +233,10 @@ def test_an_adopted_checkpoint_keeps_its_timesteps(tmp_path: Path) -> None:
     with torch.inference_mode():
         found = load_dit(out).eval()(*inputs, return_dict=False)[0]
     assert relative_error(found, twin(state, 4, *inputs)) < 1e-5
+
+
+def test_a_model_is_loaded_without_drawing_random_weights(variance_inputs: dict[str, Path]) -> None:
+    before = torch.get_rng_state()
+    loaded = load_dit(variance_inputs["backbone"])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(tensor.isfinite().all() for tensor in loaded.state_dict().values())

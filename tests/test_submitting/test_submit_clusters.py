@@ -341,3 +341,52 @@ def test_submitting_imports_no_framework(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "sbatch" in ran.stdout
     assert ran.stdout.splitlines()[-1] == ""
+
+
+PODS = (
+    *("--toleration", "nvidia.com/gpu:NoSchedule", "team=vision", "--node-selector", "nvidia.com/gpu.product=H100"),
+    *("--image-pull-secret", "registry", "--service-account", "runner", "--queue", "research", "--priority-class", "low"),
+)
+
+
+def test_pods_run_where_and_as_whom_they_are_told(submit: Submit) -> None:
+    _, job = documents(submit(*on_a_claim(*PODS)))
+    jsonschema.validate(job, json.loads(Path(__file__).with_name("rayjob-schema.json").read_text()))
+    cluster = job["spec"]["rayClusterSpec"]
+    head, workers = cluster["headGroupSpec"]["template"]["spec"], cluster["workerGroupSpecs"][0]["template"]["spec"]
+    for pod in (head, workers):
+        assert pod["tolerations"] == [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            {"key": "team", "operator": "Equal", "value": "vision"},
+        ]
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert (pod["serviceAccountName"], pod["priorityClassName"]) == ("runner", "low")
+    assert workers["nodeSelector"] == {"nvidia.com/gpu.product": "H100"}
+    assert "nodeSelector" not in head, "the head needs no GPU"
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+
+
+def test_pods_say_nothing_that_was_not_asked_for(submit: Submit) -> None:
+    _, job = documents(submit(*on_a_claim()))
+    cluster = job["spec"]["rayClusterSpec"]
+    for template in (cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]["template"]):
+        assert set(template["spec"]) == {"containers", "volumes"}
+    assert "kueue.x-k8s.io/queue-name" not in job["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--toleration", "key:Sometimes"),
+        ("--toleration", "-key"),
+        ("--node-selector", "no label"),
+        ("--image-pull-secret", "Upper"),
+        ("--service-account", "a b"),
+        ("--queue", "a/b"),
+        ("--priority-class", "Low"),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_refused_here(option: str, value: str, submit: Submit) -> None:
+    said = str(submit(*on_a_claim(f"{option}={value}"), code=2))
+    assert option in said
+    assert "help: " in said

@@ -420,3 +420,48 @@ def test_a_real_ray_runs_the_sweep_drains_and_finishes_it_later(place: Place, su
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert (place.path / "runs" / "tiny" / "report" / "table.md").is_file()
+
+
+def test_a_sweep_that_could_give_no_table_is_not_submitted(place: Place, submit: Submit) -> None:
+    said = submit(after=("--set", "images.validation_per_class=0"), code=2)
+    assert "error[no-validation]" in str(said)
+    assert not (place.path / "files").exists()
+
+
+def test_what_a_site_asks_for_stands_in_the_script(submit: Submit) -> None:
+    asked = ("--qos", "long", "--constraint", "a100|h100", "--sbatch=--reservation=ours", "--sbatch=--mail-type=END")
+    lines = submit(*asked).read_text().splitlines()
+    for option in ("--qos=long", '--constraint="a100|h100"', "--reservation=ours", "--mail-type=END"):
+        assert f"#SBATCH {option}" in lines
+    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert max(directives) < first_command, "Slurm reads no line behind the first command"
+
+
+def test_a_container_is_given_to_the_step_with_all_that_it_reads(place: Place, submit: Submit) -> None:
+    script = submit("--container", "me/ddgd:1", "--container-mount", "/data", "/scratch:/tmp/scratch")
+    ran = place.run(script)
+    assert ran.code == 0, ran.output
+    step = next(words for words in ran.of("srun") if "symmetric-run" in words)
+    assert "--container-image=me/ddgd:1" in step
+    mounts = next(word for word in step if word.startswith("--container-mounts=")).partition("=")[2].split(",")
+    for path in (place.path / "files", place.path / "runs", place.sweep_file.parent):
+        assert f"{path}:{path}" in mounts
+    assert {"/data:/data", "/scratch:/tmp/scratch"} <= set(mounts)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--qos", "a b"), "--qos"),
+        (("--constraint", "a;b"), "--constraint"),
+        (("--sbatch=-p x",), "--sbatch"),
+        (("--sbatch=--signal=B:USR1@10",), "counts on it"),
+        (("--container", "a b"), "--container"),
+        (("--container-mount", "/data"), "add --container"),
+    ],
+)
+def test_what_slurm_would_stumble_over_is_refused(options: tuple[str, ...], word: str, submit: Submit) -> None:
+    said = str(submit(*options, code=2))
+    assert word in said
+    assert "help: " in said

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddgd_ray.method import augment
+from ddgd_ray.method.arrivals import staged
 from ddgd_ray.spec.protocol import ProtocolSpec, StepPlan
 
 BLOCK = 32  # steps drawn at once: few enough to fit, enough that drawing and sending cost nothing; part of what a seed means
@@ -63,7 +64,7 @@ def steps_of(
     for start in range(0, plan.num_steps, BLOCK):
         lengths = [plan.length(step) for step in range(start, min(start + BLOCK, plan.num_steps))]
         blocks = [one.block(lengths) for one in draws]
-        together = {name: _sent(torch.stack([block[name] for block in blocks]), device) for name in blocks[0]}
+        together = {name: staged(torch.stack([block[name] for block in blocks]), torch.device(device)) for name in blocks[0]}
         begin = 0
         for index, length in enumerate(lengths):
             step = {name: drawn[:, begin : begin + length] for name, drawn in together.items() if name != "boxes"}
@@ -71,10 +72,6 @@ def steps_of(
                 step["boxes"] = together["boxes"][:, index]
             begin += length
             yield step
-
-
-def _sent(values: Tensor, device: str) -> Tensor:
-    return values.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else values
 
 
 def augmented(images_TCSS: Tensor, step: dict[str, Tensor], protocol: ProtocolSpec) -> Tensor:

@@ -17,6 +17,7 @@ from ddgd_ray.method.packing import Pack
 from ddgd_ray.spec.evaluation import EvaluateSpec
 from ddgd_ray.spec.load import nearest
 from ddgd_ray.stages.base import Context
+from ddgd_ray.stages.parts.device import free_bytes
 from ddgd_ray.stages.parts.images import Split
 from ddgd_ray.stages.parts.precision import arithmetic
 from ddgd_ray.storage.store import MANIFEST
@@ -61,10 +62,8 @@ def load_network(folder: Path, which: str, device: str) -> nn.Module:
 def on_device(split: Split, ctx: Context) -> tuple[Tensor, Tensor]:
     """Images (N, C, S, S) uint8 and labels (N,) int64. Images that would fill the device stay on the host."""
     images = torch.tensor(split.images).permute(0, 3, 1, 2).contiguous()
-    if ctx.device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(ctx.device)
-        if images.nbytes > RESIDENT_SHARE * free:
-            return images.pin_memory(), torch.from_numpy(split.labels).to(ctx.device)
+    if ctx.device.startswith("cuda") and images.nbytes > RESIDENT_SHARE * free_bytes(ctx):
+        return images.pin_memory(), torch.from_numpy(split.labels).to(ctx.device)
     return images.to(ctx.device), torch.from_numpy(split.labels).to(ctx.device)
 
 

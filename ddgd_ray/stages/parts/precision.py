@@ -1,7 +1,7 @@
 """The number formats of matrix products and convolutions: what a spec's `dtype` means on each device."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -27,5 +27,5 @@ def float32_products(dtype: str) -> Iterator[None]:
 def arithmetic(dtype: str, device: str) -> Iterator[None]:
     """A forward pass computes its products and convolutions in this dtype; everything else stays float32."""
     kind = torch.device(device).type
-    with float32_products(dtype), torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with float32_products(dtype), torch.autocast(kind, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
         yield
