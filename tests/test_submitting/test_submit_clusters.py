@@ -141,13 +141,15 @@ def runs_as(script: str, place: str, really: Path, **environment: str) -> tuple[
 
 
 def test_in_the_pod_the_sweep_finds_its_file_and_its_search_space(submit: Submit, tmp_path: Path) -> None:
-    file = submit(*on_a_claim("--setup", "export MARK='a b'"), after=("--preset", "digits", "--set", "images.root=$(x) 'y"))
+    file = submit(
+        *on_a_claim("--setup", "export MARK='a b'"), after=("--preset", "digits", "--set", "reference.inception=$(x) 'y")
+    )
     pod = mounted(file, tmp_path / "pod")
     code, words, output = runs_as((pod / "sweep.sh").read_text(), "/etc/ddgd", pod)
     assert code == 0, output
     assert words[0] == "sweep"
     assert words[2:8] == ["--run-dir", "/data/runs", "--address", "auto", "--min-nodes", "1"]
-    assert words[8:] == ["--preset", "digits", "--set", "images.root=$(x) 'y"]
+    assert words[8:] == ["--preset", "digits", "--set", "reference.inception=$(x) 'y"]
     assert read_sweep(Path(words[1]), {}).space == read_sweep(SEARCH, {}).space
     assert (pod / "mark").read_text() == "a b\n"
 

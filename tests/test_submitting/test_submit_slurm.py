@@ -282,10 +282,10 @@ def test_hostile_names_arrive_as_they_are(place: Place, submit: Submit) -> None:
     folder.mkdir()
     file = folder / "a & b.yaml"
     shutil.copy(place.sweep_file, file)
-    ran = place.run(submit(file=file, after=("--set", "images.root=/x $(touch hacked)'\";&")))
+    ran = place.run(submit(file=file, after=("--set", "reference.inception=/x $(touch hacked)'\";&")))
     (sweep,) = ran.of("ddgd-ray")
     assert sweep[1] == str(file)
-    assert sweep[-1] == "images.root=/x $(touch hacked)'\";&"
+    assert sweep[-1] == "reference.inception=/x $(touch hacked)'\";&"
     assert not list(place.path.rglob("hacked"))
     assert not Path("/hacked").exists()
 
