@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ddgd_ray.report.render import Cell, Column, Table
+from ddgd_ray.run.decisions import PlannedRecord, RaceRecord, RungsRecord, VerdictsRecord
 from ddgd_ray.run.objective import sign_of
 from ddgd_ray.run.reading import Run, read_seed_policy, read_trial_records
-from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord, VerdictsRecord
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.spec.base import Values
 from ddgd_ray.spec.search_spec import ACCURACIES
 from ddgd_ray.spec.sweep_spec import ResourcesSpec

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
+from ddgd_ray.run.decisions import RaceRecord, RungsRecord, VerdictsRecord
 from ddgd_ray.run.objective import Ranking, ranking_of
-from ddgd_ray.run.records import RaceRecord, RungsRecord, SweepRecord, TrialRecord, VerdictsRecord
+from ddgd_ray.run.records import SweepRecord, TrialRecord
 from ddgd_ray.run.results import CEILING, Row, by_arm, in_order_of, main_metric, protocols_of, rows_of
 from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.load import Document

@@ -7,7 +7,7 @@ type-check.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
@@ -15,9 +15,6 @@ from ddgd_ray.errors import ArtifactError
 from ddgd_ray.plain_files import read_bytes
 from ddgd_ray.spec.base import Value
 from ddgd_ray.spec.check import expected, shown
-from ddgd_ray.spec.claims_spec import ClaimsSpec
-from ddgd_ray.spec.fidelity_spec import RaceSpec, RungsSpec
-from ddgd_ray.spec.search_spec import Direction
 from ddgd_ray.spec.sweep_spec import SweepSpec
 from ddgd_ray.storage.manifest import Ref
 
@@ -33,7 +30,17 @@ State = Literal["planned", "done", "failed"]
 class Record(BaseModel):
     """A frozen record whose unknown, missing or mistyped fields are damage. Text that was written is read back equal."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
+
+    LEFT_OUT_WHEN_EMPTY: ClassVar[tuple[str, ...]] = ()
+    """Fields that are written only where they hold something: records that had no such field stay as they were, to the byte."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value or name not in self.LEFT_OUT_WHEN_EMPTY}
 
     def as_text(self, *, sort_keys: bool = True) -> str:
         """JSON of the record, as the file of a run folder holds it."""
@@ -91,6 +98,8 @@ def first_problem(error: ValidationError) -> str:
 class EvaluatorRecord(Record):
     """One classifier of a trial: what it is, and the artifact that holds its numbers."""
 
+    LEFT_OUT_WHEN_EMPTY: ClassVar = ("test",)
+
     network: str
     ipc: int
     """Images a class that the classifier is trained on; 0: all of them."""
@@ -101,12 +110,6 @@ class EvaluatorRecord(Record):
     key: str
     test: Ref | None = None
     """The artifact that looked at the test images for a finalist; None where the classifier's own does so, or nothing did."""
-
-    @model_serializer(mode="wrap")
-    def _without_a_missing_test(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields; `test` only where there is one."""
-        fields: dict[str, Any] = serialize(self)
-        return fields if self.test is not None else {name: value for name, value in fields.items() if name != "test"}
 
     @property
     def ref(self) -> Ref:
@@ -142,6 +145,8 @@ class QualityRecord(NamedTuple):
 
 class TrialRecord(Record):
     """One trial, an arm at one distillation seed: its place in the sweep, the artifacts that it needs, and how it ended."""
+
+    LEFT_OUT_WHEN_EMPTY: ClassVar = ("labels",)
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
     name: str
@@ -254,97 +259,3 @@ class SweepRecord(Record):
         """{dotted path: distribution} of a search, as JSON; empty for a grid."""
         found: Mapping[str, Any] = self.identity.get("space", {})
         return found
-
-
-class PlannedRecord(Record):
-    """A trial that runs when every configuration gets everything: what a race or rungs are held against."""
-
-    arm: str
-    seed: int
-    calls: tuple[Ref, ...]
-    evaluators: tuple[Ref, ...]
-    """Those of the main protocol."""
-
-
-class DropRecord(Record):
-    """A configuration that a race dropped. difference: to the incumbent `against`, in units of the metric."""
-
-    arm: str
-    against: str
-    num_seeds: int
-    difference: float
-    bound: float
-    statistic: float
-    critical: float
-
-
-class RaceRecord(Record):
-    """The decisions of a race. Each start of a sweep writes them anew."""
-
-    kind: Literal["race"] = "race"
-    metric: str
-    direction: Direction
-    settings: RaceSpec
-    alpha: float
-    """Level of one test."""
-    num_arms: int
-    num_looks: int
-    is_over: bool
-    left: tuple[str, ...]
-    failed: tuple[str, ...]
-    drops: tuple[DropRecord, ...]
-    full: tuple[PlannedRecord, ...]
-
-
-class VerdictRecord(Record):
-    """What a race for verdicts concluded of an arm. difference: to the reference, in units of the metric, as measured.
-
-    low, high: ends of the interval that holds for all arms and all looks together; null while n is too small for one.
-    """
-
-    arm: str
-    word: Literal["better", "worse", "equivalent", "undecided"]
-    num_seeds: int
-    difference: float
-    low: float | None
-    high: float | None
-
-
-class VerdictsRecord(Record):
-    """What a race for verdicts decided. Each start of a sweep writes it anew."""
-
-    kind: Literal["verdicts"] = "verdicts"
-    metric: str
-    direction: Direction
-    claims: ClaimsSpec
-    reference: str
-    alpha: float
-    """Error rate of one pair."""
-    limit: int
-    """Seeds at which the race ends though pairs be undecided."""
-    is_over: bool
-    failed: tuple[str, ...]
-    verdicts: tuple[VerdictRecord, ...]
-    full: tuple[PlannedRecord, ...]
-
-
-class RungDecision(Record):
-    """The outcome of a configuration at a rung. place: 1 for the best of `of`, 0 without a value."""
-
-    rung: int
-    arm: str
-    value: float | None = None
-    place: int
-    of: int
-    outcome: str
-
-
-class RungsRecord(Record):
-    """The decisions of successive halving. Each start of a sweep writes them anew."""
-
-    kind: Literal["rungs"] = "rungs"
-    metric: str
-    direction: Direction
-    settings: RungsSpec
-    decisions: tuple[RungDecision, ...]
-    full: tuple[PlannedRecord, ...]

@@ -7,9 +7,9 @@ timing: a second start, or one with an emptied run folder, comes to the same one
 from collections.abc import Sequence
 
 from ddgd_ray.plan.plan import Trial, plan_arm
+from ddgd_ray.run.decisions import PlannedRecord
 from ddgd_ray.run.folder import RunFolder
 from ddgd_ray.run.objective import sign_of, value_of
-from ddgd_ray.run.records import PlannedRecord
 from ddgd_ray.search.ask_tell import Proposal
 from ddgd_ray.search.seed_policy import Arm, planned_record
 from ddgd_ray.spec.sweep import Sweep

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 
 from ddgd_ray.plan.plan import Trial
+from ddgd_ray.run.decisions import DropRecord, RaceRecord
 from ddgd_ray.run.folder import RunFolder
-from ddgd_ray.run.records import DropRecord, RaceRecord
 from ddgd_ray.search.columns import Columns
 from ddgd_ray.search.elimination import Drop, Elimination
 from ddgd_ray.search.seed_policy import Arm, End, write_decisions

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ddgd_ray.plan.plan import Trial, plan_arm
+from ddgd_ray.run.decisions import PlannedRecord, RungDecision, RungsRecord
 from ddgd_ray.run.folder import RunFolder
 from ddgd_ray.run.objective import Worth, in_order, worth_at_the_end
-from ddgd_ray.run.records import PlannedRecord, RungDecision, RungsRecord
 from ddgd_ray.search.ask_tell import Proposal
 from ddgd_ray.search.seed_policy import Arm, End, planned_record, write_decisions
 from ddgd_ray.spec.fidelity import at_rung

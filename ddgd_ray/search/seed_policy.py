@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ddgd_ray.plan.plan import Trial, plan_arm
+from ddgd_ray.run.decisions import PlannedRecord, RaceRecord, RungsRecord, VerdictsRecord
 from ddgd_ray.run.folder import RunFolder, TrialProgress
 from ddgd_ray.run.reading import SEED_POLICY
-from ddgd_ray.run.records import PlannedRecord, RaceRecord, RungsRecord, TrialRecord, VerdictsRecord
+from ddgd_ray.run.records import TrialRecord
 from ddgd_ray.search.ask_tell import Proposal
 from ddgd_ray.spec.sweep import Sweep
 from ddgd_ray.storage.store import write_atomically

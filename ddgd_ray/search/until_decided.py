@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from ddgd_ray.errors import SpecError
 from ddgd_ray.plan.plan import Trial, arm_name
 from ddgd_ray.report.verdicts import Verdict, alpha_of_pair, judge
+from ddgd_ray.run.decisions import VerdictRecord, VerdictsRecord
 from ddgd_ray.run.folder import RunFolder
-from ddgd_ray.run.records import VerdictRecord, VerdictsRecord
 from ddgd_ray.search.columns import Columns
 from ddgd_ray.search.seed_policy import Arm, End, write_decisions
 from ddgd_ray.spec.sweep import Sweep

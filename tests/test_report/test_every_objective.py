@@ -124,8 +124,8 @@ def test_an_objective_that_nothing_measured_is_named(made_run: MadeRun) -> None:
 def test_a_race_by_something_else_than_accuracy_has_its_winner(made_run: MadeRun) -> None:
     """The record of the race names seconds; classifiers do not measure them."""
     from ddgd_ray.report.race import seed_policy_tables
+    from ddgd_ray.run.decisions import PlannedRecord, RaceRecord
     from ddgd_ray.run.reading import SEED_POLICY
-    from ddgd_ray.run.records import PlannedRecord, RaceRecord
     from ddgd_ray.spec.fidelity_spec import RaceSpec
 
     folder = made_run({"objective": SECONDS})

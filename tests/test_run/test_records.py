@@ -12,9 +12,10 @@ import pytest
 
 from ddgd_ray.conduct.sweep import planned_trials
 from ddgd_ray.errors import ArtifactError
+from ddgd_ray.run.decisions import DropRecord, RaceRecord, RungDecision, RungsRecord
 from ddgd_ray.run.folder import RunFolder, TrialProgress, open_store
 from ddgd_ray.run.reading import SEED_POLICY, SWEEP_FILE, read_run, read_seed_policy, read_sweep_record, read_trial_records
-from ddgd_ray.run.records import DropRecord, RaceRecord, Record, RungDecision, RungsRecord, SweepRecord, TrialRecord
+from ddgd_ray.run.records import Record, SweepRecord, TrialRecord
 from ddgd_ray.spec.base import as_tuples
 from ddgd_ray.spec.load import Document
 from ddgd_ray.spec.sweep import check_sweep

@@ -12,9 +12,9 @@ from ddgd_ray.plan.jobs import Outcome
 from ddgd_ray.report.build import write_report
 from ddgd_ray.report.race import seed_policy_tables
 from ddgd_ray.report.verdicts import alpha_of_pair, judge
+from ddgd_ray.run.decisions import VerdictsRecord
 from ddgd_ray.run.folder import open_store
 from ddgd_ray.run.reading import read_run, read_seed_policy
-from ddgd_ray.run.records import VerdictsRecord
 from ddgd_ray.search.until_decided import reference_arm
 from tests.fake_store import conduct, drain, finish
 from tests.test_search.test_fidelity import judged, seeds_of
