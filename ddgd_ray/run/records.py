@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from ddgd_ray.errors import ArtifactError
+from ddgd_ray.plain_files import read_bytes
 from ddgd_ray.spec.base import Value
 from ddgd_ray.spec.check import expected, shown
 from ddgd_ray.spec.claims_spec import ClaimsSpec
@@ -52,7 +53,7 @@ class Record(BaseModel):
     def read(cls, path: Path) -> Self:
         """The record of a file. Raises ArtifactError when it cannot be read or holds something else."""
         try:
-            text = path.read_bytes()
+            text = read_bytes(path)
         except OSError as err:
             what = f"cannot be read: {err.strerror or err}"
             raise ArtifactError(what, code=DAMAGED, where=str(path), fix=AGAIN) from err
