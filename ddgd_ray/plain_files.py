@@ -62,6 +62,14 @@ def read_json(path: Path | str, most_bytes: int = MAX_TEXT_BYTES) -> Any:
         raise ValueError("is nested too deep") from err
 
 
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder, links followed; a link that leads in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def is_plain_name(name: object) -> bool:
     """Whether a name such as `images/a.png` leads to a file below the folder it is joined to: relative, no `..`, no NUL."""
     if not isinstance(name, str) or not name or "\0" in name:

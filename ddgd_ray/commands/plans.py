@@ -88,7 +88,7 @@ def plan_command(args: argparse.Namespace) -> int:
     _print_trials(trials, store)
     print()
     for note in input_notes(sweep):
-        print(f"warning: {note}")
+        print(note.line())
     for trap in warnings:
         print(trap.line())
     return 0

@@ -122,7 +122,7 @@ def _unequal(paths: Sequence[str], classes: tuple[str, ...]) -> DdgdError:
         counts = {name: len(files) for name, files in set_files(Path(path), classes).items()}
         few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         lines += [f"    {path}: {few} has {counts[few]}, {many} has {counts[many]}"]
-        lines += [f"    {note}" for note in set_notes(Path(path), classes)]
+        lines += [f"    {note.what}" for note in set_notes(Path(path), classes)]
     what = "\n".join(["the classes have different numbers of images:", *lines])
     return StageError(what, code="data-missing", where="ddgd-ray evaluate", fix="say how many to use: --ipc N")
 
@@ -132,7 +132,6 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
     from ddgd_ray.conduct.sweep import run_sweep
     from ddgd_ray.conduct.work import run_in_process
-    from ddgd_ray.inputs.notes import input_notes
     from ddgd_ray.redact import redact
     from ddgd_ray.run.folder import RunFolder, open_store
     from ddgd_ray.run.warned import write_warnings
@@ -153,8 +152,6 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 
         look_ahead(args.address, sweep.spec.resources)
     warnings = _look_ahead(sweep, args)  # before anything is written
-    for note in input_notes(sweep):
-        echo(f"warning: {note}")
     run_dir = run_dir_of(args)
     folder = RunFolder(run_dir, sweep.spec.name)
     folder.prepare()
@@ -208,8 +205,9 @@ def _run(sweep: "Sweep", args: argparse.Namespace) -> int:
 def _look_ahead(sweep: "Sweep", args: argparse.Namespace) -> "list[Trap]":
     """What the sweep is warned of. Raises SpecErrors for what cannot give a table, StageError for missing data or weights."""
     from ddgd_ray.doctor.machine import seen_gpus
-    from ddgd_ray.errors import StageError
+    from ddgd_ray.inputs.notes import input_notes
     from ddgd_ray.plan.plan import plan_controls
+    from ddgd_ray.plan.trap import Trap
     from ddgd_ray.plan.traps import refuse
 
     plan_controls(sweep)
@@ -218,7 +216,8 @@ def _look_ahead(sweep: "Sweep", args: argparse.Namespace) -> "list[Trap]":
         where = sweep.source.where(("resources", "gpus"))
         fix = "set resources.gpus: 0, or join a cluster with --address"
         raise StageError("jobs ask for a GPU, and this machine has none", code="no-gpu", where=where, fix=fix)
-    return found
+    notes = [Trap(note.code, "warn", note.where, note.what, note.fix) for note in input_notes(sweep)]
+    return [*found, *notes]
 
 
 def _finish(result: "Result", store: "Store", seconds: float, busy_share: float) -> None:

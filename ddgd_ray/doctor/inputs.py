@@ -70,7 +70,7 @@ def _folder(spec: ImagesSpec, root: Path, decodes: bool) -> list[Finding]:
             f"{found}; {len(few)} classes have no more than images.validation_per_class = {spec.validation_per_class}: {shown}"
         )
         return [Finding("images", "FAIL", what, "lower images.validation_per_class or add images")]
-    notes = [_noted("images", note) for note in image_notes(spec, files)]
+    notes = [Finding("images", "WARN", note.what, note.fix) for note in image_notes(spec, files)]
     if files.left_out and not files.left_out.num_pictures:
         found += f"; in the class folders {files.left_out}"
     if not decodes:
@@ -89,13 +89,6 @@ def _folder(spec: ImagesSpec, root: Path, decodes: bool) -> list[Finding]:
     return [Finding("images", "FAIL", what, fix), *notes]
 
 
-def _noted(check: str, note: str) -> Finding:
-    fix = (
-        "convert these pictures to .png or .jpg, or move them away" if "left out" in note else "take ImageNet's own val images"
-    )
-    return Finding(check, "WARN", note, fix)
-
-
 def check_sets(sets: Mapping[str, Values], spec: ImagesSpec) -> list[Finding]:
     """Findings of the ready-made sets that a sweep judges, {name: folder or folders}; their images are not decoded."""
     findings = []
@@ -104,7 +97,7 @@ def check_sets(sets: Mapping[str, Values], spec: ImagesSpec) -> list[Finding]:
             try:
                 root = resolve(str(folder), f"sets.{name}")
                 source = set_source(root, spec.classes)
-                findings += [_noted("sets", note) for note in set_notes(root, spec.classes)]
+                findings += [Finding("sets", "WARN", note.what, note.fix) for note in set_notes(root, spec.classes)]
                 findings.append(passed("sets", f"{name}: at least {source.smallest} images a class in {root}"))
             except DdgdError as err:
                 findings.append(from_error("sets", err))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddgd_ray.errors import StageError
-from ddgd_ray.plain_files import what_else
+from ddgd_ray.plain_files import is_folder, what_else
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision.datasets.folder.IMG_EXTENSIONS."""
@@ -50,6 +50,13 @@ class LeftOut:
         more = ", ..." if len(self.counts) > MAX_SHOWN else ""
         shown = f", e.g. {self.pictures[0]}" if self.pictures else ""
         return f"{num} file{'s are' if num > 1 else ' is'} left out ({kinds}{more}){shown}"
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def _kind(path: str) -> str:
@@ -96,7 +103,7 @@ def _look(
         fix = "check its permissions"
         raise StageError(f"this folder cannot be read: {err.strerror}", code="data-missing", where=folder, fix=fix) from err
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
                 if any(os.scandir(entry.path)):
                     left_out.counts[f"folder {entry.name}"] += 1
@@ -104,7 +111,7 @@ def _look(
                 _look(entry.path, found, left_out, (*above, identity))
             continue
         is_named_so = not entry.name.startswith(".") and entry.name.lower().endswith(IMAGE_SUFFIXES)
-        if is_named_so and (entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))):
+        if is_named_so and (_is_file(entry) or (entry.is_symlink() and not os.path.exists(entry.path))):
             found.setdefault(folder, []).append(entry.path)
         else:
             left_out.add(entry.path)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.inputs.class_files import LeftOut, images_below, own_images
+from ddgd_ray.plain_files import is_folder
 from ddgd_ray.spec.stages import ImagesSpec
 
 SOLUTION = "LOC_val_solution.csv"
@@ -78,7 +79,7 @@ def image_files(spec: ImagesSpec, root: Path) -> ImageFiles:
 def named_folders(base: Path, wanted: tuple[str, ...]) -> list[str]:
     """The names of folders in `base` that are one of the wanted names in any case, in the order of the wanted names."""
     try:
-        names = [entry.name for entry in os.scandir(base) if entry.is_dir()]
+        names = [entry.name for entry in os.scandir(base) if is_folder(entry)]
     except OSError:
         return []
     return [name for one in wanted for name in sorted(names, reverse=True) if name.lower() == one]
@@ -231,7 +232,7 @@ def _why_empty(folder: Path) -> str:
 def _found(folder: Path) -> str:
     """The words for what lies in a folder."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
-    folders = [entry.name for entry in entries if entry.is_dir()]
+    folders = [entry.name for entry in entries if is_folder(entry)]
     shown = ", ".join(folders[:10]) + (f" and {len(folders) - 10} more" if len(folders) > 10 else "")
     return f"found {len(folders)} folders ({shown or 'none'}) and {len(entries) - len(folders)} files"
 

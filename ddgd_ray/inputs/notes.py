@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ddgd_ray.inputs.class_files import LeftOut
@@ -11,12 +12,27 @@ from ddgd_ray.inputs.setfolder import set_files
 from ddgd_ray.spec.stages import ImagesSpec
 from ddgd_ray.spec.sweep import Sweep
 
+CONVERT = "convert these pictures to .png or .jpg, or move them away"
 IMAGENET_VAL = "ILSVRC2012_val_"
 IMAGENET_VAL_PER_CLASS = 50
 
 
-def input_notes(sweep: Sweep) -> list[str]:
-    """Notes on the images and the ready-made sets of a sweep, one sentence each. Raises StageError as reading them would."""
+@dataclass(frozen=True)
+class Note:
+    """One thing that a user should know of an input. code: `left-out` or `other-split`. fix: one action."""
+
+    code: str
+    where: str
+    what: str
+    fix: str
+
+    def line(self) -> str:
+        """The note as the command line tells a warning."""
+        return f"warning[{self.code}]: {self.where}: {self.what}\n  help: {self.fix}"
+
+
+def input_notes(sweep: Sweep) -> list[Note]:
+    """Notes on the images and the ready-made sets of a sweep. Raises StageError as reading them would."""
     images = sweep.preset_with({}).images
     notes = []
     if images.source == "imagefolder" and images.root:
@@ -27,17 +43,21 @@ def input_notes(sweep: Sweep) -> list[str]:
     return notes
 
 
-def image_notes(spec: ImagesSpec, files: ImageFiles) -> list[str]:
+def image_notes(spec: ImagesSpec, files: ImageFiles) -> list[Note]:
     """Notes on an image folder: pictures that are not read, and a split that is not ImageNet's."""
-    left_out = [f"in the class folders {files.left_out}"] if files.left_out.num_pictures else []
+    notes = (
+        [Note("left-out", "images.root", f"in the class folders {files.left_out}", CONVERT)]
+        if files.left_out.num_pictures
+        else []
+    )
     other = other_split(spec, files)
-    return [*left_out, other] if other else left_out
+    return [*notes, Note("other-split", "images.root", other, "take ImageNet's own val images")] if other else notes
 
 
-def set_notes(root: Path, classes: Sequence[str]) -> list[str]:
+def set_notes(root: Path, classes: Sequence[str]) -> list[Note]:
     """Notes on a ready-made set: pictures that are not read."""
     set_files(root, classes, left_out := LeftOut())
-    return [f"in the set {root} {left_out}"] if left_out.num_pictures else []
+    return [Note("left-out", "sets", f"in the set {root} {left_out}", CONVERT)] if left_out.num_pictures else []
 
 
 def other_split(spec: ImagesSpec, files: ImageFiles) -> str:

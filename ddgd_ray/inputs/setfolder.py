@@ -12,7 +12,7 @@ from typing import Any
 
 from ddgd_ray.errors import StageError
 from ddgd_ray.inputs.class_files import SYSTEM_FOLDERS, LeftOut, images_below, own_images
-from ddgd_ray.plain_files import is_plain_name, read_json, read_text
+from ddgd_ray.plain_files import is_folder, is_plain_name, read_json, read_text
 
 LABELS = "labels.json"
 METADATA = "metadata.jsonl"
@@ -150,7 +150,7 @@ def _label(entry: Any) -> int:
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if is_folder(entry) and not entry.name.startswith("."))
 
 
 def _refuse(what: str, where: Path, fix: str, code: str = "data-missing") -> StageError:

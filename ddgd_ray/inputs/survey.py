@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from ddgd_ray.errors import StageError
 from ddgd_ray.inputs.class_files import SYSTEM_FOLDERS, LeftOut, images_below, own_images
 from ddgd_ray.inputs.imagefolder import BELOW, LAYOUTS, TEST_NAMES, TRAIN_NAMES, image_files, imagenet_solution, named_folders
+from ddgd_ray.plain_files import is_folder
 from ddgd_ray.spec.stages import ImagesSpec
 
 MAX_OPENED = 120
@@ -110,7 +111,7 @@ def _is_labelled(base: Path, test_folder: str) -> bool:
 
 def _subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder that may be classes, sorted."""
-    names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+    names = (entry.name for entry in os.scandir(folder) if is_folder(entry))
     return sorted(name for name in names if not name.startswith(".") and name not in SYSTEM_FOLDERS)
 
 

@@ -3,12 +3,12 @@
 A table holds rows of one protocol and one number of images a class; the caller groups.
 """
 
-import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ddgd_ray.report.cells import CellWriter
 from ddgd_ray.report.effects import NULLS, Effect, effects, parts_of_method
 from ddgd_ray.report.render import Cell, Column, Table
 from ddgd_ray.report.statistics import ALPHA
@@ -121,7 +121,7 @@ def parts_effects(rows: Sequence[Row], metric: str) -> list[Effect]:
 def effects_csv(run: Run) -> str:
     """A line for each effect under each protocol and number of images a class; the head alone where there is none."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CellWriter(text)
     head = "protocol,ipc,metric,kind,effect,against,difference,low,high,blocks,p,p_holm,is_exact,seed_low,seed_high,seeds,told"
     writer.writerow([*head.split(","), "verdict"])
     for protocol in protocols_of(run.rows):

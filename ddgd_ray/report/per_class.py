@@ -3,12 +3,12 @@
 Confusion matrices are in each result.json.
 """
 
-import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ddgd_ray.report.cells import CellWriter
 from ddgd_ray.report.published import json_of
 from ddgd_ray.run.results import Row, by_arm, over_seeds
 from ddgd_ray.storage.store import Store
@@ -25,7 +25,7 @@ def results_by_class(rows: Sequence[Row], store: Store) -> Iterator[tuple[Row, s
 def per_class_csv(rows: Sequence[Row], store: Store) -> str:
     """A line for each classifier and class. measured_on: `test`, or `validation` where the test images were not looked at."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CellWriter(text)
     head = ["arm", "is_control", "distill_seed", "network", "ipc", "evaluate_seed", "protocol", "measured_on", "class", "top1"]
     writer.writerow(head)
     for row, measured_on, classes in results_by_class(rows, store):

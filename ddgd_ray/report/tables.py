@@ -3,11 +3,11 @@
 A table holds rows of one protocol and one number of images a class; the caller groups.
 """
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ddgd_ray.report.cells import CellWriter
 from ddgd_ray.report.compare import Paired, claim, compare, highest, marks
 from ddgd_ray.report.judged import reference_of, verdict_note, verdicts_of
 from ddgd_ray.report.render import Cell, Column, Table
@@ -144,7 +144,7 @@ def averaged_csv(rows: Sequence[Row], networks: Sequence[str], claims: ClaimsSpe
     The verdict of a line holds together with those of the other arms under the same protocol, ipc, network and metric.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CellWriter(text)
     head = "protocol,ipc,network,metric,arm,is_control,mean,std,n,ci_low,ci_high"
     writer.writerow(
         f"{head},control,difference,difference_std,difference_low,difference_high,n_shared,p,p_holm,verdict".split(",")
@@ -198,7 +198,7 @@ def csv_table(rows: Sequence[Row]) -> str:
     names = sorted({name for row in rows for name in row.metrics})
     params = sorted({name for row in rows for name in row.params})
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = CellWriter(text)
     writer.writerow(
         ["arm", "is_control", *params, "distill_seed", "network", "ipc", "evaluate_seed", "protocol", "key", *names]
     )

@@ -1,5 +1,6 @@
 """One run, read back: what was asked, its trials, the numbers of its store, and which arm its objective prefers."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddgd_ray.errors import ArtifactError, SpecError
+from ddgd_ray.plain_files import read_bytes
 from ddgd_ray.run.decisions import RaceRecord, RungsRecord, VerdictsRecord
 from ddgd_ray.run.objective import Ranking, ranking_of
 from ddgd_ray.run.records import SweepRecord, TrialRecord
@@ -49,9 +51,12 @@ def trial_files(path: Path) -> list[Path]:
 def read_seed_policy(path: Path) -> RaceRecord | VerdictsRecord | RungsRecord | None:
     """The decisions of the race or the rungs of a run, None of a run without. Raises ArtifactError when it cannot be read."""
     file = path / SEED_POLICY
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    head = file.read_text(errors="replace")[:100]
+    try:
+        head = read_bytes(file)[:100].decode(errors="replace")
+    except OSError:
+        return RungsRecord.read(file)  # says what it is
     if '"kind": "race"' in head:
         return RaceRecord.read(file)
     return VerdictsRecord.read(file) if '"kind": "verdicts"' in head else RungsRecord.read(file)

@@ -95,8 +95,8 @@ def test_what_is_not_read_is_counted_and_named(folder: Path) -> None:
         "folder __MACOSX": 1,
     }
     (note,) = image_notes(SPEC, files)
-    assert "7 files are left out (2 .gif" in note
-    assert str(cat) in note
+    assert "7 files are left out (2 .gif" in note.what
+    assert str(cat) in note.what
 
 
 def test_a_class_whose_pictures_are_not_read_is_not_called_empty(folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_set_is_read_below_its_class_folders_and_tells_what_it_leaves_out(fold
     files = set_files(root, SPEC.classes)
     assert [len(paths) for paths in files.values()] == [4, 3]
     (note,) = set_notes(root, SPEC.classes)
-    assert "1 file is left out (1 .gif)" in note
+    assert "1 file is left out (1 .gif)" in note.what
 
 
 @pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", "lost+found"])
@@ -195,5 +195,5 @@ def test_imagenets_own_validation_images_need_no_word(tmp_path: Path) -> None:
 )
 def test_another_split_under_imagenets_names_is_told(tmp_path: Path, val_name: Callable[[str, int], str], num: int) -> None:
     (note,) = image_notes(WOOF, imagenet(tmp_path, val_name, num))
-    assert "cannot be compared" in note
-    assert f"{num} a class where ImageNet has 50" in note
+    assert "cannot be compared" in note.what
+    assert f"{num} a class where ImageNet has 50" in note.what
