@@ -26,7 +26,7 @@ from ddgd_ray.storage.manifest import Ref
 
 @dataclass(frozen=True)
 class Evaluator:
-    """One classifier to train on a trial's set.
+    """One classifier to train on a trial's set. seed: as seeds.evaluate lists it; the call's own is drawn with the trial's.
 
     test: the call that looks at the test images for a finalist; None where `call` looks at them itself.
     """
@@ -201,7 +201,7 @@ def _trial(
     folder: str = "",
 ) -> Trial:
     """The trial of this set, with its evaluators, its measures and the common calls that these need."""
-    evaluators = tuple(_evaluators(sweep, common, made, all_ipc))
+    evaluators = tuple(_evaluators(sweep, common, made, all_ipc, seed))
     measures = tuple(common.measure(space, made, ipc) for space in sweep.spec.quality for ipc in all_ipc if ipc)
     own = [*build, *(one.labels for one in evaluators if one.labels), *(one.call for one in evaluators)]
     own += (call for measure in measures for call in measure.calls)
@@ -209,7 +209,19 @@ def _trial(
     return Trial(arm, dict(params), seed, is_control, prepare, build, evaluators, measures, folder)
 
 
-def _evaluators(sweep: Sweep, common: PresetCalls, made: Ref | Outside, all_ipc: tuple[int, ...]) -> Iterator[Evaluator]:
+def classifier_seed(distill_seed: int, evaluate_seed: int) -> int:
+    """The seed that a classifier is trained with: drawn from both seeds, so the same for every arm at this place.
+
+    Were it the evaluator's seed alone, all distillation seeds would share the luck of the same few classifiers: it would not
+    show in the spread over distillation seeds, though it is part of every mean.
+    """
+    digest = hashlib.sha256(f"classifier {distill_seed} {evaluate_seed}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _evaluators(
+    sweep: Sweep, common: PresetCalls, made: Ref | Outside, all_ipc: tuple[int, ...], distill_seed: int
+) -> Iterator[Evaluator]:
     main = common.preset.evaluate.protocol
     protocols: dict[str, ProtocolSpec] = {}
     for protocol in (main, *(_protocol(name, main) for name in sweep.spec.evaluate.also)):
@@ -222,7 +234,8 @@ def _evaluators(sweep: Sweep, common: PresetCalls, made: Ref | Outside, all_ipc:
         if labels is not None:
             inputs["labels"] = labels.ref
         for network, ipc, seed in itertools.product(sweep.spec.evaluate.networks, all_ipc, sweep.spec.seeds.evaluate):
-            fields = {"network": network, "ipc": ipc, "seed": seed, "protocol": protocol}
+            own = classifier_seed(distill_seed, seed)
+            fields = {"network": network, "ipc": ipc, "seed": own, "protocol": protocol}
             test = None
             if sweep.spec.test == "finalists":
                 call = StageCall(with_values(common.preset.evaluate, **fields, tests="none", keep_weights=True), inputs)
