@@ -1,11 +1,15 @@
 """Images a second of our sampling against one image at a time.
 
     python -m benchmarks.sample [--quick] [--json] [--device cpu] [--layers 6 --heads 6 --head-dim 64 --side 32]
+    python -m benchmarks.sample --guide mode [--pool 5]
 
 The baseline does what the public sampling scripts do: for each image a batch of two for guidance, 50 ancestral steps, noise
 for both halves, decode the one image, save one PNG, then the next. Both sides use the same untrained DiT and decoder, float32
 unless --bfloat16. On CUDA the default is DiT-XL/2 at 256 px with the SD decoder, on a CPU the size of the fashion preset: 8 x 8
 latents, 32 px. Ours is the sample stage itself, loading of the model left out. Goals: 2 x on a CPU, 10 x on an H100.
+
+With --guide the guided sampling stands beside our own unguided one: `times` is how many times as long it takes. Goal: 1.1 with
+`mode`. --pool draws so many times as many images in the guided one's place; goal for 5: 5.2.
 """
 
 import argparse
@@ -19,18 +23,23 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.utils import save_image
 
 from benchmarks import measure
 from ddgd_ray.method.difffit import tie_embedders
+from ddgd_ray.method.dit import dit_block
 from ddgd_ray.method.noise import learned_log_variance, linear_schedule, posterior, respaced, x0_prediction
 from ddgd_ray.method.sampling import guided
+from ddgd_ray.spec.guide import GuideSpec
 from ddgd_ray.spec.stages import ImagesSpec, SampleSpec
 from ddgd_ray.stages import sample as stage
+from ddgd_ray.stages.modes import FILE, Modes
 from ddgd_ray.stages.parts.backbone import Autoencoder
 from ddgd_ray.stages.parts.distilled import image_name
 from ddgd_ray.stages.parts.png_folder import PngFolder, encoded
+from ddgd_ray.stages.parts.steering import Steering
 
 CLASSES = 10
 
@@ -59,12 +68,25 @@ def networks(args: argparse.Namespace) -> tuple[DiTTransformer2DModel, Autoencod
     return model.to(args.device).eval().requires_grad_(False), Autoencoder(kl, args.device)
 
 
+def write_modes(folder: Path, model: Any) -> None:
+    """Modes of random latents, ten a class."""
+    side = int(model.config["sample_size"])
+    centres = torch.randn(CLASSES, 10, 4, side, side)
+    tangents = torch.linalg.qr(torch.randn(CLASSES, 10, 4 * side**2, 3)).Q.transpose(2, 3).contiguous()
+    rows = torch.zeros(CLASSES, 10, dtype=torch.int64)
+    found = Modes(centres, centres.clone(), torch.full((CLASSES, 10), 0.1), rows, tangents)
+    save_file(found._asdict(), folder / FILE)
+
+
 class Ours(stage._Draw):
     """The stage's own drawing, with networks that are there already."""
 
     def __init__(self, spec: SampleSpec, model: Any, autoencoder: Autoencoder, device: str) -> None:
         self.spec, self.device, self.model, self.autoencoder = spec, device, model, autoencoder
-        self.known = list(range(len(spec.images.classes)))
+        self.known, self.gain_CSR, self._block = list(range(len(spec.images.classes))), None, dit_block
+        with tempfile.TemporaryDirectory() as folder:
+            write_modes(Path(folder), model)
+            self.steering = Steering(spec, {"modes": Path(folder)}, model, self.denoise, device)
 
     def write(self, folder: Path, num_images: int, chunk: int) -> None:
         items = [(number % CLASSES, number // CLASSES) for number in range(num_images)]
@@ -124,6 +146,22 @@ def parts_of(ours: Ours, num_images: int, chunk: int) -> dict[str, float]:
     return {name: round(seconds / num_images, 5) for name, seconds in spent.items()}
 
 
+def beside_unguided(args: argparse.Namespace, spec: SampleSpec, made_of: tuple[Any, Autoencoder], in_folder: Any) -> None:
+    """The guided sampling, or that of a pool, against the plain one of the set alone."""
+    guided_spec = SampleSpec.model_validate({**spec.model_dump(), "images": spec.images, "guide": args.guide})
+    plain, other = (Ours(one, *made_of, args.device) for one in (spec, guided_spec))
+    works = {
+        "ours": in_folder(lambda folder: other.write(folder, args.pool * args.images, args.chunk)),
+        "baseline": in_folder(lambda folder: plain.write(folder, args.images, args.chunk)),
+    }
+    seconds = measure.alternate(works, args.device, rounds=1 if args.quick else 3, warmup=1 if args.device != "cpu" else 0)
+    rates = {name: args.images / spent for name, spent in seconds.items()}
+    parts: dict[str, Any] = {"times": round(seconds["ours"] / seconds["baseline"], 3), "guide": args.guide, "pool": args.pool}
+    name = measure.device_name(args.device)
+    ratio = rates["ours"] / rates["baseline"]
+    measure.Result(ratio, rates["ours"], rates["baseline"], "images/s", f"{name}, {spec.dtype}", parts).print(args.json)
+
+
 def main() -> None:
     made = measure.parser(__doc__)
     size = {"layers": (28, 4), "heads": (16, 3), "head-dim": (72, 32), "side": (32, 8), "decoder-width": (128, 16)}
@@ -131,6 +169,8 @@ def main() -> None:
     for name in size:
         made.add_argument(f"--{name}", type=int)
     made.add_argument("--bfloat16", action="store_true")
+    made.add_argument("--guide", choices=tuple(GuideSpec.constants), default="none")
+    made.add_argument("--pool", type=int, default=1)
     args = made.parse_args()
     for name, (on_cuda, on_cpu) in size.items():
         field = name.replace("-", "_")
@@ -144,7 +184,8 @@ def main() -> None:
         steps=4 if args.quick else 50,
         dtype="bfloat16" if args.bfloat16 else "float32",
     )
-    ours = Ours(spec, *networks(args), args.device)
+    made_of = networks(args)
+    ours = Ours(spec, *made_of, args.device)
 
     def in_folder(work: Callable[[Path], None]) -> Callable[[], None]:
         def run() -> None:
@@ -153,6 +194,9 @@ def main() -> None:
 
         return run
 
+    if args.guide != "none" or args.pool > 1:
+        beside_unguided(args, spec, made_of, in_folder)
+        return
     works = {
         "ours": in_folder(lambda folder: ours.write(folder, args.images, args.chunk)),
         "baseline": in_folder(lambda folder: one_at_a_time(ours, folder, args.baseline_images)),

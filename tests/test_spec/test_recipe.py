@@ -42,7 +42,8 @@ def keys(trial: Trial) -> list[str]:
 def test_the_recipes_are_those_of_the_literature_and_its_controls() -> None:
     memories = ["minimax", "minimax-code", "paper", "plain", "pretrained", "public-code"]
     others = ["cao2-select", "d3hr", "d4m-like", "manifold", "mgd3", "rded"]
-    assert recipe_names() == sorted(memories + others)
+    real = ["el2n-real", "herding-real", "random-real"]
+    assert recipe_names() == sorted(memories + others + real)
 
 
 @pytest.mark.parametrize("name", recipe_names())
