@@ -1,6 +1,7 @@
 """The command line: the parser and the exit codes. Its commands are in commands/; these and nothing else print."""
 
 import argparse
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -64,9 +65,17 @@ def _run(args: argparse.Namespace) -> int:
         return err.exit_code
     except KeyboardInterrupt:
         return 130
-    except Exception:
+    except Exception as err:
+        if isinstance(err, OSError) and err.errno == errno.ENAMETOOLONG:  # whatever command was given such a path
+            print(_too_long(redact(str(err.filename))), file=sys.stderr)
+            return 2
         print(redact(traceback.format_exc()), file=sys.stderr)
         return 1
+
+
+def _too_long(path: str) -> str:
+    where = f"{path[:60]}...{path[-20:]}"
+    return f"error[path]: {where}: a name is longer than the file system allows\n  help: give a shorter path"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,6 @@
 """Images of one's own: `init` writes a sweep file that suits a folder and this machine; `--images` does without a file."""
 
 import argparse
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,7 +190,6 @@ class _Timed:
         self._store = open_store(writer.run_dir)
         self._plan = planned_trials
         echo(f"measuring a few steps of each stage at {tier.size} px ...")
-        logging.getLogger("ddgd_ray.stages").setLevel(logging.ERROR)  # what a stage of two steps warns of is no news
         self._measured = measure(writer.sweep(self._text(1.0)), planned_trials, self._store, {}, _tell_end)
 
     def share_within(self, limit_s: float) -> float:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -47,7 +46,6 @@ def plan_command(args: argparse.Namespace) -> int:
     if args.measure:
         from ddgd_ray.conduct.measure import measured_rates
 
-        logging.getLogger("ddgd_ray.stages").setLevel(logging.ERROR)  # what a stage of two steps warns of is no news
         remember(measured_rates(sweep, store, rates_of(store), tell=lambda text: print(f"measuring {text}", file=sys.stderr)))
         rates = known_rates(store, args.calibration)
     resources = sweep.spec.resources

@@ -9,7 +9,8 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,26 @@ def measure(
         bench = _Bench(Store(folder / "store", (store.root, *store.read_only)), sweep, few, full, tell)
         bench.store.prepare()
         pairs = zip(plan(sweep), plan(small), strict=True)
-        for ours, theirs in pairs:
-            for call, stand_in in zip(ours.calls(), theirs.calls(), strict=True):
-                bench.run(stand_in, is_wanted=kind_of(call) in wanted, kind=kind_of(call))
+        with _stages_hushed():
+            for ours, theirs in pairs:
+                for call, stand_in in zip(ours.calls(), theirs.calls(), strict=True):
+                    bench.run(stand_in, is_wanted=kind_of(call) in wanted, kind=kind_of(call))
         if bench.wall_s > BUSY * bench.quiet_s:
             slower = bench.wall_s / bench.quiet_s
             tell(f"done; other programs made it {slower:.1f} times slower, and are left out of what it says")
         return bench.found
+
+
+@contextmanager
+def _stages_hushed() -> Iterator[None]:
+    """Errors of stages are logged, warnings are not: what a stage of two steps warns of is no news."""
+    logger = logging.getLogger("ddgd_ray.stages")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def measured_rates(sweep: Sweep, store: Store, known: Rates, tell: Callable[[str], None] = lambda text: None) -> Rates:

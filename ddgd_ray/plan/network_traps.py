@@ -1,16 +1,12 @@
-"""Classifiers that cannot take the images, or that do not exist: known before any of them is built."""
+"""Classifiers that cannot take the images: known before any of them is built for a trial."""
 
 import functools
-import importlib.util
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from ddgd_ray.plan.trap import Trap
-from ddgd_ray.spec.load import nearest
 from ddgd_ray.spec.preset import Preset
 from ddgd_ray.spec.sweep import Sweep
 
@@ -48,38 +44,9 @@ def network_traps(sweep: Sweep, preset: Preset) -> Iterator[Trap]:
         fits = next(other for other in SMALLER if side >= LEAST_SIDE.get(other, 0))
         yield Trap("network-too-large", "refuse", where, what, f"use {fits}, or larger images (images.size)")
     of_timm = [name for name in sweep.spec.evaluate.networks if name.startswith(TIMM)]
-    unknown = [name for name in of_timm if not is_known_to_timm(name)]
-    for name in unknown:
-        fix = f"did you mean {TIMM}{nearest(_architecture(name), timm_names())}?"
-        yield Trap("unknown-network", "refuse", where, f"timm has no network {name.removeprefix(TIMM)!r}", fix)
-    asked = tuple(name for name in of_timm if name not in unknown)
-    for name, why in _refusals(asked, len(preset.images.classes), preset.images.channels, side).items():
+    for name, why in _refusals(tuple(of_timm), len(preset.images.classes), preset.images.channels, side).items():
         what = f"network {name} does not take images of {side} px with {preset.images.channels} channels: {why}"
         yield Trap("network-too-large", "refuse", where, what, "choose another network, or a protocol.size that it is made for")
-
-
-def is_known_to_timm(name: str) -> bool:
-    return _architecture(name) in timm_names()
-
-
-def _architecture(name: str) -> str:
-    """A name may end with the tag of its weights, as in resnet18.a1_in1k; none are loaded."""
-    return name.removeprefix(TIMM).partition(".")[0]
-
-
-@functools.cache
-def timm_names() -> frozenset[str]:
-    """The architectures that the installed timm registers, read from its source: importing it would import torch."""
-    spec = importlib.util.find_spec("timm")
-    assert spec is not None, "timm is a dependency"
-    assert spec.origin is not None
-    names: set[str] = set()
-    for path in (Path(spec.origin).parent / "models").glob("*.py"):
-        text = path.read_text()
-        names.update(re.findall(r"^@register_model\s+def (\w+)\(", text, re.MULTILINE))
-        for block in re.findall(r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", text, re.MULTILINE | re.DOTALL):
-            names.update(re.findall(r"^\s*'(\w+)':", block, re.MULTILINE))
-    return frozenset(names)
 
 
 @functools.cache

@@ -86,7 +86,7 @@ def test_the_sets_of_several_seeds_are_one_arm(pictures: Path, tmp_path: Path, c
         (["--preset", "digits"], 5, "3 class folders, expected the 10 classes"),
         (["--real", "REAL", "--ipc", "4"], 5, "ipc 4 is more than the 3 images of its smallest class"),
         (["--real", "REAL", "--ipc", "3", "--protocol", "icd"], 2, "did you mean idc?"),
-        (["--real", "REAL", "--networks", "resnet_ap1"], 2, "did you mean resnet_ap10?"),
+        (["--real", "REAL", "--networks", "resnet_ap0"], 2, "did you mean resnet_ap10?"),
         (["--real", "REAL", "--controls", "herdin"], 2, "did you mean herding"),
         (["--real", "/nowhere"], 5, "does not exist"),
     ],

@@ -13,7 +13,7 @@ from PIL import Image
 from ddgd_ray.cli import main
 from ddgd_ray.errors import SpecErrors
 from ddgd_ray.method.classifiers import build_network
-from ddgd_ray.plan.network_traps import LEAST_SIDE, timm_names
+from ddgd_ray.plan.network_traps import LEAST_SIDE
 from ddgd_ray.plan.trap import Trap
 from ddgd_ray.plan.traps import machine_traps, refuse, traps
 from ddgd_ray.run.warned import read_warnings
@@ -138,19 +138,6 @@ def test_a_network_that_cannot_take_the_images_is_refused(tiny: Tiny) -> None:
     trap = found(tiny({"evaluate.networks": ("convnet3", "convnet6")}))["network-too-large"]
     assert trap.level == "refuse"
     assert "convnet6 takes images of 64 px and more, and these are 8 px" in trap.what
-
-
-def test_a_network_that_timm_does_not_have_is_refused_with_the_nearest(tiny: Tiny) -> None:
-    trap = found(tiny({"evaluate.networks": ("timm/resnet1",)}))["unknown-network"]
-    assert trap.level == "refuse"
-    assert trap.fix.startswith("did you mean timm/resnet")
-    assert "unknown-network" in found(tiny({"evaluate.networks": ("timm/../../etc/passwd",)}))
-
-
-def test_the_names_that_timm_registers_are_known_without_importing_it() -> None:
-    import timm
-
-    assert set(timm.list_models()) <= timm_names()
 
 
 def test_a_network_of_timm_made_for_other_sizes_is_refused(tiny: Tiny) -> None:
